@@ -1,0 +1,122 @@
+// How a scan is cut into work: every decision about threads and chunks, with its reason.
+#pragma once
+
+#include "cells/cells.h"
+#include "cpu/gemm.h"
+#include "recurrent.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace adl {
+namespace {
+
+ADL_INLINE int thread_index() {
+#if defined(_OPENMP)
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
+ADL_INLINE int thread_count() {
+#if defined(_OPENMP)
+  return omp_get_num_threads();
+#else
+  return 1;
+#endif
+}
+
+ADL_INLINE void barrier() {
+#if defined(_OPENMP)
+#pragma omp barrier
+#endif
+}
+
+ADL_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+ADL_INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
+
+struct Range {
+  int64_t begin, end;
+};
+
+ADL_INLINE Range share(int64_t count, int64_t index, int64_t of) {
+  return {count * index / of, count * (index + 1) / of};
+}
+
+// State rows are padded to whole panels, so that every panel may be written in full.
+ADL_INLINE int64_t padded(int64_t size) { return blocks(size, kPanel) * kPanel; }
+
+// From 8 rows a thread on, threads split the batch and never wait for each other. Below, the products
+// would have too few rows to hide the loads of the weights: threads split the units and meet every step.
+ADL_INLINE bool splits_rows(const Sequence& s, int threads) { return threads == 1 || s.B >= 8 * threads; }
+
+// Steps whose input projection is done at once: enough rows that a panel of weights, once in L1, is used
+// about a hundred times, few enough that their pre-activations are still in L2 when the scan comes by.
+ADL_INLINE int64_t chunk_steps(const Sequence& s) { return 1 + 95 / at_least(s.B, 1); }
+
+// Rows per task of the products after the scan: with 64 columns of C they fill half of L1.
+constexpr int64_t kTaskRows = 96;
+// Rows packed at once for a weight gradient: 128 KiB of floats, an eighth of L2.
+constexpr int64_t kPackedRows = 512;
+// Tasks per thread and panel of a weight gradient, so that threads finish together.
+constexpr int64_t kTasksPerThread = 4;
+
+// Sequences of thread `index`: contiguous, about equally many rows each. Longer sequences come first.
+ADL_INLINE Range share_rows(const Sequence& s, int64_t index, int64_t of) {
+  Range range{s.B, s.B};
+  int64_t before = 0, length = s.T;
+  for (int64_t b = 0; b < s.B; ++b) {
+    while (length > 0 && s.batch_sizes[length - 1] <= b) --length;
+    const int64_t owner = before * of / s.N;
+    if (owner >= index) range.begin = at_most(range.begin, b);
+    if (owner > index) return {range.begin, b};
+    before += length;
+  }
+  return range;
+}
+
+// The row before and after (t, b) in the order of the scan; -1 at the ends.
+ADL_INLINE int64_t row_at(const Sequence& s, int64_t t, int64_t b) {
+  return t < 0 || t >= s.T || b >= s.batch_sizes[t] ? -1 : s.offsets[t] + b;
+}
+ADL_INLINE int64_t row_before(const Sequence& s, int64_t t, int64_t b) {
+  return row_at(s, s.reverse ? t + 1 : t - 1, b);
+}
+ADL_INLINE int64_t row_after(const Sequence& s, int64_t t, int64_t b) {
+  return row_at(s, s.reverse ? t - 1 : t + 1, b);
+}
+ADL_INLINE int64_t step_at(const Sequence& s, int64_t index) { return s.reverse ? s.T - 1 - index : index; }
+
+// Hands out parts of one scratch allocation; with a null base it only counts.
+struct Arena {
+  char* base;
+  int64_t used = 0;
+
+  template <class T>
+  T* take(int64_t count) {
+    T* p = reinterpret_cast<T*>(base + used);
+    used += blocks(count * int64_t(sizeof(T)), 64) * 64;
+    return p;
+  }
+};
+
+// How one cell's gates lie in memory.
+template <class Cell>
+struct Layout {
+  static constexpr int kGates = Cell::kGates;
+  static constexpr int kUnits = unit_block(kGates);
+  static constexpr int kColumns = kGates * kUnits;  // of a block of units in a product
+  static constexpr int kRow = Cell::kPre * kUnits;  // of a block of units in the gates
+  static constexpr int first(const int (&place)[kGates]) {
+    int least = place[0];
+    for (int g = 1; g < kGates; ++g) least = place[g] < least ? place[g] : least;
+    return least;
+  }
+  // A product adds to kGates neighbouring pre-activations, from this one on.
+  static constexpr int kFirstIh = first(Cell::kIh), kFirstHh = first(Cell::kHh);
+};
+
+}  // namespace
+}  // namespace adl
