@@ -23,7 +23,8 @@ void run(const Params& params, void* scratch) {
 template <class T>
 double multiply_add(int64_t rounds) {
   constexpr int kChains = kVectorBytes == 64 ? 24 : 12;
-  typename Simd<T>::Register sum[kChains] = {};
+  typename Simd<T>::Register sum[kChains];
+  for (int n = 0; n < kChains; ++n) sum[n] = Simd<T>(n).v;  // equal chains would be merged into one
   const typename Simd<T>::Register a = Simd<T>(T(1e-3)).v, b = Simd<T>(T(0.999)).v;
   for (int64_t k = 0; k < rounds; ++k) {
 #pragma GCC unroll 24

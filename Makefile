@@ -1,0 +1,54 @@
+# Needs Python >= 3.10, a C++ compiler and make; everything else goes into .venv.
+PYTHON ?= python3
+# Pinned: a bare `torch` is the newest release, with gigabytes of CUDA libraries.
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The stamp carries the torch asked for, so that `make test TORCH=...` sets up again.
+ENV_STAMP := $(VENV)/.stamp-env-$(subst /,_,$(TORCH))
+BUILD_STAMP := $(VENV)/.stamp-build
+
+BUILD_SOURCES := setup.py pyproject.toml $(wildcard build_backend/*.py)
+CSRC := $(shell find csrc -type f)
+CSRC_FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint format clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+demo: $(BUILD_STAMP) ## train a small model with torch and with adl_kernels, side by side
+	$(BIN)/python -m bench demo
+
+test: $(BUILD_STAMP) ## run the tests
+	$(BIN)/python -m pytest -n 2 tests
+
+bench: $(BUILD_STAMP) ## measure against torch
+	$(BIN)/python -m bench rnn
+
+lint: $(BUILD_STAMP) ## check style and types, change nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CSRC_FORMATTED)
+
+format: $(BUILD_STAMP) ## rewrite Python and C++ in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC_FORMATTED)
+
+clean: ## remove what was built, and .venv
+	rm -rf $(VENV) build dist *.egg-info adl_kernels/*.so adl_kernels/_build_info.py
+
+$(ENV_STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("needs Python 3.10 or newer: make PYTHON=/path/to/python3")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" ninja
+	rm -f $(VENV)/.stamp-*
+	touch $@
+
+$(BUILD_STAMP): $(ENV_STAMP) $(BUILD_SOURCES) $(CSRC)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,bench,dev]"
+	touch $@

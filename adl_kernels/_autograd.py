@@ -1,0 +1,158 @@
+"""Autograd of the ops. The first derivative is fused; further ones go through reference.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from ._cells import CELLS, Cell
+
+
+class Layer(torch.autograd.Function):
+    """The forward op that keeps what backward needs. Tensors are x, hx, weights in a row."""
+
+    @staticmethod
+    def forward(ctx: Any, cell: Cell, batch_sizes: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        hx, weights = tensors[: cell.states], tensors[cell.states :]
+        outputs = cell.forward_op(x, list(hx), list(weights), batch_sizes)
+        y, saved = outputs[0], outputs[1 + cell.states :]
+        ctx.cell = cell
+        ctx.save_for_backward(batch_sizes, y, x, *tensors, *saved)
+        ctx.inputs = 1 + len(tensors)
+        ctx.mark_non_differentiable(*saved)
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        cell, needs = ctx.cell, ctx.needs_input_grad[2:]
+        batch_sizes, y, *tensors = ctx.saved_tensors
+        x, *inputs = tensors[: ctx.inputs]
+        gradients = cell.backward_op(
+            list(grads[: 1 + cell.states]),
+            x,
+            inputs[: cell.states],
+            inputs[cell.states :],
+            batch_sizes,
+            y,
+            tensors[ctx.inputs :],
+            [needs[0], *needs[1 + cell.states :]],
+        )
+        return None, None, *(g if need else None for g, need in zip(gradients, needs, strict=True))
+
+
+class LayerBackward(torch.autograd.Function):
+    """The backward op; its own derivative is taken through the definition of the layer.
+
+    Tensors are the gradients of y and the final states, then x, hx and weights.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        cell: Cell,
+        batch_sizes: Tensor | None,
+        y: Tensor,
+        saved: list[Tensor],
+        needs: list[bool],
+        *tensors: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        ctx.cell, ctx.needs = cell, needs
+        ctx.save_for_backward(batch_sizes, *tensors)
+        ctx.set_materialize_grads(False)
+        grads, (x, *inputs) = tensors[: 1 + cell.states], tensors[1 + cell.states :]
+        hx, weights = inputs[: cell.states], inputs[cell.states :]
+        gradients = cell.backward_op(list(grads), x, hx, weights, batch_sizes, y, saved, needs)
+        unwanted = [g for g, need in zip(gradients, _with_states(cell, needs), strict=True) if not need]
+        ctx.mark_non_differentiable(*unwanted)
+        return tuple(gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        cell, create_graph = ctx.cell, torch.is_grad_enabled()
+        batch_sizes, *tensors = ctx.saved_tensors
+        with torch.enable_grad():
+            # Views keep a tensor that depends on another apart from it, so that each derivative is partial.
+            tensors = [None if t is None else t.view_as(t) if t.requires_grad else t.detach() for t in tensors]
+            grads, inputs = tensors[: 1 + cell.states], tensors[1 + cell.states :]
+            inputs = [t if t.requires_grad else t.requires_grad_() for t in inputs]
+            x, hx, weights = inputs[0], inputs[1 : 1 + cell.states], inputs[1 + cell.states :]
+            outputs = reference.layer(cell.name, x, hx, weights, batch_sizes)
+            outputs, grads_given = _pairs(outputs, grads)
+            first = torch.autograd.grad(outputs, inputs, grads_given, create_graph=True, allow_unused=True)
+            first, cotangents_given = _pairs(first, cotangents)
+            wanted = [t for t, need in zip(grads + inputs, ctx.needs_input_grad[5:], strict=True) if need]
+            second = iter(
+                torch.autograd.grad(
+                    first, wanted, cotangents_given, create_graph=create_graph, allow_unused=True
+                )
+                if first
+                else [None] * len(wanted)
+            )
+        return *[None] * 5, *(next(second) if need else None for need in ctx.needs_input_grad[5:])
+
+
+def _with_states(cell: Cell, needs: list[bool]) -> list[bool]:
+    return [needs[0], *[True] * cell.states, *needs[1:]]
+
+
+def _pairs(
+    outputs: Sequence[Tensor | None], gradients: Sequence[Tensor | None]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The outputs that have a graph and a gradient, and those gradients."""
+    pairs = [
+        (output, gradient)
+        for output, gradient in zip(outputs, gradients, strict=True)
+        if output is not None and gradient is not None and output.requires_grad
+    ]
+    return [output for output, _ in pairs], [gradient for _, gradient in pairs]
+
+
+def _wants_graph(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _register(library: torch.library.Library, cell: Cell) -> None:
+    below_autograd = torch._C._AutoDispatchBelowAutograd
+
+    def layer(x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None) -> list[Tensor]:
+        if _wants_graph(x, *hx, *weights):
+            return list(Layer.apply(cell, batch_sizes, x, *hx, *weights)[: 1 + cell.states])
+        with below_autograd():
+            return cell.op(x, hx, weights, batch_sizes)
+
+    def layer_forward(
+        x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None
+    ) -> list[Tensor]:
+        if _wants_graph(x, *hx, *weights):
+            return list(Layer.apply(cell, batch_sizes, x, *hx, *weights))
+        with below_autograd():
+            return cell.forward_op(x, hx, weights, batch_sizes)
+
+    def layer_backward(
+        grads: list[Tensor | None],
+        x: Tensor,
+        hx: list[Tensor],
+        weights: list[Tensor],
+        batch_sizes: Tensor | None,
+        y: Tensor,
+        saved: list[Tensor],
+        needs: list[bool],
+    ) -> list[Tensor]:
+        if _wants_graph(*grads, x, *hx, *weights):
+            return list(LayerBackward.apply(cell, batch_sizes, y, saved, needs, *grads, x, *hx, *weights))
+        with below_autograd():
+            return cell.backward_op(grads, x, hx, weights, batch_sizes, y, saved, needs)
+
+    library.impl(cell.name, layer, "Autograd")
+    library.impl(f"{cell.name}_forward", layer_forward, "Autograd")
+    library.impl(f"{cell.name}_backward", layer_backward, "Autograd")
+
+
+_library = torch.library.Library("adl_kernels", "IMPL")
+for _cell in CELLS.values():
+    _register(_library, _cell)

@@ -1,0 +1,42 @@
+"""The cells of this build, as the C++ list has them, each with its three ops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from . import _C
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What Python needs to know of a row of csrc/cells/cells.h."""
+
+    name: str
+    gates: int  # blocks of weight_ih and weight_hh
+    pre_activations: int  # values kept per unit while a step is computed
+    unit_block: int  # units per block in saved tensors
+    has_c: bool  # hx is (h_0, c_0), not h_0 alone
+    saves_gates: bool
+
+    @property
+    def op(self) -> torch._ops.OpOverload:
+        """y, h_n [, c_n]; keeps nothing."""
+        return getattr(torch.ops.adl_kernels, self.name).default
+
+    @property
+    def forward_op(self) -> torch._ops.OpOverload:
+        """As `op`, and then what the backward op needs."""
+        return getattr(torch.ops.adl_kernels, f"{self.name}_forward").default
+
+    @property
+    def backward_op(self) -> torch._ops.OpOverload:
+        return getattr(torch.ops.adl_kernels, f"{self.name}_backward").default
+
+    @property
+    def states(self) -> int:
+        return 2 if self.has_c else 1
+
+
+CELLS = {facts["name"]: Cell(**facts) for facts in _C.cells()}

@@ -1,0 +1,55 @@
+"""`python -m adl_kernels.info`: what was built, and what runs here."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+
+import torch
+
+from . import _C
+from . import _build_info as build
+
+
+def facts() -> Iterator[tuple[str, str]]:
+    """Pairs of a name and its value, in the order in which they are printed."""
+    yield "adl_kernels", build.VERSION
+    yield "torch", f"{torch.__version__} (built against {build.TORCH_VERSION})"
+    yield "python", f"{platform.python_version()} (built with {build.PYTHON})"
+    yield "compiler", build.COMPILER
+    yield "platform", f"{platform.system()} {platform.machine()}"
+    yield "instruction sets", f"{', '.join(build.ISAS)}; running: {_C.isa()}{forced_isa()}"
+    yield "CPU threads", str(torch.get_num_threads())
+    yield "CUDA architectures", ", ".join(build.CUDA_ARCHS) or "none: CPU build"
+    yield "devices", ", ".join(devices())
+    yield "cells", ", ".join(cell["name"] for cell in _C.cells())
+    yield "ops", ", ".join(ops())
+
+
+def forced_isa() -> str:
+    forced = os.environ.get("ADL_ISA")
+    return f" (ADL_ISA={forced})" if forced else ""
+
+
+def devices() -> list[str]:
+    return ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))]
+
+
+def ops() -> list[str]:
+    """Names below torch.ops.adl_kernels."""
+    prefix = "adl_kernels::"
+    names = torch._C._dispatch_get_all_op_names()
+    return sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
+
+
+def main() -> None:
+    rows = list(facts())
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    print("\nADL_ISA=default|avx2|avx512 chooses a lower instruction set when adl_kernels loads.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""The gate before every measurement: is the result right?
+
+Both sides are compared with torch.nn in double precision. Ours may be wrong by at most twice what
+torch.nn is wrong by for the same input and number type, plus a few units in the last place.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+FACTOR = 2.0
+FLOOR_ULPS = 4.0
+
+Values = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The tensor that comes closest to its limit; errors relative to its largest magnitude."""
+
+    ok: bool
+    tensor: str
+    ours: float
+    torch: float
+    limit: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tensor} is off by {self.ours:.1e}, torch.nn by {self.torch:.1e}, "
+            f"allowed {self.limit:.1e}"
+        )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What both sides are asked: the input and the gradients that arrive at every output."""
+
+    x: Tensor  # [T, B, I]
+    dy: Tensor  # [T, B, H]
+    dstate: tuple[Tensor, ...]  # [1, B, H] each: h_n, and c_n for the LSTM
+
+    def to(self, dtype: torch.dtype) -> Problem:
+        x = self.x.detach().to(dtype).requires_grad_()
+        return Problem(x, self.dy.to(dtype), tuple(d.to(dtype) for d in self.dstate))
+
+
+def outputs(module: nn.Module, problem: Problem) -> tuple[Tensor, ...]:
+    """y, h_n and, for the LSTM, c_n."""
+    y, state = module(problem.x)
+    return (y, *state) if isinstance(state, tuple) else (y, state)
+
+
+def gradients(module: nn.Module, problem: Problem) -> tuple[Tensor, ...]:
+    """dx and the gradients of all weights, for a loss that reaches y and the final state."""
+    return _backward(outputs(module, problem), module, problem)
+
+
+def _backward(found: tuple[Tensor, ...], module: nn.Module, problem: Problem) -> tuple[Tensor, ...]:
+    inputs = (problem.x, *module.parameters())
+    return torch.autograd.grad(found, inputs, (problem.dy, *problem.dstate))
+
+
+def values(module: nn.Module, problem: Problem, mode: str) -> Values:
+    """Everything that a call in this mode computes, by name."""
+    with torch.set_grad_enabled(mode == "train"):
+        found = outputs(module, problem)
+    named = dict(zip(("y", "h_n", "c_n"), found, strict=False))
+    if mode == "train":
+        names = ["dx", *("d" + name for name, _ in module.named_parameters())]
+        named |= dict(zip(names, _backward(found, module, problem), strict=True))
+    return {name: value.detach() for name, value in named.items()}
+
+
+def reference(theirs: nn.Module, problem: Problem) -> Values:
+    """The definition in double precision, for exactly these weights and inputs."""
+    return values(copy.deepcopy(theirs).double(), problem.to(torch.float64), "train")
+
+
+def torch_errors(theirs: nn.Module, problem: Problem, mode: str, truth: Values) -> dict[str, float]:
+    """The relative error of torch.nn itself, tensor by tensor.
+
+    The reference is no more exact than torch.nn in double. There the error is torch.nn's in single
+    precision, scaled: rounding errors are proportional to the unit in the last place.
+    """
+    if problem.x.dtype != torch.float64:
+        return errors(values(theirs, problem, mode), truth)
+    single, asked = copy.deepcopy(theirs).float(), problem.to(torch.float32)
+    scale = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+    found = torch_errors(single, asked, mode, reference(single, asked))
+    return {name: scale * error for name, error in found.items()}
+
+
+def errors(found: Values, truth: Values) -> dict[str, float]:
+    return {name: _error(value, truth[name]) for name, value in found.items()}
+
+
+def _error(found: Tensor, truth: Tensor) -> float:
+    largest = truth.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
+    return ((found.double() - truth).abs().max() / largest).item()
+
+
+def judge(found: Values, truth: Values, torch_error: Mapping[str, float]) -> Verdict:
+    """Compare every tensor with its limit and report the worst."""
+    verdicts = []
+    for name, error in errors(found, truth).items():
+        limit = FACTOR * torch_error[name] + FLOOR_ULPS * torch.finfo(found[name].dtype).eps
+        # Written so that NaN, for which every comparison is false, is a failure.
+        verdicts.append(Verdict(error <= limit, name, error, torch_error[name], limit))
+    wrong = [verdict for verdict in verdicts if not verdict.ok]
+    return max(wrong or verdicts, key=lambda verdict: verdict.ours / verdict.limit)

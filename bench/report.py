@@ -1,0 +1,146 @@
+"""What a measurement leaves behind: the machine line, tables, JSON files, pictures."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import os
+import platform
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import adl_kernels
+
+Row = dict[str, Any]
+
+
+def machine(arguments: Sequence[str]) -> dict[str, Any]:
+    """Where, when and by which command a figure was measured."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "command": shlex.join(["python", "-m", "bench", *arguments]),
+        "cpu": _cpu_model(),
+        "cores": _cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "adl_kernels": adl_kernels.__version__,
+        "isa": adl_kernels._C.isa(),
+        "malloc": os.environ.get("GLIBC_TUNABLES", "default"),
+    }
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _cpu_model() -> str:
+    """The name the processor gives itself; hypervisors shorten it, so with family and model."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    pairs = (line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+    facts = {}
+    for key, value in pairs:
+        facts.setdefault(key.strip(), value.strip())
+    name = facts.get("model name", platform.machine())
+    if "cpu family" in facts:
+        name += f" (family {facts['cpu family']} model {facts.get('model', '?')})"
+    return name
+
+
+def machine_line(facts: dict[str, Any]) -> str:
+    return (
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}, torch {facts['torch']}, "
+        f"adl_kernels {facts['adl_kernels']} {facts['isa']}, malloc {facts['malloc']}, "
+        f"{facts['date']}"
+    )
+
+
+def peak_line(peak: dict[int, float]) -> str:
+    rates = ", ".join(
+        f"{rate:.0f} ({threads} thread{'s'[: threads - 1]})" for threads, rate in peak.items()
+    )
+    return f"peak of single-precision multiply-adds in GFLOP/s: {rates}"
+
+
+def header() -> str:
+    return (
+        f"{'':32}{'ours':>14}{'torch':>14} {'ratio':>9} {'GFLOP/s':>19} {'% of peak':>11}"
+        f" {'page faults':>13}\n"
+        f"{'cell dtype thr mode  case':32}{'ms':>9} {'±%':>4}{'ms':>9} {'±%':>4} {'20-80 %':>20}"
+        f" {'ours':>6}{'torch':>6} {'ours':>5}{'torch':>6} {'ours':>6}{'torch':>7}"
+    )
+
+
+def line(row: Row) -> str:
+    """One row of the table; a wrong result has no times and no ratio."""
+    start = f"{row['cell']:4} {row['dtype']:5} {row['threads']:3} {row['mode']:5} {row['case']:12}"
+    if row["status"] != "ok":
+        return f"{start}   {row['status']}: {row['check']}"
+    a, b = row["ours"], row["torch"]
+    return (
+        f"{start}{_time(a)}{_time(b)} {row['ratio']:6.2f} "
+        f"({row['ratio_low']:5.2f}-{row['ratio_high']:5.2f})"
+        f" {a['gflops']:6.0f}{b['gflops']:6.0f}"
+        f" {100 * a['share_of_peak']:5.0f}{100 * b['share_of_peak']:6.0f}"
+        f" {a['page_faults']:6.0f}{b['page_faults']:7.0f}"
+    )
+
+
+def _time(side: dict[str, Any]) -> str:
+    spread = 50 * (side["high_s"] - side["low_s"]) / side["median_s"]
+    return f"{1e3 * side['median_s']:9.3f} {spread:4.0f}"
+
+
+def groups(rows: Iterable[Row]) -> list[Row]:
+    """Geometric mean and minimum of the ratios for every cell, dtype, mode and thread count."""
+    keys = ("cell", "dtype", "mode", "threads")
+    found: dict[tuple, list[Row]] = {}
+    for row in rows:
+        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return [dict(zip(keys, key, strict=True)) | _summary(members) for key, members in found.items()]
+
+
+def _summary(members: Sequence[Row]) -> Row:
+    ratios = [row["ratio"] for row in members if row["status"] == "ok"]
+    wrong = len(members) - len(ratios)
+    if not ratios:
+        return {"cases": 0, "wrong": wrong, "geometric_mean": None, "minimum": None}
+    mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+    return {
+        "cases": len(ratios),
+        "wrong": wrong,
+        "geometric_mean": mean,
+        "minimum": min(ratios),
+    }
+
+
+def group_table(summaries: Sequence[Row]) -> str:
+    lines = ["cell dtype mode  thr  cases  geometric mean  minimum"]
+    for row in sorted(summaries, key=lambda row: (row["cell"], row["dtype"], row["mode"])):
+        start = f"{row['cell']:4} {row['dtype']:5} {row['mode']:5} {row['threads']:3} "
+        start += f"{row['cases']:6}"
+        if row["geometric_mean"] is not None:
+            start += f" {row['geometric_mean']:15.2f} {row['minimum']:8.2f}"
+        lines.append(start + (f"   {row['wrong']} WRONG" if row["wrong"] else ""))
+    return "\n".join(lines)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """One entry or row per line, so that two runs can be compared line by line."""
+    parts = []
+    for key, value in content.items():
+        text = json.dumps(value)
+        if isinstance(value, list):
+            text = "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
+        parts.append(f"{json.dumps(key)}: {text}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")

@@ -1,0 +1,114 @@
+"""What to build and how wide: every decision of the build as a function of plain values."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .errors import BuildError
+
+MEMORY_PER_JOB = 2 * 2**30  # a file that includes torch's headers peaks at about 1.5 GB
+
+ISA_FLAGS = {
+    "default": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512".split(),
+}
+
+CUDA_ARCHS = ("80", "90a", "100", "120")
+
+
+def isas(system: str = sys.platform, machine: str = platform.machine()) -> tuple[str, ...]:
+    """Instruction sets that the kernels are compiled for; the best one is chosen at run time."""
+    if system == "linux" and machine in ("x86_64", "AMD64"):
+        return tuple(ISA_FLAGS)
+    return ("default",)
+
+
+def max_jobs(setting: str | None, cores: int, memory: int) -> int:
+    """Number of compilers to run at a time: MAX_JOBS, or what cores and memory (bytes) allow."""
+    if not setting:
+        return max(1, min(cores, memory // MEMORY_PER_JOB))
+    if not setting.isdigit() or int(setting) == 0:
+        raise BuildError(f"MAX_JOBS must be a positive whole number, got {setting!r}.")
+    return int(setting)
+
+
+def available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def available_memory() -> int:
+    """Bytes that a build may use: the machine's free memory or the container's limit."""
+    limits = []
+    meminfo, cgroup = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if meminfo.exists():
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        limits.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    else:
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    if cgroup.exists() and cgroup.read_text().strip().isdigit():
+        limits.append(int(cgroup.read_text()))
+    return min(limits)
+
+
+def find_cuda_home(environ: Mapping[str, str], nvcc: str | None) -> Path | None:
+    """The toolkit's folder; an nvcc found on PATH may be a wrapper that lives elsewhere."""
+    named = environ.get("CUDA_HOME") or environ.get("CUDA_PATH")
+    if named:
+        candidates = [Path(named)]
+    else:
+        candidates = [Path(nvcc).resolve().parent.parent] if nvcc else []
+        candidates.append(Path("/usr/local/cuda"))
+    for folder in candidates:
+        if (folder / "include/cuda_runtime.h").exists() and (folder / "bin/nvcc").exists():
+            return folder
+    return None
+
+
+def cuda_decision(
+    setting: str | None, sources: Sequence[str], torch_cuda: str | None, cuda_home: Path | None
+) -> tuple[bool, str]:
+    """Whether to build for CUDA, and the line that says so. `setting` is ADL_CUDA."""
+    if setting not in (None, "", "0", "1"):
+        raise BuildError(f"ADL_CUDA must be 0 or 1, got {setting!r}.")
+    if setting == "0":
+        return False, "CPU build (ADL_CUDA=0)"
+    missing, cure = None, ""
+    if not sources:
+        missing = "this version has no CUDA kernels yet"
+    elif torch_cuda is None:
+        missing = "the torch found is a CPU-only build"
+        cure = ": install a CUDA build of torch first"
+    elif cuda_home is None:
+        missing = "no CUDA toolkit with include/cuda_runtime.h and bin/nvcc was found"
+        cure = ": set CUDA_HOME to its folder"
+    if missing is None:
+        return True, f"CUDA build for {', '.join('sm_' + arch for arch in CUDA_ARCHS)}"
+    if setting == "1":
+        raise BuildError(f"ADL_CUDA=1 asks for a CUDA build, but {missing}{cure}.")
+    return False, f"CPU build ({missing})"
+
+
+def gencode_flags() -> list[str]:
+    """Explicit, because torch's own list fails without a GPU; PTX serves GPUs yet to come."""
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
+    newest = CUDA_ARCHS[-1]
+    return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+
+
+def find_compiler(environ: Mapping[str, str]) -> str:
+    """The C++ compiler's command: CXX, or c++ from PATH."""
+    command = environ.get("CXX") or "c++"
+    if shutil.which(command.split()[0]) is None:
+        raise BuildError(
+            f"needs a C++20 compiler, but `{command}` was not found: install g++ (11 or newer) "
+            "or clang, or name one with CXX."
+        )
+    return command

@@ -1,0 +1,179 @@
+"""Compiles every source in one ninja run, each with its own flags, and links the extension."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import choices
+from .errors import BuildError
+from .torch_info import TorchInfo
+
+CXX_FLAGS = "-std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra".split()
+KERNEL_FLAGS = "-ffp-contract=fast -fno-math-errno -fno-trapping-math".split()
+NVCC_FLAGS = (
+    "-std=c++20 -O3 -DNDEBUG --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden".split()
+)
+OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
+
+# -MD, not -MMD: torch's headers count as system headers, and a new torch must rebuild.
+RULES = """\
+ninja_required_version = 1.5
+rule cxx
+  command = {cxx} -MD -MF $out.d $flags -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+rule nvcc
+  command = {nvcc} -MD -MF $out.d $flags -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+"""
+
+
+@dataclass(frozen=True)
+class Object:
+    """One file to compile; `name` is the object's path below the build folder."""
+
+    rule: str
+    source: Path
+    name: str
+    flags: list[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is compiled and linked into adl_kernels._C."""
+
+    root: Path
+    torch: TorchInfo
+    isas: tuple[str, ...]
+    cuda_home: Path | None  # None: CPU build
+
+    def objects(self) -> Iterator[Object]:
+        yield from self.torch_objects()
+        yield from self.kernel_objects()
+        if self.cuda_home:
+            yield from self.cuda_objects()
+
+    def torch_objects(self) -> Iterator[Object]:
+        """Sources that may include torch or Python headers."""
+        includes = [sysconfig.get_path("include"), *self.torch.include_dirs]
+        if self.cuda_home:
+            includes.append(self.cuda_home / "include")
+        built = [f"-DADL_ISA_{isa.upper()}" for isa in self.isas if isa != "default"]
+        flags = [
+            *self.common_flags(),
+            "-DTORCH_EXTENSION_NAME=_C",
+            *built,
+            *(["-DADL_WITH_CUDA"] if self.cuda_home else []),
+            *(f"-isystem{folder}" for folder in includes),
+        ]
+        for source in torch_sources(self.root):
+            yield Object("cxx", source, object_name(self.root, source, "torch"), flags)
+
+    def kernel_objects(self) -> Iterator[Object]:
+        """Torch-free sources, once for each instruction set."""
+        for isa in self.isas:
+            chosen = [f"-DADL_ISA={isa}", *choices.ISA_FLAGS[isa]]
+            flags = [*self.common_flags(), *KERNEL_FLAGS, *chosen]
+            for source in kernel_sources(self.root):
+                yield Object("cxx", source, object_name(self.root, source, isa), flags)
+
+    def cuda_objects(self) -> Iterator[Object]:
+        flags = [*NVCC_FLAGS, *choices.gencode_flags(), f"-I{self.root / 'csrc'}"]
+        for source in cuda_sources(self.root):
+            yield Object("nvcc", source, object_name(self.root, source, "cuda"), flags)
+
+    def common_flags(self) -> list[str]:
+        return [*CXX_FLAGS, *OPENMP, f"-I{self.root / 'csrc'}", *env_flags("CXXFLAGS")]
+
+    def libraries(self) -> list[str]:
+        cpu = ["c10", "torch", "torch_cpu"]
+        return [*cpu, "c10_cuda", "torch_cuda", "cudart"] if self.cuda_home else cpu
+
+    def library_dirs(self) -> list[str]:
+        folders = [self.torch.folder / "lib"]
+        if self.cuda_home:
+            folders.append(self.cuda_home / "lib64")
+        return [str(folder) for folder in folders]
+
+
+def torch_sources(root: Path) -> list[Path]:
+    csrc = root / "csrc"
+    cpu = (path for path in csrc.glob("cpu/*.cpp") if not path.name.startswith("isa_"))
+    return [csrc / "module.cpp", *sorted(csrc.glob("ops/*.cpp")), *sorted(cpu)]
+
+
+def kernel_sources(root: Path) -> list[Path]:
+    return sorted(root.glob("csrc/cpu/isa_*.cpp"))
+
+
+def cuda_sources(root: Path) -> list[Path]:
+    return sorted(root.glob("csrc/cuda/*.cu"))
+
+
+def object_name(root: Path, source: Path, group: str) -> str:
+    return f"{group}/{source.relative_to(root / 'csrc')}.o"
+
+
+def env_flags(name: str) -> list[str]:
+    return os.environ.get(name, "").split()
+
+
+def ninja_path(path: Path | str) -> str:
+    return str(path).replace("$", "$$").replace(":", "$:").replace(" ", "$ ")
+
+
+def ninja_text(objects: Iterable[Object], folder: Path, cxx: str, nvcc: str) -> str:
+    """The build file. Paths with spaces are quoted for the shell as well as for ninja."""
+    lines = [RULES.format(cxx=cxx, nvcc=nvcc)]
+    for item in objects:
+        flags = " ".join(f"'{flag}'" if " " in flag else flag for flag in item.flags)
+        output, source = ninja_path(folder / item.name), ninja_path(item.source)
+        lines.append(f"build {output}: {item.rule} {source}\n  flags = {flags.replace('$', '$$')}")
+    return "\n".join(lines) + "\n"
+
+
+def find_ninja() -> str:
+    """ninja from its Python package or from PATH, which lacks the former's unless activated."""
+    try:
+        from ninja import BIN_DIR
+    except ImportError:
+        BIN_DIR = None
+    ninja = (BIN_DIR and shutil.which("ninja", path=BIN_DIR)) or shutil.which("ninja")
+    if ninja is None:
+        raise BuildError("needs ninja to build: pip install ninja")
+    return ninja
+
+
+def check_python_headers() -> None:
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    if not header.exists():
+        raise BuildError(
+            f"needs Python's headers, but {header} does not exist: install the development "
+            "package of this Python (Debian, Ubuntu: python3-dev; Fedora: python3-devel)."
+        )
+
+
+def compile_all(plan: Plan, folder: Path) -> list[str]:
+    """Brings all objects below `folder` up to date and returns their paths."""
+    check_python_headers()
+    cxx = choices.find_compiler(os.environ)
+    objects = list(plan.objects())
+    nvcc = str(plan.cuda_home / "bin/nvcc") if plan.cuda_home else "nvcc"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "build.ninja").write_text(ninja_text(objects, folder, cxx, nvcc))
+    jobs = choices.max_jobs(
+        os.environ.get("MAX_JOBS"), choices.available_cores(), choices.available_memory()
+    )
+    sys.stdout.flush()
+    run = subprocess.run([find_ninja(), "-C", str(folder), "-j", str(jobs)])
+    if run.returncode != 0:
+        raise BuildError("the C++ sources did not compile; the compiler's message is above.")
+    return [str(folder / item.name) for item in objects]

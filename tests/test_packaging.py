@@ -1,0 +1,317 @@
+"""What decides a build: the target environment, CUDA or not, the width; and what import checks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import adl_kernels
+from adl_kernels import _build_check, _build_info
+from build_backend import choices, compile, target, torch_info
+from build_backend.errors import BuildError
+
+GB = 2**30
+
+
+# The target environment
+
+
+def here(prefix: Path, setuptools: Path) -> target.Here:
+    python = str(prefix / "bin/python")
+    return target.Here(python, str(prefix), ".cpython-311.so", str(setuptools))
+
+
+def make_environment(folder: Path) -> str:
+    """A folder that looks like a virtual environment; returns its python."""
+    python = folder / "bin/python"
+    python.parent.mkdir(parents=True)
+    python.touch(mode=0o755)
+    return str(python)
+
+
+def answers(torch_in: dict[str, str | None], ext_suffix: str = ".cpython-311.so"):
+    """A probe that knows the torch of each python; asking any other one fails the test."""
+    return lambda python: target.Target(python, torch_in[python], ("/site-packages",), ext_suffix)
+
+
+def test_overlay_is_the_targets_own_python(tmp_path):
+    user = make_environment(tmp_path / "user")
+    at = here(tmp_path / "user", setuptools=tmp_path / "pip-build-env/setuptools")
+    activated_elsewhere = {"VIRTUAL_ENV": str(tmp_path / "other")}
+    found = target.find_target(activated_elsewhere, at, answers({user: "torch/__init__.py"}))
+    assert found.python == user
+
+
+def test_throw_away_environment_leads_to_the_activated_one(tmp_path):
+    user = make_environment(tmp_path / "user")
+    at = here(tmp_path / "build", setuptools=tmp_path / "build/lib/setuptools")
+    for variable in ("VIRTUAL_ENV", "CONDA_PREFIX"):
+        environ = {variable: str(tmp_path / "user")}
+        found = target.find_target(environ, at, answers({user: "torch/__init__.py"}))
+        assert found.python == user
+
+
+@pytest.mark.parametrize(
+    "activated", [{}, {"VIRTUAL_ENV": "build"}, {"VIRTUAL_ENV": "build", "CONDA_PREFIX": "user"}]
+)
+def test_hidden_target_is_an_error_with_the_cures(tmp_path, activated):
+    make_environment(tmp_path / "user")
+    make_environment(tmp_path / "build")
+    at = here(tmp_path / "build", setuptools=tmp_path / "build/lib/setuptools")
+    environ = {variable: str(tmp_path / folder) for variable, folder in activated.items()}
+    with pytest.raises(BuildError) as error:
+        target.find_target(environ, at, answers({}))
+    for cure in ("activate", "ADL_BUILD_PYTHON=", "--no-build-isolation"):
+        assert cure in str(error.value)
+
+
+def test_named_python_wins(tmp_path):
+    at = here(tmp_path / "build", setuptools=tmp_path / "elsewhere/setuptools")
+    environ = {"ADL_BUILD_PYTHON": "/named/python", "VIRTUAL_ENV": str(tmp_path)}
+    found = target.find_target(environ, at, answers({"/named/python": "torch/__init__.py"}))
+    assert found.python == "/named/python"
+
+
+def test_named_python_without_torch_is_an_error(tmp_path):
+    at = here(tmp_path, setuptools=tmp_path)
+    with pytest.raises(BuildError, match=r"/named/python has no torch: install torch there"):
+        target.find_target(
+            {"ADL_BUILD_PYTHON": "/named/python"}, at, answers({"/named/python": None})
+        )
+
+
+def test_other_python_version_is_an_error(tmp_path):
+    user = make_environment(tmp_path / "user")
+    at = here(tmp_path / "build", setuptools=tmp_path / "build/setuptools")
+    probe = answers({user: "torch/__init__.py"}, ext_suffix=".cpython-312.so")
+    with pytest.raises(BuildError, match=r"needs \.cpython-312\.so"):
+        target.find_target({"VIRTUAL_ENV": str(tmp_path / "user")}, at, probe)
+
+
+def test_probe_finds_the_torch_of_an_interpreter():
+    found = target.probe(sys.executable)
+    assert found.torch == torch.__file__
+    assert str(Path(torch.__file__).parent.parent) in found.path
+
+
+def test_probe_ignores_what_isolation_put_in_front(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert target.probe(sys.executable).torch == torch.__file__
+
+
+def test_probe_of_no_interpreter_is_an_error():
+    with pytest.raises(BuildError, match="/no/such/python is not an executable file"):
+        target.probe("/no/such/python")
+
+
+# torch
+
+
+def info(version: str) -> torch_info.TorchInfo:
+    return torch_info.TorchInfo(Path("site-packages/torch"), version, None)
+
+
+def test_torch_facts_are_read_without_importing_it():
+    found = torch_info.find_torch()
+    assert (found.version, found.cuda) == (torch.__version__, torch.version.cuda)
+    assert all(folder.is_dir() for folder in found.include_dirs)
+
+
+@pytest.mark.parametrize(
+    "version, pin",
+    [("2.11.0+cu130", "torch==2.11.*"), ("2.13.0a0+git1234", "torch==2.13.*")],
+)
+def test_wheel_pins_the_minor_of_torch(version, pin):
+    assert info(version).requirement == pin
+
+
+def test_too_old_torch_is_an_error():
+    with pytest.raises(BuildError, match=r"needs torch 2\.11 to 2\.14, found torch 2\.10\.1"):
+        torch_info.check_supported(info("2.10.1"))
+
+
+def test_newer_torch_is_a_warning(capsys):
+    torch_info.check_supported(info("2.15.0"))
+    assert "2.15.0 is newer than any" in capsys.readouterr().err
+
+
+def test_installed_metadata_pins_the_torch_of_the_build():
+    built = info(_build_info.TORCH_VERSION)
+    assert built.requirement in importlib.metadata.requires("adl_kernels")
+    assert importlib.metadata.version("adl_kernels") == _build_info.VERSION
+
+
+# How many compilers, which kernels
+
+
+@pytest.mark.parametrize(
+    "setting, cores, memory, jobs",
+    [
+        (None, 8, 64 * GB, 8),
+        ("", 8, 64 * GB, 8),
+        (None, 64, 8 * GB, 4),
+        (None, 4, 1 * GB, 1),
+        ("3", 64, 1 * GB, 3),
+    ],
+)
+def test_max_jobs(setting, cores, memory, jobs):
+    assert choices.max_jobs(setting, cores, memory) == jobs
+
+
+@pytest.mark.parametrize("setting", ["0", "-1", "all"])
+def test_max_jobs_must_be_a_positive_number(setting):
+    with pytest.raises(BuildError, match="MAX_JOBS must be a positive whole number"):
+        choices.max_jobs(setting, 1, GB)
+
+
+def test_machine_can_be_measured():
+    assert choices.available_cores() >= 1
+    assert choices.available_memory() > 2**26
+
+
+@pytest.mark.parametrize(
+    "system, machine, isas",
+    [
+        ("linux", "x86_64", ("default", "avx2", "avx512")),
+        ("linux", "aarch64", ("default",)),
+        ("darwin", "x86_64", ("default",)),
+    ],
+)
+def test_instruction_sets(system, machine, isas):
+    assert choices.isas(system, machine) == isas
+
+
+# CUDA
+
+KERNELS, TOOLKIT = ["scan.cu"], Path("/cuda")
+
+
+@pytest.mark.parametrize(
+    "setting, sources, torch_cuda, home, line",
+    [
+        (None, [], "13.0", TOOLKIT, "CPU build (this version has no CUDA kernels yet)"),
+        (None, KERNELS, None, TOOLKIT, "CPU build (the torch found is a CPU-only build)"),
+        ("", KERNELS, "13.0", None, "CPU build (no CUDA toolkit with include/cuda_runtime.h"),
+        ("0", KERNELS, "13.0", TOOLKIT, "CPU build (ADL_CUDA=0)"),
+        (None, KERNELS, "13.0", TOOLKIT, "CUDA build for sm_80, sm_90a"),
+        ("1", KERNELS, "13.0", TOOLKIT, "CUDA build for sm_80, sm_90a"),
+    ],
+)
+def test_cuda_decision(setting, sources, torch_cuda, home, line):
+    with_cuda, said = choices.cuda_decision(setting, sources, torch_cuda, home)
+    assert said.startswith(line)
+    assert with_cuda == line.startswith("CUDA")
+
+
+@pytest.mark.parametrize(
+    "sources, torch_cuda, home, missing",
+    [
+        ([], "13.0", TOOLKIT, "this version has no CUDA kernels yet"),
+        (KERNELS, None, TOOLKIT, "CPU-only build: install a CUDA build of torch"),
+        (KERNELS, "13.0", None, "was found: set CUDA_HOME"),
+    ],
+)
+def test_forced_cuda_says_what_is_missing(sources, torch_cuda, home, missing):
+    with pytest.raises(BuildError, match=f"ADL_CUDA=1 asks for a CUDA build, but .*{missing}"):
+        choices.cuda_decision("1", sources, torch_cuda, home)
+
+
+def test_adl_cuda_takes_0_or_1():
+    with pytest.raises(BuildError, match="ADL_CUDA must be 0 or 1, got 'yes'"):
+        choices.cuda_decision("yes", [], None, None)
+
+
+def test_cuda_home_needs_the_headers_too(tmp_path):
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.parent.mkdir()
+    nvcc.touch(mode=0o755)
+    environ = {"CUDA_HOME": str(tmp_path)}
+    assert choices.find_cuda_home(environ, str(nvcc)) is None
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include/cuda_runtime.h").touch()
+    assert choices.find_cuda_home(environ, None) == tmp_path
+    assert choices.find_cuda_home({}, str(nvcc)) == tmp_path
+
+
+# The compile plan
+
+
+def make_plan(root: Path) -> compile.Plan:
+    for name in ("module.cpp", "ops/cpu.cpp", "cpu/dispatch.cpp", "cpu/isa_f32.cpp"):
+        source = root / "csrc" / name
+        source.parent.mkdir(parents=True, exist_ok=True)
+        source.touch()
+    return compile.Plan(root, info("2.13.0"), ("default", "avx2"), cuda_home=None)
+
+
+def test_kernels_are_compiled_once_for_each_instruction_set(tmp_path):
+    flags = {item.name: item.flags for item in make_plan(tmp_path).objects()}
+    assert sorted(flags) == [
+        "avx2/cpu/isa_f32.cpp.o",
+        "default/cpu/isa_f32.cpp.o",
+        "torch/cpu/dispatch.cpp.o",
+        "torch/module.cpp.o",
+        "torch/ops/cpu.cpp.o",
+    ]
+    assert {"-DADL_ISA=avx2", "-mavx2"} <= set(flags["avx2/cpu/isa_f32.cpp.o"])
+    assert not any(flag.startswith("-m") for flag in flags["default/cpu/isa_f32.cpp.o"])
+    assert not any("torch" in flag for flag in flags["avx2/cpu/isa_f32.cpp.o"])
+    assert "-DADL_ISA_AVX2" in flags["torch/cpu/dispatch.cpp.o"]
+    assert "-DADL_ISA_AVX512" not in flags["torch/cpu/dispatch.cpp.o"]
+
+
+def test_ninja_file_survives_spaces(tmp_path):
+    item = compile.Object("cxx", Path("/a b/x.cpp"), "x.cpp.o", ["-I/a b", "-O3"])
+    text = compile.ninja_text([item], Path("/out put"), "c++", "nvcc")
+    assert "build /out$ put/x.cpp.o: cxx /a$ b/x.cpp\n  flags = '-I/a b' -O3\n" in text
+
+
+# The check at import
+
+
+def test_import_refuses_another_minor_of_torch():
+    said = _build_check.mismatch("2.13.0+cpu", None, False, "2.14.1+cpu", None)
+    assert "compiled for torch 2.13.0+cpu, but torch 2.14.1+cpu is running" in said
+
+
+@pytest.mark.parametrize(
+    "running, problem",
+    [(None, "with no CUDA is running"), ("12.9", "with CUDA 12.9 is running"), ("13.2", None)],
+)
+def test_import_of_a_cuda_build_needs_its_cuda(running, problem):
+    said = _build_check.mismatch("2.13.0+cu130", "13.0", True, "2.13.1", running)
+    assert (said is None) if problem is None else (problem in said)
+
+
+def test_import_accepts_a_patch_release_and_another_device():
+    assert _build_check.mismatch("2.13.0+cu130", "13.0", False, "2.13.1+cpu", None) is None
+
+
+def test_check_raises_with_both_versions_and_the_cure():
+    with pytest.raises(ImportError) as error:
+        _build_check.check("2.0.0", None)
+    for part in (_build_info.TORCH_VERSION, "2.0.0", "pip install --force-reinstall"):
+        assert part in str(error.value)
+
+
+def test_source_folder_that_was_not_built_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "adl_kernels._build_info", None)
+    monkeypatch.delattr(adl_kernels, "_build_info", raising=False)
+    with pytest.raises(ImportError, match=r"has not been built.*pip install -e \."):
+        _build_check.check(torch.__version__, torch.version.cuda)
+
+
+# The report
+
+
+def test_info_prints_what_was_built():
+    run = [sys.executable, "-m", "adl_kernels.info"]
+    text = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    for part in (_build_info.VERSION, torch.__version__, ", ".join(_build_info.ISAS), "lstm"):
+        assert part in text
