@@ -16,7 +16,9 @@ class Layer(torch.autograd.Function):
     """The forward op that keeps what backward needs. Tensors are x, hx, weights in a row."""
 
     @staticmethod
-    def forward(ctx: Any, cell: Cell, batch_sizes: Tensor | None, x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, cell: Cell, batch_sizes: Tensor | None, x: Tensor, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         hx, weights = tensors[: cell.states], tensors[cell.states :]
         outputs = cell.forward_op(x, list(hx), list(weights), batch_sizes)
         y, saved = outputs[0], outputs[1 + cell.states :]
@@ -67,7 +69,9 @@ class LayerBackward(torch.autograd.Function):
         grads, (x, *inputs) = tensors[: 1 + cell.states], tensors[1 + cell.states :]
         hx, weights = inputs[: cell.states], inputs[cell.states :]
         gradients = cell.backward_op(list(grads), x, hx, weights, batch_sizes, y, saved, needs)
-        unwanted = [g for g, need in zip(gradients, _with_states(cell, needs), strict=True) if not need]
+        unwanted = [
+            g for g, need in zip(gradients, _with_states(cell, needs), strict=True) if not need
+        ]
         ctx.mark_non_differentiable(*unwanted)
         return tuple(gradients)
 
@@ -76,16 +80,23 @@ class LayerBackward(torch.autograd.Function):
         cell, create_graph = ctx.cell, torch.is_grad_enabled()
         batch_sizes, *tensors = ctx.saved_tensors
         with torch.enable_grad():
-            # Views keep a tensor that depends on another apart from it, so that each derivative is partial.
-            tensors = [None if t is None else t.view_as(t) if t.requires_grad else t.detach() for t in tensors]
+            # Views keep tensors that depend on each other apart: each derivative is partial.
+            tensors = [
+                None if t is None else t.view_as(t) if t.requires_grad else t.detach()
+                for t in tensors
+            ]
             grads, inputs = tensors[: 1 + cell.states], tensors[1 + cell.states :]
             inputs = [t if t.requires_grad else t.requires_grad_() for t in inputs]
             x, hx, weights = inputs[0], inputs[1 : 1 + cell.states], inputs[1 + cell.states :]
             outputs = reference.layer(cell.name, x, hx, weights, batch_sizes)
             outputs, grads_given = _pairs(outputs, grads)
-            first = torch.autograd.grad(outputs, inputs, grads_given, create_graph=True, allow_unused=True)
+            first = torch.autograd.grad(
+                outputs, inputs, grads_given, create_graph=True, allow_unused=True
+            )
             first, cotangents_given = _pairs(first, cotangents)
-            wanted = [t for t, need in zip(grads + inputs, ctx.needs_input_grad[5:], strict=True) if need]
+            wanted = [
+                t for t, need in zip(grads + inputs, ctx.needs_input_grad[5:], strict=True) if need
+            ]
             second = iter(
                 torch.autograd.grad(
                     first, wanted, cotangents_given, create_graph=create_graph, allow_unused=True
@@ -119,7 +130,9 @@ def _wants_graph(*tensors: Tensor | None) -> bool:
 def _register(library: torch.library.Library, cell: Cell) -> None:
     below_autograd = torch._C._AutoDispatchBelowAutograd
 
-    def layer(x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None) -> list[Tensor]:
+    def layer(
+        x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None
+    ) -> list[Tensor]:
         if _wants_graph(x, *hx, *weights):
             return list(Layer.apply(cell, batch_sizes, x, *hx, *weights)[: 1 + cell.states])
         with below_autograd():
@@ -144,7 +157,9 @@ def _register(library: torch.library.Library, cell: Cell) -> None:
         needs: list[bool],
     ) -> list[Tensor]:
         if _wants_graph(*grads, x, *hx, *weights):
-            return list(LayerBackward.apply(cell, batch_sizes, y, saved, needs, *grads, x, *hx, *weights))
+            return list(
+                LayerBackward.apply(cell, batch_sizes, y, saved, needs, *grads, x, *hx, *weights)
+            )
         with below_autograd():
             return cell.backward_op(grads, x, hx, weights, batch_sizes, y, saved, needs)
 

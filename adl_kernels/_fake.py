@@ -34,11 +34,15 @@ def _saved(cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor]) -> li
 
 def _register(cell: Cell) -> None:
     @torch.library.register_fake(f"adl_kernels::{cell.name}")
-    def _(x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None) -> list[Tensor]:
+    def _(
+        x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None
+    ) -> list[Tensor]:
         return _states(x, hx)
 
     @torch.library.register_fake(f"adl_kernels::{cell.name}_forward")
-    def _(x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None) -> list[Tensor]:
+    def _(
+        x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None
+    ) -> list[Tensor]:
         return _states(x, hx) + _saved(cell, x, hx, weights)
 
     @torch.library.register_fake(f"adl_kernels::{cell.name}_backward")
@@ -53,7 +57,8 @@ def _register(cell: Cell) -> None:
         needs: list[bool],
     ) -> list[Tensor]:
         dx, *dweights = (
-            t.new_empty(t.shape if need else (0,)) for t, need in zip([x, *weights], needs, strict=True)
+            t.new_empty(t.shape if need else (0,))
+            for t, need in zip([x, *weights], needs, strict=True)
         )
         return [dx, *(h.new_empty(h.shape) for h in hx), *dweights]
 

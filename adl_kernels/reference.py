@@ -15,7 +15,9 @@ from torch.nn.functional import linear
 Step = tuple[Tensor, ...]
 
 
-def lstm_step(x: Tensor, state: Step, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> Step:
+def lstm_step(
+    x: Tensor, state: Step, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
+) -> Step:
     """i, f, o = sigmoid(...); g = tanh(...); c = f c + i g; h = o tanh(c)."""
     h, c = state
     i, f, g, o = (linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh)).chunk(4, 1)
@@ -23,7 +25,9 @@ def lstm_step(x: Tensor, state: Step, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor |
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
-def gru_step(x: Tensor, state: Step, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None) -> Step:
+def gru_step(
+    x: Tensor, state: Step, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
+) -> Step:
     """r, z = sigmoid(...); n = tanh(W_n x + b_in + r (U_n h + b_hn)); h = (1 - z) n + z h."""
     (h,) = state
     r_x, z_x, n_x = linear(x, w_ih, b_ih).chunk(3, 1)

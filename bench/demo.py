@@ -75,7 +75,8 @@ def make_sides(cell: str, corpus: Corpus, options: argparse.Namespace) -> list[S
     torch.manual_seed(options.seed)
     model = CharModel(cell, len(corpus.characters), options.hidden, options.layers)
     control = move_one_ulp(model)
-    ours = adl_kernels.convert(copy.deepcopy(model))
+    ours = copy.deepcopy(model)
+    print(f"\n{adl_kernels.convert(ours)}")
     named = {"torch.nn": model, "adl_kernels": ours, "control": control}
     return [Side(name, m, corpus.train, options.length) for name, m in named.items()]
 

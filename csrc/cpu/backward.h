@@ -64,8 +64,7 @@ struct BackwardScan {
       pack_transposed<T, Cell::kGates, kUnits>(w.w_hh, w.H, w.P, q, Cell::kHh, L::kFirstHh,
                                                w_hh + q * J * kColumns * kPanel);
     for (int64_t q = index; w.w_hr && q < QH; q += threads)
-      for (int64_t k = 0; k < w.P; ++k)
-        pack_row(w.w_hr + k * w.H, q * kPanel, w.H, w_hr + (q * w.P + k) * kPanel);
+      for (int64_t k = 0; k < w.P; ++k) pack_row(w.w_hr + k * w.H, q * kPanel, w.H, w_hr + (q * w.P + k) * kPanel);
     for (int64_t b = index; b < s.B; b += threads) {
       std::memset(dh + b * ldh, 0, ldh * sizeof(T));
       if (p.dh_n) std::memcpy(dh + b * ldh, p.dh_n + b * w.P, w.P * sizeof(T));
@@ -128,8 +127,7 @@ struct BackwardScan {
         product<T, kPanel>(count, f.w.P, f.dh + rows.begin * f.ldh, f.ldh, f.w_hr + q * f.w.P * kPanel, out, f.ldh);
       }
       if (!by_rows) barrier();
-      for (int64_t r = 0; r < count; ++r)
-        std::memset(f.dh + (rows.begin + r) * f.ldh + column, 0, width * sizeof(T));
+      for (int64_t r = 0; r < count; ++r) std::memset(f.dh + (rows.begin + r) * f.ldh + column, 0, width * sizeof(T));
     }
 
     void cell(int64_t t, int64_t b, int64_t j) {

@@ -70,7 +70,8 @@ struct ForwardScan {
       pack_units<T, Cell::kGates, kUnits>(w.w_hh, w.H, w.P, j, Cell::kHh, L::kFirstHh, w_hh + j * w.P * kColumns);
       pack_bias(j, bias + j * kRow);
     }
-    for (int64_t q = index; q < Q; q += threads) pack_units<T, 1, kPanel>(w.w_hr, w.P, w.H, q, {0}, 0, w_hr + q * w.H * kPanel);
+    for (int64_t q = index; q < Q; q += threads)
+      pack_units<T, 1, kPanel>(w.w_hr, w.P, w.H, q, {0}, 0, w_hr + q * w.H * kPanel);
     for (int64_t b = index; b < s.B; b += threads) {
       for (T* h : state) {
         std::memcpy(h + b * ldh, p.h_0 + b * w.P, w.P * sizeof(T));
@@ -177,8 +178,7 @@ struct ForwardScan {
       for (int64_t q = panels.begin; q < panels.end; ++q) {
         T* out = h_next + rows.begin * f.ldh + q * kPanel;
         for (int64_t r = 0; r < count; ++r) std::memset(out + r * f.ldh, 0, kPanel * sizeof(T));
-        product<T, kPanel>(count, f.w.H, f.h_cell + rows.begin * f.ldh, f.ldh, f.w_hr + q * f.w.H * kPanel, out,
-                           f.ldh);
+        product<T, kPanel>(count, f.w.H, f.h_cell + rows.begin * f.ldh, f.ldh, f.w_hr + q * f.w.H * kPanel, out, f.ldh);
         for (int64_t r = 0; r < count; ++r) {
           const int64_t b = rows.begin + r;
           write_h(f.s.offsets[t] + b, b, q * kPanel, at_most(kPanel, f.w.P - q * kPanel), out + r * f.ldh,

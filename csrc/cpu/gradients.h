@@ -18,7 +18,7 @@ struct Gradients {
   const Sequence& s = p.sequence;
   const Weights<T>& w = p.weights;
   const int64_t J = scan.J, QI = blocks(w.I, kPanel), QP = scan.QP, QH = scan.QH;
-  const int64_t group = blocks(J, at_most(J, kTasksPerThread * s.threads));  // blocks of units per task
+  const int64_t group = blocks(J, at_most(J, kTasksPerThread* s.threads));  // blocks of units per task
   const int64_t groups = blocks(J, group);
   const int64_t buffer_rows = at_least(at_least(group * kColumns, kTaskRows), w.w_hr ? QP * kPanel : 0);
 

@@ -27,10 +27,10 @@ const Kernels<T>& kernels();  // of the instruction set chosen
 const char* instruction_set();                   // "default", "avx2" or "avx512"
 double fma_gflops(int threads, double seconds);  // measured peak in float, GFLOP/s
 
-#define ADL_DECLARE(isa)        \
-  namespace isa {               \
-  template <class T>            \
-  const Kernels<T>& kernels();  \
+#define ADL_DECLARE(isa)       \
+  namespace isa {              \
+  template <class T>           \
+  const Kernels<T>& kernels(); \
   }
 ADL_DECLARE(isa_default)
 ADL_DECLARE(isa_avx2)

@@ -75,10 +75,10 @@ struct Simd {
 };
 
 template <class T>
-constexpr T kInverseFactorial[] = {  // 1 / (k + 1)!
-    T(1),           T(1) / 2,          T(1) / 6,           T(1) / 24,     T(1) / 120,
-    T(1) / 720,     T(1) / 5040,       T(1) / 40320,       T(1) / 362880, T(1) / 3628800,
-    T(1) / 39916800, T(1) / 479001600, T(1) / 6227020800.0};
+constexpr T kInverseFactorial[] = {
+    // 1 / (k + 1)!
+    T(1),         T(1) / 2,      T(1) / 6,       T(1) / 24,       T(1) / 120,       T(1) / 720,         T(1) / 5040,
+    T(1) / 40320, T(1) / 362880, T(1) / 3628800, T(1) / 39916800, T(1) / 479001600, T(1) / 6227020800.0};
 
 // e^x - 1 = scale * part + (scale - 1) with scale a power of two: exact where x is small.
 // A NaN fails both comparisons of the clamp and stays a NaN.

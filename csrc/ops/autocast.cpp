@@ -12,8 +12,7 @@ using at::Tensor;
 using Tensors = std::vector<Tensor>;
 
 template <class Cell, c10::DeviceType device>
-Tensors autocast(const Tensor& x, at::TensorList hx, at::TensorList weights,
-                 const std::optional<Tensor>& batch_sizes) {
+Tensors autocast(const Tensor& x, at::TensorList hx, at::TensorList weights, const std::optional<Tensor>& batch_sizes) {
   static const auto op =
       c10::Dispatcher::singleton()
           .findSchemaOrThrow((std::string("adl_kernels::") + Cell::kName).c_str(), "")
@@ -29,7 +28,8 @@ Tensors autocast(const Tensor& x, at::TensorList hx, at::TensorList weights,
 
 #define ADL_CPU(Cell) m.impl(adl::Cell::kName, adl::autocast<adl::Cell, c10::DeviceType::CPU>);
 #define ADL_CUDA(Cell) m.impl(adl::Cell::kName, adl::autocast<adl::Cell, c10::DeviceType::CUDA>);
-TORCH_LIBRARY_IMPL(adl_kernels, AutocastCPU, m) { ADL_CELLS(ADL_CPU) }
-TORCH_LIBRARY_IMPL(adl_kernels, AutocastCUDA, m) { ADL_CELLS(ADL_CUDA) }
+TORCH_LIBRARY_IMPL(adl_kernels, AutocastCPU, m){ADL_CELLS(ADL_CPU)} TORCH_LIBRARY_IMPL(adl_kernels, AutocastCUDA, m) {
+  ADL_CELLS(ADL_CUDA)
+}
 #undef ADL_CPU
 #undef ADL_CUDA

@@ -51,12 +51,12 @@ inline std::vector<int64_t> check_batch_sizes(const char* op, const at::Tensor& 
 
 inline LayerShape check_layer(const char* op, int gates, bool has_c, const at::Tensor& x, at::TensorList hx,
                               at::TensorList weights, const std::optional<at::Tensor>& batch_sizes) {
-  TORCH_CHECK(!batch_sizes || (batch_sizes->dim() == 1 && batch_sizes->scalar_type() == at::kLong &&
-                               batch_sizes->is_cpu()),
-              op, ": batch_sizes must be a 1-D int64 tensor on the CPU, got ", batch_sizes->dim(), "-D ",
-              batch_sizes->scalar_type(), " on ", batch_sizes->device());
-  TORCH_CHECK(x.dim() == (batch_sizes ? 2 : 3), op, ": x must be ", batch_sizes ? "[N, I] with batch_sizes" : "[T, B, I]",
-              ", got ", x.sizes());
+  TORCH_CHECK(
+      !batch_sizes || (batch_sizes->dim() == 1 && batch_sizes->scalar_type() == at::kLong && batch_sizes->is_cpu()), op,
+      ": batch_sizes must be a 1-D int64 tensor on the CPU, got ", batch_sizes->dim(), "-D ",
+      batch_sizes->scalar_type(), " on ", batch_sizes->device());
+  TORCH_CHECK(x.dim() == (batch_sizes ? 2 : 3), op, ": x must be ",
+              batch_sizes ? "[N, I] with batch_sizes" : "[T, B, I]", ", got ", x.sizes());
   TORCH_CHECK(hx.size() == (has_c ? 2u : 1u), op, ": hx must hold ", has_c ? "h_0 and c_0" : "h_0 alone", ", got ",
               hx.size(), " tensors");
   TORCH_CHECK(hx[0].dim() == 3, op, ": h_0 must be [D, B, P] (directions, batch, width of h), got ", hx[0].sizes());

@@ -100,8 +100,7 @@ void scan_backward(const Layer<Cell>& layer, const Tensors& grads, const Tensor&
 
 void check_tensor_of_forward(const char* op, const char* name, const Tensor& t, at::IntArrayRef sizes,
                              const Tensor& x) {
-  TORCH_CHECK(t.sizes() == sizes && t.scalar_type() == x.scalar_type() && t.device() == x.device() &&
-                  t.is_contiguous(),
+  TORCH_CHECK(t.sizes() == sizes && t.scalar_type() == x.scalar_type() && t.device() == x.device() && t.is_contiguous(),
               op, ": ", name, " must be as the forward op left it, contiguous ", x.scalar_type(), " ", sizes, ", got ",
               t.scalar_type(), " ", t.sizes());
 }
@@ -133,9 +132,12 @@ Tensors backward(const c10::List<std::optional<Tensor>>& grads_in, const Tensor&
 
   Tensors out;
   const auto allocate = [&](const Tensor& like, bool wanted) {
-    if (!wanted) out.push_back(at::empty({0}, layer.x.options()));
-    else if (layer.empty()) out.push_back(at::zeros(like.sizes(), layer.x.options()));
-    else out.push_back(at::empty(like.sizes(), layer.x.options()));
+    if (!wanted)
+      out.push_back(at::empty({0}, layer.x.options()));
+    else if (layer.empty())
+      out.push_back(at::zeros(like.sizes(), layer.x.options()));
+    else
+      out.push_back(at::empty(like.sizes(), layer.x.options()));
   };
   allocate(x, needs.get(0));
   for (const Tensor& h : hx) allocate(h, true);

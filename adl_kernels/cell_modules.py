@@ -1,0 +1,83 @@
+"""LSTMCell, GRUCell and RNNCell: one step of torch.nn's cells, run by the ops of this package."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import _errors, functional
+from ._cells import CELLS, Cell
+
+
+def _step(module: nn.RNNCellBase, cell: Cell, input: Tensor, hx: Any) -> tuple[Tensor, ...]:
+    """The new states of `module`; hx as the user gave it."""
+    name = module._get_name()
+    _errors.check_input(name, input, 2, f"[B, {module.input_size}] or [{module.input_size}]")
+    is_batched = input.dim() == 2
+    states = None if hx is None else _errors.check_cell_states(name, hx, cell.has_c)
+    if not is_batched:
+        input = input.unsqueeze(0)
+        states = None if states is None else tuple(h.unsqueeze(0) for h in states)
+    _errors.check_cell_sizes(name, input, states or (), module.input_size, module.hidden_size)
+    weights = [module.weight_ih, module.weight_hh]
+    if module.bias_ih is not None:
+        weights += [module.bias_ih, module.bias_hh]
+    _errors.check_cell_tensors(name, input, states or (), weights)
+    if states is None:
+        zeros = torch.zeros(
+            input.size(0), module.hidden_size, dtype=input.dtype, device=input.device
+        )
+        states = (zeros,) * cell.states
+    _, *new = functional.recurrent(
+        cell, input.unsqueeze(0), [h.unsqueeze(0) for h in states], weights, *functional.ONE_LAYER
+    )
+    return tuple(h.squeeze(0) if is_batched else h.view(-1) for h in new)
+
+
+class LSTMCell(nn.LSTMCell):
+    """One step of an LSTM. Same arguments, parameters and results as :class:`torch.nn.LSTMCell`.
+
+    ``forward(input [B, I], (h [B, H], c [B, H]) = zeros) -> (h', c')``, or all without B.
+
+    Equivalent to:
+        ``torch.nn.LSTMCell(...)`` with the same state_dict.
+    """
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        h, c = _step(self, CELLS["lstm"], input, hx)
+        return h, c
+
+
+class GRUCell(nn.GRUCell):
+    """One step of a GRU. Same arguments, parameters and results as :class:`torch.nn.GRUCell`.
+
+    ``forward(input [B, I], h [B, H] = zeros) -> h'``, or both without B.
+
+    Equivalent to:
+        ``torch.nn.GRUCell(...)`` with the same state_dict.
+    """
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return _step(self, CELLS["gru"], input, hx)[0]
+
+
+class RNNCell(nn.RNNCell):
+    """One step of an Elman RNN. Same arguments and results as :class:`torch.nn.RNNCell`.
+
+    ``forward(input [B, I], h [B, H] = zeros) -> h'``, or both without B.
+
+    Equivalent to:
+        ``torch.nn.RNNCell(...)`` with the same state_dict.
+    """
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return _step(self, CELLS[f"rnn_{self.nonlinearity}"], input, hx)[0]
+
+
+__all__ = ["GRUCell", "LSTMCell", "RNNCell"]

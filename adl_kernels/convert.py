@@ -1,0 +1,147 @@
+"""convert(model) puts this package's layers where torch.nn's stood, revert(model) undoes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .cell_modules import GRUCell, LSTMCell, RNNCell
+from .modules import GRU, LSTM, RNN
+
+OURS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.LSTM: LSTM,
+    nn.GRU: GRU,
+    nn.RNN: RNN,
+    nn.LSTMCell: LSTMCell,
+    nn.GRUCell: GRUCell,
+    nn.RNNCell: RNNCell,
+}
+TORCHS = {ours: torchs for torchs, ours in OURS.items()}
+
+
+@dataclass
+class Report:
+    """What convert or revert did, module by module. Prints as a table."""
+
+    replaced: list[tuple[str, str, str]] = field(default_factory=list)  # path, before, after
+    left: list[tuple[str, str, str]] = field(default_factory=list)  # path, class, why
+
+    def __str__(self) -> str:
+        rows = [(path, old, f"-> {new}") for path, old, new in self.replaced]
+        rows += [(path, cls, f"left: {why}") for path, cls, why in self.left]
+        if not rows:
+            return "no recurrent layers found"
+        header = ("module", "class", "result")
+        widths = [max(len(row[k]) for row in [header, *rows]) for k in range(2)]
+        lines = [
+            f"{path:<{widths[0]}}  {cls:<{widths[1]}}  {result}"
+            for path, cls, result in [header, *rows]
+        ]
+        return "\n".join([*lines, f"{len(self.replaced)} replaced, {len(self.left)} left"])
+
+
+def convert(model: nn.Module, *, verify: Any = None) -> Report:
+    """Replaces every recurrent layer and cell of torch.nn in `model` by this package's, in place.
+
+    Each module stays the same object with another class: its parameters, hooks, training flag,
+    device, and whatever else refers to it go on working, such as an optimizer made before.
+
+    Args:
+        model: any module; may itself be a recurrent layer.
+        verify: an example input (a tensor, or a tuple of arguments) on which the model is run
+            before and after, in eval mode without gradients. Where the outputs differ by more
+            than rounding, everything is undone.
+
+    Returns:
+        A report that prints as a table: what was replaced, what was left and why.
+
+    Raises:
+        RuntimeError: the outputs differ on `verify`; the model is as before.
+
+    Equivalent to:
+        replacing ``nn.LSTM(...)`` by ``adl_kernels.LSTM(...)`` and loading the same state_dict.
+    """
+    before = None if verify is None else _run(model, verify)
+    report = _swap(model, OURS)
+    if verify is not None:
+        problem = _difference(before, _run(model, verify))
+        if problem:
+            _swap(model, TORCHS)
+            raise RuntimeError(f"convert: {problem}; all layers are torch.nn's again")
+    return report
+
+
+def revert(model: nn.Module) -> Report:
+    """Gives every layer that `convert` or a constructor made ours its class of torch.nn back.
+
+    For what knows torch.nn's own classes only: quantization, ONNX export, TorchScript.
+    """
+    return _swap(model, TORCHS)
+
+
+def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> Report:
+    report = Report()
+    for path, module in model.named_modules():
+        cls = type(module)
+        parametrized = nn.utils.parametrize.is_parametrized(module)
+        original = cls.__mro__[1] if parametrized else cls
+        if original in classes:
+            new = classes[original]
+            # Parametrized modules are of a class of their own, made from the one below.
+            module.__class__ = type(cls.__name__, (new,), _namespace(cls)) if parametrized else new
+            report.replaced.append((path or "(model)", _name(original), _name(new)))
+        elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and original not in classes.values():
+            why = "a subclass may compute something else; convert it by hand if it does not"
+            report.left.append((path or "(model)", _name(original), why))
+        elif isinstance(module, torch.jit.ScriptModule) and hasattr(module, "hidden_size"):
+            report.left.append(
+                (path or "(model)", _name(original), "TorchScript is compiled already")
+            )
+    return report
+
+
+def _namespace(cls: type) -> dict[str, Any]:
+    return {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+
+
+def _name(cls: type) -> str:
+    module = "torch.nn" if cls.__module__.startswith("torch.nn.") else cls.__module__.split(".")[0]
+    return f"{module}.{cls.__qualname__}"
+
+
+def _run(model: nn.Module, example: Any) -> list[Tensor]:
+    args = example if isinstance(example, tuple) else (example,)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            leaves, _ = torch.utils._pytree.tree_flatten(model(*args))
+            return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _difference(before: list[Tensor] | None, after: list[Tensor]) -> str | None:
+    """Says where two lists of outputs differ by more than rounding, or None."""
+    for k, (old, new) in enumerate(zip(before or [], after, strict=True)):
+        if old.shape != new.shape or old.dtype != new.dtype:
+            return (
+                f"output {k} was {list(old.shape)} {old.dtype} and is {list(new.shape)} {new.dtype}"
+            )
+        if not old.is_floating_point():
+            continue
+        # A few hundred roundings of the dtype, relative to the largest output.
+        bound = (
+            512
+            * torch.finfo(old.dtype).eps
+            * max(1.0, old.abs().max().item() if old.numel() else 0.0)
+        )
+        difference = (old.double() - new.double()).abs().max().item() if old.numel() else 0.0
+        if not difference <= bound:
+            return f"output {k} differs by {difference:.2e}, more than {bound:.2e}"
+    return None

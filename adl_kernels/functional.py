@@ -1,0 +1,211 @@
+"""Recurrent layers for those who hold the weights themselves: layers, directions, dropout.
+
+Each function is one call of ``torch.ops.adl_kernels.<cell>`` per layer, both directions at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import _VF, Tensor
+from torch.nn import functional as F
+
+from . import reference
+from ._cells import CELLS, Cell
+
+# What the ops run on; meta tensors have no numbers. Elsewhere torch's own layer runs.
+DEVICES = ("cpu", "meta")
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+# num_layers, bidirectional, batch_first, dropout, training, batch_sizes of `recurrent`.
+ONE_LAYER = (1, False, False, 0.0, False, None)
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """LSTM (Hochreiter & Schmidhuber 1997), with a forget gate and optionally a projection.
+
+    Equivalent to ``torch._VF.lstm(input, hx, weights, has_biases, num_layers, dropout, training,
+    bidirectional, batch_first)``, which is what ``torch.nn.LSTM`` calls.
+
+    Args:
+        input: [T, B, I]; [B, T, I] with batch_first; [N, I] with batch_sizes.
+        hx: (h_0 [L D, B, P], c_0 [L D, B, H]); None for zeros. L layers, D directions, P the
+            width of h: the hidden size H, or that of the projection.
+        weights: for every layer and direction weight_ih [4 H, I], weight_hh [4 H, P], then
+            bias_ih [4 H] and bias_hh [4 H], then weight_hr [P, H] with a projection. Gates i f g o.
+        num_layers: L; layer k > 0 reads the output of layer k - 1.
+        bidirectional: D = 2 if true; outputs are concatenated along the features.
+        batch_first: whether input and output are [B, T, ...]; states never are.
+        dropout: probability of zeroing an output between layers, while training.
+        training: whether to drop out.
+        batch_sizes: those of a PackedSequence, [T] int64 on the CPU.
+
+    Returns:
+        output [T, B, D P] (or as the input is laid out), (h_n [L D, B, P], c_n [L D, B, H]).
+
+    Raises:
+        RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
+    """
+    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes)
+    output, h_n, c_n = recurrent(CELLS["lstm"], input, hx, weights, *options)
+    return output, (h_n, c_n)
+
+
+def gru(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """GRU (Cho et al. 2014), the reset gate applied after the product.
+
+    Equivalent to ``torch._VF.gru(input, hx, weights, has_biases, num_layers, dropout, training,
+    bidirectional, batch_first)``, which is what ``torch.nn.GRU`` calls.
+
+    Args, Returns, Raises: as :func:`lstm`, with three gates r z n and one state h.
+    """
+    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes)
+    output, h_n = recurrent(CELLS["gru"], input, None if hx is None else (hx,), weights, *options)
+    return output, h_n
+
+
+def rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Elman RNN (Elman 1990), nonlinearity "tanh" or "relu".
+
+    Equivalent to ``torch._VF.rnn_tanh`` or ``torch._VF.rnn_relu`` of the same arguments, which is
+    what ``torch.nn.RNN`` calls.
+
+    Args, Returns, Raises: as :func:`lstm`, with one block of weights and one state h; ValueError
+    for another nonlinearity.
+    """
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes)
+    cell = CELLS[f"rnn_{nonlinearity}"]
+    output, h_n = recurrent(cell, input, None if hx is None else (hx,), weights, *options)
+    return output, h_n
+
+
+def recurrent(
+    cell: Cell,
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    training: bool,
+    batch_sizes: Tensor | None,
+) -> list[Tensor]:
+    """Output and final states of any cell; arguments as in :func:`lstm`, hx a sequence."""
+    directions = 2 if bidirectional else 1
+    per_layer, rest = divmod(len(weights), num_layers)
+    if rest or not weights:
+        raise RuntimeError(
+            f"{cell.name}: weights must hold equally many tensors for each of {num_layers} layers, "
+            f"got {len(weights)}"
+        )
+    transpose = batch_first and batch_sizes is None
+    x = input.transpose(0, 1) if transpose else input
+    if hx is None:
+        hx = _zeros(cell, x, weights, num_layers * directions, batch_sizes)
+    if x.device.type not in DEVICES or x.dtype not in DTYPES:
+        options = (num_layers, dropout, training, bidirectional)
+        output, *finals = _torch_layer(
+            cell, x, hx, weights, per_layer // directions, options, batch_sizes
+        )
+        return [output.transpose(0, 1) if transpose else output, *finals]
+
+    run = reference_layer if _transformed() else _op
+    finals = []
+    for k in range(num_layers):
+        states = (
+            [h[k * directions : (k + 1) * directions] for h in hx] if num_layers > 1 else list(hx)
+        )
+        layer = weights[k * per_layer : (k + 1) * per_layer]
+        x, *final = run(cell, x, states, list(layer), batch_sizes)
+        finals.append(final)
+        if dropout > 0 and k + 1 < num_layers:
+            x = F.dropout(x, dropout, training)
+    states = finals[0] if num_layers == 1 else [torch.cat(h) for h in zip(*finals, strict=True)]
+    return [x.transpose(0, 1) if transpose else x, *states]
+
+
+def _op(
+    cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
+) -> list[Tensor]:
+    return cell.op(x, hx, weights, batch_sizes)
+
+
+def reference_layer(
+    cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
+) -> list[Tensor]:
+    return reference.layer(cell.name, x, hx, weights, batch_sizes)
+
+
+def _transformed() -> bool:
+    """Whether functorch or forward-mode AD is at work: only the definition knows them."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def _zeros(
+    cell: Cell, x: Tensor, weights: Sequence[Tensor], count: int, batch_sizes: Tensor | None
+) -> list[Tensor]:
+    batch = x.size(1) if batch_sizes is None else int(batch_sizes[0])
+    widths = [weights[1].size(1), weights[0].size(0) // cell.gates]
+    return [
+        torch.zeros(count, batch, width, dtype=x.dtype, device=x.device)
+        for width in widths[: cell.states]
+    ]
+
+
+def _torch_layer(
+    cell: Cell,
+    x: Tensor,
+    hx: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    per_direction: int,
+    options: tuple[int, float, bool, bool],
+    batch_sizes: Tensor | None,
+) -> tuple[Tensor, ...]:
+    run = getattr(_VF, cell.name)
+    state = tuple(hx) if cell.has_c else hx[0]
+    has_biases = per_direction >= 4
+    if batch_sizes is not None:
+        return run(x, batch_sizes, state, list(weights), has_biases, *options)
+    return run(x, state, list(weights), has_biases, *options, False)
