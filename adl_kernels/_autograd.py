@@ -89,38 +89,33 @@ class LayerBackward(torch.autograd.Function):
             inputs = [t if t.requires_grad else t.requires_grad_() for t in inputs]
             x, hx, weights = inputs[0], inputs[1 : 1 + cell.states], inputs[1 + cell.states :]
             outputs = reference.layer(cell.name, x, hx, weights, batch_sizes)
-            outputs, grads_given = _pairs(outputs, grads)
-            first = torch.autograd.grad(
-                outputs, inputs, grads_given, create_graph=True, allow_unused=True
-            )
-            first, cotangents_given = _pairs(first, cotangents)
-            wanted = [
-                t for t, need in zip(grads + inputs, ctx.needs_input_grad[5:], strict=True) if need
-            ]
-            second = iter(
-                torch.autograd.grad(
-                    first, wanted, cotangents_given, create_graph=create_graph, allow_unused=True
-                )
-                if first
-                else [None] * len(wanted)
-            )
-        return *[None] * 5, *(next(second) if need else None for need in ctx.needs_input_grad[5:])
+            first = _grad(outputs, inputs, grads, create_graph=True)
+            needs = ctx.needs_input_grad[5:]
+            wanted = [t for t, need in zip(grads + inputs, needs, strict=True) if need]
+            second = iter(_grad(first, wanted, cotangents, create_graph=create_graph))
+        return *[None] * 5, *(next(second) if need else None for need in needs)
 
 
 def _with_states(cell: Cell, needs: list[bool]) -> list[bool]:
     return [needs[0], *[True] * cell.states, *needs[1:]]
 
 
-def _pairs(
-    outputs: Sequence[Tensor | None], gradients: Sequence[Tensor | None]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The outputs that have a graph and a gradient, and those gradients."""
+def _grad(
+    outputs: Sequence[Tensor | None],
+    inputs: list[Tensor],
+    cotangents: Sequence[Tensor | None],
+    create_graph: bool,
+) -> Sequence[Tensor | None]:
+    """torch.autograd.grad, where an output may lack a graph and a cotangent may be missing."""
     pairs = [
-        (output, gradient)
-        for output, gradient in zip(outputs, gradients, strict=True)
-        if output is not None and gradient is not None and output.requires_grad
+        (output, cotangent)
+        for output, cotangent in zip(outputs, cotangents, strict=True)
+        if output is not None and cotangent is not None and output.requires_grad
     ]
-    return [output for output, _ in pairs], [gradient for _, gradient in pairs]
+    if not pairs:
+        return [None] * len(inputs)
+    used, given = zip(*pairs, strict=True)
+    return torch.autograd.grad(used, inputs, given, create_graph=create_graph, allow_unused=True)
 
 
 def _wants_graph(*tensors: Tensor | None) -> bool:

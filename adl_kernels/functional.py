@@ -5,6 +5,7 @@ Each function is one call of ``torch.ops.adl_kernels.<cell>`` per layer, both di
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -130,48 +131,52 @@ def recurrent(
 ) -> list[Tensor]:
     """Output and final states of any cell; arguments as in :func:`lstm`, hx a sequence."""
     directions = 2 if bidirectional else 1
-    per_layer, rest = divmod(len(weights), num_layers)
-    if rest or not weights:
+    count = num_layers * directions
+    if not weights or len(weights) % count:
         raise RuntimeError(
-            f"{cell.name}: weights must hold equally many tensors for each of {num_layers} layers, "
-            f"got {len(weights)}"
+            f"{cell.name}: weights must hold equally many tensors for each of {num_layers} layers "
+            f"x {directions} directions, got {len(weights)}"
         )
     transpose = batch_first and batch_sizes is None
     x = input.transpose(0, 1) if transpose else input
-    if hx is None:
-        hx = _zeros(cell, x, weights, num_layers * directions, batch_sizes)
-    if x.device.type not in DEVICES or x.dtype not in DTYPES:
-        options = (num_layers, dropout, training, bidirectional)
-        output, *finals = _torch_layer(
-            cell, x, hx, weights, per_layer // directions, options, batch_sizes
+    states = _zeros(cell, x, weights, count, batch_sizes) if hx is None else list(hx)
+    if states[0].size(0) != count:
+        raise RuntimeError(
+            f"{cell.name}: h_0 must be [{count}, ...] (layers x directions, batch, hidden), got "
+            f"{list(states[0].shape)}"
         )
-        return [output.transpose(0, 1) if transpose else output, *finals]
+    if x.device.type in DEVICES and x.dtype in DTYPES:
+        output, *finals = _layers(
+            cell, x, states, list(weights), num_layers, dropout * training, batch_sizes
+        )
+    else:
+        options = (len(weights) // count >= 4, num_layers, dropout, training, bidirectional)
+        output, *finals = _torch_layers(cell, x, states, list(weights), options, batch_sizes)
+    return [output.transpose(0, 1) if transpose else output, *finals]
 
-    run = reference_layer if _transformed() else _op
-    finals = []
+
+def _layers(
+    cell: Cell,
+    x: Tensor,
+    hx: list[Tensor],
+    weights: list[Tensor],
+    num_layers: int,
+    dropout: float,
+    batch_sizes: Tensor | None,
+) -> list[Tensor]:
+    """One op per layer, dropout between them; hx [L D, B, ...] as the final states returned."""
+    layer = functools.partial(reference.layer, cell.name) if _transformed() else cell.op
+    if num_layers == 1:
+        return layer(x, hx, weights, batch_sizes)
+    finals: list[list[Tensor]] = []
+    per_layer, directions = len(weights) // num_layers, hx[0].size(0) // num_layers
     for k in range(num_layers):
-        states = (
-            [h[k * directions : (k + 1) * directions] for h in hx] if num_layers > 1 else list(hx)
-        )
-        layer = weights[k * per_layer : (k + 1) * per_layer]
-        x, *final = run(cell, x, states, list(layer), batch_sizes)
+        if dropout > 0 and k > 0:
+            x = F.dropout(x, dropout)
+        states = [h[k * directions : (k + 1) * directions] for h in hx]
+        x, *final = layer(x, states, weights[k * per_layer : (k + 1) * per_layer], batch_sizes)
         finals.append(final)
-        if dropout > 0 and k + 1 < num_layers:
-            x = F.dropout(x, dropout, training)
-    states = finals[0] if num_layers == 1 else [torch.cat(h) for h in zip(*finals, strict=True)]
-    return [x.transpose(0, 1) if transpose else x, *states]
-
-
-def _op(
-    cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
-) -> list[Tensor]:
-    return cell.op(x, hx, weights, batch_sizes)
-
-
-def reference_layer(
-    cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
-) -> list[Tensor]:
-    return reference.layer(cell.name, x, hx, weights, batch_sizes)
+    return [x, *(torch.cat(h) for h in zip(*finals, strict=True))]
 
 
 def _transformed() -> bool:
@@ -194,18 +199,15 @@ def _zeros(
     ]
 
 
-def _torch_layer(
+def _torch_layers(
     cell: Cell,
     x: Tensor,
-    hx: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    per_direction: int,
-    options: tuple[int, float, bool, bool],
+    hx: list[Tensor],
+    weights: list[Tensor],
+    options: tuple[bool, int, float, bool, bool],
     batch_sizes: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    run = getattr(_VF, cell.name)
-    state = tuple(hx) if cell.has_c else hx[0]
-    has_biases = per_direction >= 4
+    run, state = getattr(_VF, cell.name), tuple(hx) if cell.has_c else hx[0]
     if batch_sizes is not None:
-        return run(x, batch_sizes, state, list(weights), has_biases, *options)
-    return run(x, state, list(weights), has_biases, *options, False)
+        return run(x, batch_sizes, state, weights, *options)
+    return run(x, state, weights, *options, False)

@@ -91,7 +91,7 @@ def line(row: Row) -> str:
         f"({row['ratio_low']:5.2f}-{row['ratio_high']:5.2f})"
         f" {a['gflops']:6.0f}{b['gflops']:6.0f}"
         f" {100 * a['share_of_peak']:5.0f}{100 * b['share_of_peak']:6.0f}"
-        f" {a['page_faults']:6.0f}{b['page_faults']:7.0f}"
+        f" {a['page_faults']:6.0f}{b['page_faults']:7.0f}{'  disturbed' if row['disturbed'] else ''}"
     )
 
 
@@ -110,16 +110,15 @@ def groups(rows: Iterable[Row]) -> list[Row]:
 
 
 def _summary(members: Sequence[Row]) -> Row:
-    ratios = [row["ratio"] for row in members if row["status"] == "ok"]
-    wrong = len(members) - len(ratios)
-    if not ratios:
-        return {"cases": 0, "wrong": wrong, "geometric_mean": None, "minimum": None}
-    mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+    right = [row for row in members if row["status"] == "ok"]
+    ratios = [row["ratio"] for row in right]
+    mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios)) if ratios else None
     return {
-        "cases": len(ratios),
-        "wrong": wrong,
+        "cases": len(right),
+        "wrong": len(members) - len(right),
+        "disturbed": sum(row["disturbed"] for row in right),
         "geometric_mean": mean,
-        "minimum": min(ratios),
+        "minimum": min(ratios, default=None),
     }
 
 
@@ -130,7 +129,11 @@ def group_table(summaries: Sequence[Row]) -> str:
         start += f"{row['cases']:6}"
         if row["geometric_mean"] is not None:
             start += f" {row['geometric_mean']:15.2f} {row['minimum']:8.2f}"
-        lines.append(start + (f"   {row['wrong']} WRONG" if row["wrong"] else ""))
+        for key, word in (("wrong", "WRONG"), ("disturbed", "disturbed")):
+            start += f"   {row[key]} {word}" if row[key] else ""
+        lines.append(start)
+    if any(row["disturbed"] for row in summaries):
+        lines.append("disturbed: other programs took cores that were needed; measure again")
     return "\n".join(lines)
 
 

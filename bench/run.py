@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,6 +68,28 @@ class Side:
 
 def _page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+class Disturbance:
+    """Counts the cores that other programs use meanwhile, where the system tells (Linux)."""
+
+    def __init__(self) -> None:
+        self.start = self._now()
+
+    def cores(self) -> float:
+        wall, busy, own = (b - a for a, b in zip(self.start, self._now(), strict=True))
+        return max(0.0, (busy - own) / wall)
+
+    @staticmethod
+    def _now() -> tuple[float, float, float]:
+        """Seconds on the clock, of all cores at work, and of this process on them."""
+        own = sum(os.times()[:2])
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return time.perf_counter(), own, own
+        user, nice, system, _, _, irq, softirq, steal = map(int, stat.read_text().split()[1:9])
+        ticks = user + nice + system + irq + softirq + steal
+        return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), own
 
 
 def build(cell: str, case: Case, dtype: str) -> tuple[nn.Module, nn.Module, gate.Problem]:
@@ -182,6 +206,11 @@ def _rows_of(
             row |= {"status": "ok" if verdict.ok else "WRONG", "check": str(verdict)}
             if verdict.ok:
                 sides = tuple(Side(make_step(m, problem, mode)) for m in (ours, theirs))
+                others = Disturbance()
                 race(*sides, settings)
                 row |= _measure(sides, flops(cell, case, mode), peak[threads])
+                row["cores_of_others"] = others.cores()
+                # A thread that waits for a core makes both sides wait at every barrier.
+                free = (os.cpu_count() or 1) - row["cores_of_others"]
+                row["disturbed"] = free < threads - 0.1
             yield row
