@@ -30,6 +30,8 @@ struct BackwardScan {
   T* dc;             // [J, B, U]
   const T** h_prev;  // [N] where h_{t-1} of each row is
 
+  Barrier barrier;
+
   explicit BackwardScan(const Backward<T>& params) : p(params) {}
 
   void take(Arena& arena) {
@@ -46,7 +48,7 @@ struct BackwardScan {
 
   void run(int index, int threads) {
     prepare(index, threads);
-    barrier();
+    barrier.meet();
     Worker worker{*this, splits_rows(s, threads), {0, s.B}, {0, J}, {0, QH}, {0, QP}};
     if (worker.by_rows) {
       worker.rows = share_rows(s, index, threads);
@@ -98,7 +100,7 @@ struct BackwardScan {
         if (f.w.w_hr) unproject(row, count);
         for (int64_t j = units.begin; j < units.end; ++j)
           for (int64_t r = 0; r < count; ++r) cell(t, rows.begin + r, j);
-        if (!by_rows) barrier();
+        if (!by_rows) f.barrier.meet();
         for (int64_t q = panels_p.begin; q < panels_p.end; ++q)
           f.times_transposed(row, count, f.w_hh + q * f.J * kColumns * kPanel, L::kFirstHh,
                              f.dh + rows.begin * f.ldh + q * kPanel, f.ldh);
@@ -120,13 +122,13 @@ struct BackwardScan {
       for (int64_t r = 0; r < count; ++r)
         std::memcpy(f.dh_all + (row + r) * f.QP * kPanel + column, f.dh + (rows.begin + r) * f.ldh + column,
                     width * sizeof(T));
-      if (!by_rows) barrier();
+      if (!by_rows) f.barrier.meet();
       for (int64_t q = panels_h.begin; q < panels_h.end; ++q) {
         T* out = f.dh_cell + rows.begin * f.ldh + q * kPanel;
         for (int64_t r = 0; r < count; ++r) std::memset(out + r * f.ldh, 0, kPanel * sizeof(T));
         product<T, kPanel>(count, f.w.P, f.dh + rows.begin * f.ldh, f.ldh, f.w_hr + q * f.w.P * kPanel, out, f.ldh);
       }
-      if (!by_rows) barrier();
+      if (!by_rows) f.barrier.meet();
       for (int64_t r = 0; r < count; ++r) std::memset(f.dh + (rows.begin + r) * f.ldh + column, 0, width * sizeof(T));
     }
 

@@ -30,6 +30,8 @@ struct ForwardScan {
   T* c;         // [J, B, U]
   T* h_cell;    // [B, ldh] h before the projection
 
+  Barrier barrier;
+
   explicit ForwardScan(const Forward<T>& params) : p(params) {}
 
   // Lays out the scratch memory; returns its size.
@@ -51,8 +53,10 @@ struct ForwardScan {
 #pragma omp parallel num_threads(s.threads)
     {
       const int index = thread_index(), threads = thread_count();
+#pragma omp single
+      barrier.threads = threads;
       prepare(index, threads);
-      barrier();
+      barrier.meet();
       Worker worker{*this, splits_rows(s, threads), {0, s.B}, {0, J}, {0, Q}};
       if (worker.by_rows) {
         worker.rows = share_rows(s, index, threads);
@@ -143,10 +147,10 @@ struct ForwardScan {
         for (int64_t r = 0; r < count; ++r) cell(t, rows.begin + r, j, gates + r * kRow, h_prev, h_next);
       }
       if (f.w.w_hr) {
-        if (!by_rows) barrier();
+        if (!by_rows) f.barrier.meet();
         if (count > 0) project_output(t, count, h_next);
       }
-      if (!by_rows) barrier();
+      if (!by_rows) f.barrier.meet();
     }
 
     void cell(int64_t t, int64_t b, int64_t j, T* gates, const T* h_prev, T* h_next) {

@@ -41,11 +41,13 @@ struct Gradients {
 #pragma omp parallel num_threads(s.threads)
     {
       const int index = thread_index(), threads = thread_count();
+#pragma omp single
+      scan.barrier.threads = threads;
       for (int64_t q = index; p.dx && q < QI; q += threads)
         pack_transposed<T, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, q, Cell::kIh, L::kFirstIh,
                                                  w_ih + q * J * kColumns * kPanel);
       scan.run(index, threads);
-      barrier();
+      scan.barrier.meet();
       Worker{*this, packed + index * kPackedRows * kPanel, buffer + index * buffer_rows * kPanel, threads, index}
           .finish();
     }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cells/cells.h"
+#include "cpu/barrier.h"
 #include "cpu/gemm.h"
 #include "recurrent.h"
 
@@ -25,12 +26,6 @@ ADL_INLINE int thread_count() {
   return omp_get_num_threads();
 #else
   return 1;
-#endif
-}
-
-ADL_INLINE void barrier() {
-#if defined(_OPENMP)
-#pragma omp barrier
 #endif
 }
 

@@ -1,0 +1,87 @@
+"""`python -m adl_kernels.selftest`: a small check of every op on one device, in seconds."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import _C, functional, reference
+from . import _build_info as build
+from ._cells import CELLS, Cell
+
+BOUNDS = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.01}
+SIZES = [(5, 3, 7, 20, 1), (9, 40, 33, 65, 2), (60, 1, 16, 48, 1)]  # T, B, I, H, directions
+ADVICE = """\
+{failures} of {checks} checks failed. The results of this build cannot be trusted on {device}.
+- Does it also fail with ADL_ISA=default set? If not, the instruction set {isa} is at fault.
+- Was torch changed since adl_kernels was built? Reinstall it: pip install --force-reinstall \
+--no-deps --no-cache-dir <folder or URL of adl_kernels>.
+- Otherwise report a bug with these lines and the output of `python -m adl_kernels.info`."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m adl_kernels.selftest", description=__doc__)
+    parser.add_argument("--device", default="cpu", help="where to run, such as cpu or cuda:0")
+    device = torch.device(parser.parse_args(argv).device)
+    print(
+        f"adl_kernels {build.VERSION}, torch {torch.__version__}, {device}, "
+        f"instruction set {_C.isa()}, {torch.get_num_threads()} threads"
+    )
+    if device.type not in functional.DEVICES:
+        print(f"There are no kernels for {device.type} in this version: torch's own layers run.")
+    start = time.perf_counter()
+    failures = checks = 0
+    for name, error, bound in results(device):
+        good = error <= bound
+        checks += 1
+        failures += not good
+        print(f"{'ok  ' if good else 'FAIL'} {name:<28} error {error:.1e}, bound {bound:.0e}")
+    if failures:
+        print(ADVICE.format(failures=failures, checks=checks, device=device, isa=_C.isa()))
+        return 1
+    print(f"all {checks} checks passed in {time.perf_counter() - start:.1f} s")
+    return 0
+
+
+def results(device: torch.device) -> Iterator[tuple[str, float, float]]:
+    """A name, the largest relative error of outputs and gradients, and what is allowed."""
+    torch.manual_seed(0)
+    for cell in CELLS.values():
+        for dtype, bound in BOUNDS.items():
+            error = max(check(cell, dtype, device, *size) for size in SIZES)
+            yield f"{cell.name}, {str(dtype).removeprefix('torch.')}", error, bound
+
+
+def check(
+    cell: Cell, dtype: torch.dtype, device: torch.device, T: int, B: int, I: int, H: int, D: int
+) -> float:
+    """Runs one layer and its backward, and compares with the definition in double."""
+    shapes = [(T, B, I), *[(D, B, H)] * cell.states]
+    shapes += [(cell.gates * H, I), (cell.gates * H, H), (cell.gates * H,), (cell.gates * H,)] * D
+    scales = [1.0] * (1 + cell.states) + [H**-0.5] * (4 * D)
+    exact = [torch.randn(s) * scale for s, scale in zip(shapes, scales, strict=True)]
+    tensors = [t.to(device, dtype).requires_grad_() for t in exact]
+    exact = [t.detach().cpu().double().requires_grad_() for t in tensors]
+    x, hx, weights = tensors[0], tensors[1 : 1 + cell.states], tensors[1 + cell.states :]
+    ours = functional.recurrent(cell, x, hx, weights, 1, D == 2, False, 0.0, True, None)
+    x, hx, weights = exact[0], exact[1 : 1 + cell.states], exact[1 + cell.states :]
+    truth = reference.layer(cell.name, x, hx, weights)
+    cotangents = [torch.randn_like(t) for t in truth]
+    ours += torch.autograd.grad(ours, tensors, [c.to(device, dtype) for c in cotangents])
+    truth += torch.autograd.grad(truth, exact, cotangents)
+    return max(relative_error(a, b) for a, b in zip(ours, truth, strict=True))
+
+
+def relative_error(value: Tensor, exact: Tensor) -> float:
+    """Relative to the largest magnitude; infinite if there is a NaN."""
+    error = (value.detach().cpu().double() - exact.detach()).abs().max() / exact.abs().max()
+    return float("inf") if error.isnan() else error.item()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""One layer's arguments, made to measure, and the three ways to run it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from adl_kernels import reference
+from adl_kernels._cells import CELLS
+
+SHORT = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layer: sizes as in the docstrings of functional.py, P == 0 for no projection."""
+
+    cell: str
+    T: int
+    B: int
+    I: int
+    H: int
+    dtype: torch.dtype = torch.float32
+    D: int = 1
+    P: int = 0
+    bias: bool = True
+    lengths: tuple[int, ...] = ()  # of a packed batch, decreasing
+
+    def __str__(self) -> str:
+        parts = [self.cell, f"T{self.T}", f"B{self.B}", f"H{self.H}", SHORT[self.dtype]]
+        parts += ["bidirectional"] * (self.D == 2) + [f"P{self.P}"] * (self.P > 0)
+        parts += ["nobias"] * (not self.bias) + ["packed"] * bool(self.lengths)
+        return "-".join(parts)
+
+    def with_dtype(self, dtype: torch.dtype) -> Case:
+        return replace(self, dtype=dtype)
+
+
+@dataclass
+class Layer:
+    """The tensors of a case; `tensors` are those with a gradient: x, hx, weights."""
+
+    case: Case
+    x: Tensor
+    hx: list[Tensor]
+    weights: list[Tensor]
+    batch_sizes: Tensor | None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.x, *self.hx, *self.weights]
+
+    @property
+    def names(self) -> list[str]:
+        per = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * self.case.bias
+        per += ["weight_hr"] * (self.case.P > 0)
+        return ["x", "h_0", "c_0"][: 1 + len(self.hx)] + per * self.case.D
+
+    def with_tensors(self, tensors: list[Tensor]) -> Layer:
+        states = len(self.hx)
+        return replace(
+            self, x=tensors[0], hx=tensors[1 : 1 + states], weights=tensors[1 + states :]
+        )
+
+    def ours(self) -> list[Tensor]:
+        return CELLS[self.case.cell].op(self.x, self.hx, self.weights, self.batch_sizes)
+
+    def reference(self) -> list[Tensor]:
+        return reference.layer(self.case.cell, self.x, self.hx, self.weights, self.batch_sizes)
+
+    def torchs(self) -> list[Tensor]:
+        run = getattr(torch._VF, self.case.cell)
+        hx = self.hx if len(self.hx) == 2 else self.hx[0]
+        options = (self.case.bias, 1, 0.0, True, self.case.D == 2)
+        if self.batch_sizes is None:
+            return list(run(self.x, hx, self.weights, *options, False))
+        return list(run(self.x, self.batch_sizes, hx, self.weights, *options))
+
+
+def make(case: Case) -> Layer:
+    """Random arguments; x, hx and weights are slices of larger tensors, so no stride is trivial."""
+    cell = CELLS[case.cell]
+    width = case.P or case.H
+    bound = case.H**-0.5
+
+    def tensor(*shape: int, scale: float = 1.0) -> Tensor:
+        wide = torch.randn(*shape[:-1], shape[-1] + 3, dtype=torch.float64) * scale
+        return wide.to(case.dtype)[..., 2 : 2 + shape[-1]]
+
+    batch_sizes = None
+    rows: tuple[int, ...] = (case.T, case.B)
+    if case.lengths:
+        sizes = [sum(length > t for length in case.lengths) for t in range(case.T)]
+        batch_sizes, rows = torch.tensor(sizes), (sum(sizes),)
+    weights = []
+    for _ in range(case.D):
+        shapes = [(cell.gates * case.H, case.I), (cell.gates * case.H, width)]
+        shapes += [(cell.gates * case.H,)] * 2 if case.bias else []
+        shapes += [(case.P, case.H)] if case.P else []
+        weights += [tensor(*shape, scale=bound) for shape in shapes]
+    hx = [tensor(case.D, case.B, width)] + [tensor(case.D, case.B, case.H)] * cell.has_c
+    return Layer(case, tensor(*rows, case.I), hx, weights, batch_sizes)
