@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,6 @@ from pathlib import Path
 from bench.cases import CLASSES, DTYPES, GRIDS, MODES, parse_cases
 
 RESULTS = Path(__file__).parent / "results"
-# Above the largest buffer of any case, so that glibc keeps freed memory instead of unmapping it.
-STEADY_MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 
 
 def _words(allowed: Sequence[str]):
@@ -100,12 +97,7 @@ def _add_rnn(commands) -> None:
         help="time spent on each row, both sides together (default: 2)",
     )
     add("--quick", action="store_true", help="a smoke run: three samples a row")
-    add(
-        "--steady-malloc",
-        action="store_true",
-        help="start again with glibc told to keep freed memory, which spares both sides the page "
-        "faults of large buffers: shows the computation alone",
-    )
+    _add_steady_malloc(rnn)
     add("--json", type=Path, metavar="PATH", help="write machine, rows and summary to PATH")
     add("--save", action="store_true", help="the same, to bench/results/cpu-rnn.json")
 
@@ -174,15 +166,21 @@ def _add_demo(commands) -> None:
         metavar="DIR",
         help="folder for the results (default: %(default)s)",
     )
+    _add_steady_malloc(demo)
+
+
+def _add_steady_malloc(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--steady-malloc",
+        action="store_true",
+        help="start again with glibc told to keep freed memory, which spares both sides the page "
+        "faults of large buffers: shows the computation alone",
+    )
 
 
 def run_rnn(options: argparse.Namespace) -> int:
-    from bench import report, run
+    from bench import machine, report, run
 
-    if options.steady_malloc and os.environ.get("GLIBC_TUNABLES") != STEADY_MALLOC:
-        # glibc reads its tunables at the start of a process and never again.
-        os.environ["GLIBC_TUNABLES"] = STEADY_MALLOC
-        os.execv(sys.executable, [sys.executable, "-m", "bench", *options.arguments])
     settings = run.Settings(
         cases=parse_cases(options.cases, options.grid),
         cells=options.cells,
@@ -192,8 +190,8 @@ def run_rnn(options: argparse.Namespace) -> int:
         seconds=0.0 if options.quick else options.seconds_per_case,
         rounds=(3, 3) if options.quick else (5, 200),
     )
-    machine, peak = report.machine(options.arguments), run.peaks(settings.threads)
-    print(report.machine_line(machine))
+    facts, peak = machine.facts(options.arguments), run.peaks(settings.threads)
+    print(machine.line(facts))
     print(report.peak_line(peak), report.header(), sep="\n\n")
     rows = []
     for row in run.rows(settings, peak):
@@ -203,7 +201,7 @@ def run_rnn(options: argparse.Namespace) -> int:
     print("\ntime of torch.nn / time of adl_kernels", report.group_table(summary), sep="\n")
     for path in (options.json, RESULTS / "cpu-rnn.json" if options.save else None):
         if path is not None:
-            content = {"machine": machine, "peak_gflops": peak, "rows": rows, "summary": summary}
+            content = {"machine": facts, "peak_gflops": peak, "rows": rows, "summary": summary}
             report.write_json(path, content)
             print(f"written: {path}")
     return int(any(row["status"] != "ok" for row in rows))
@@ -218,6 +216,10 @@ def run_demo(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else arguments
+    if options.steady_malloc:
+        from bench import machine
+
+        machine.use_steady_malloc(options.arguments)
     try:
         return {"rnn": run_rnn, "demo": run_demo}[options.command](options)
     except ValueError as error:

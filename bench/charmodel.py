@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.machine import page_faults
+
 State = Tensor | tuple[Tensor, ...] | None
 
 
@@ -80,16 +82,18 @@ class Side:
     length: int
     losses: list[float] = field(default_factory=list)  # nats per character
     seconds: list[float] = field(default_factory=list)  # per step, one entry per block of steps
+    faults: list[float] = field(default_factory=list)  # page faults per step, likewise
     state: State = None
 
     def __post_init__(self) -> None:
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=3e-3)
 
     def learn(self, steps: int) -> None:
-        start = time.perf_counter()
+        faults, start = page_faults(), time.perf_counter()
         for _ in range(steps):
             self._step()
         self.seconds.append((time.perf_counter() - start) / steps)
+        self.faults.append((page_faults() - faults) / steps)
 
     @property
     def characters_per_second(self) -> float:

@@ -10,6 +10,7 @@ import argparse
 import copy
 import json
 import os
+import statistics
 import sys
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 import adl_kernels
-from bench import curves, report
+from bench import curves, machine, report
 from bench.charmodel import CharModel, Corpus, Side, read_corpus
 
 BLOCK = 20  # steps of one side before the other's turn
@@ -111,7 +112,9 @@ def compare(sides: list[Side], bits: dict[str, float]) -> Verdict:
 def run_cell(cell: str, corpus: Corpus, options: argparse.Namespace) -> dict[str, Any]:
     """Train, compare, print; everything measured comes back for the files."""
     sides = make_sides(cell, corpus, options)
+    others = machine.Disturbance()
     train(sides, options.steps, cell.upper())
+    disturbed = others.took_one_of(torch.get_num_threads())
     theirs, ours, control = sides
     bits = {side.name: side.bits_per_character(corpus.valid) for side in (theirs, ours)}
     verdict = compare(sides, bits)
@@ -121,6 +124,7 @@ def run_cell(cell: str, corpus: Corpus, options: argparse.Namespace) -> dict[str
         "parameters": sum(w.numel() for w in theirs.model.parameters()),
         "sides": {side.name: _figures(side, bits[side.name]) for side in (theirs, ours)},
         "speedup": ours.characters_per_second / theirs.characters_per_second,
+        "disturbed": disturbed,
         "control_losses": control.losses,
         "agree": verdict.ok,
         "agreement": asdict(verdict),
@@ -137,6 +141,7 @@ def _figures(side: Side, bits: float) -> dict[str, Any]:
         "loss": sum(recent) / len(recent),
         "bits_per_character": bits,
         "characters_per_second": side.characters_per_second,
+        "page_faults": statistics.median(side.faults),
         "seconds_per_step": side.seconds,
         "losses": side.losses,
     }
@@ -154,10 +159,13 @@ def _text(found: dict[str, Any], verdict: Verdict, prompt: str) -> str:
     for label, key, form in (
         ("training loss, nats per character", "loss", ".4f"),
         ("held-out text, bits per character", "bits_per_character", ".4f"),
+        ("page faults per step", "page_faults", ",.0f"),
         ("speed, characters per second", "characters_per_second", ",.0f"),
     ):
         lines.append(f"  {label:36}" + "".join(f"{side[key]:14{form}}" for side in sides))
     lines[-1] += f"   {found['speedup']:.2f} times as fast"
+    if found["disturbed"]:
+        lines.append("  disturbed: other programs took cores that were needed; measure again")
     lines += [f"  {verdict}", "  likeliest completions"]
     for start, ends in found["completions"].items():
         lines += [f"    {name:12} {json.dumps(start + end)}" for name, end in ends.items()]
@@ -170,8 +178,8 @@ def main(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     corpus = read_corpus(options.batch)
-    facts = report.machine(options.arguments) | {"threads": torch.get_num_threads()}
-    print(report.machine_line(facts) + f", {facts['threads']} threads")
+    facts = machine.facts(options.arguments) | {"threads": torch.get_num_threads()}
+    print(machine.line(facts) + f", {facts['threads']} threads")
     print(
         f"Python's language reference: {corpus.train.numel():,} characters to learn from, "
         f"{corpus.valid.numel():,} held out, {len(corpus.characters)} different ones"

@@ -2,66 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
-import os
-import platform
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import adl_kernels
-
 Row = dict[str, Any]
-
-
-def machine(arguments: Sequence[str]) -> dict[str, Any]:
-    """Where, when and by which command a figure was measured."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "-m", "bench", *arguments]),
-        "cpu": _cpu_model(),
-        "cores": _cores(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "adl_kernels": adl_kernels.__version__,
-        "isa": adl_kernels._C.isa(),
-        "malloc": os.environ.get("GLIBC_TUNABLES", "default"),
-    }
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _cpu_model() -> str:
-    """The name the processor gives itself; hypervisors shorten it, so with family and model."""
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return platform.processor() or platform.machine()
-    pairs = (line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
-    facts = {}
-    for key, value in pairs:
-        facts.setdefault(key.strip(), value.strip())
-    name = facts.get("model name", platform.machine())
-    if "cpu family" in facts:
-        name += f" (family {facts['cpu family']} model {facts.get('model', '?')})"
-    return name
-
-
-def machine_line(facts: dict[str, Any]) -> str:
-    return (
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}, torch {facts['torch']}, "
-        f"adl_kernels {facts['adl_kernels']} {facts['isa']}, malloc {facts['malloc']}, "
-        f"{facts['date']}"
-    )
 
 
 def peak_line(peak: dict[int, float]) -> str:
@@ -86,12 +33,13 @@ def line(row: Row) -> str:
     if row["status"] != "ok":
         return f"{start}   {row['status']}: {row['check']}"
     a, b = row["ours"], row["torch"]
+    note = "  disturbed" if row["disturbed"] else ""
     return (
         f"{start}{_time(a)}{_time(b)} {row['ratio']:6.2f} "
         f"({row['ratio_low']:5.2f}-{row['ratio_high']:5.2f})"
         f" {a['gflops']:6.0f}{b['gflops']:6.0f}"
         f" {100 * a['share_of_peak']:5.0f}{100 * b['share_of_peak']:6.0f}"
-        f" {a['page_faults']:6.0f}{b['page_faults']:7.0f}{'  disturbed' if row['disturbed'] else ''}"
+        f" {a['page_faults']:6.0f}{b['page_faults']:7.0f}{note}"
     )
 
 
@@ -111,10 +59,11 @@ def groups(rows: Iterable[Row]) -> list[Row]:
 
 def _summary(members: Sequence[Row]) -> Row:
     right = [row for row in members if row["status"] == "ok"]
-    ratios = [row["ratio"] for row in right]
+    # Threads that wait for a core spin at their barriers: such ratios can be off a hundredfold.
+    ratios = [row["ratio"] for row in right if not row["disturbed"]]
     mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios)) if ratios else None
     return {
-        "cases": len(right),
+        "cases": len(ratios),
         "wrong": len(members) - len(right),
         "disturbed": sum(row["disturbed"] for row in right),
         "geometric_mean": mean,
@@ -133,7 +82,9 @@ def group_table(summaries: Sequence[Row]) -> str:
             start += f"   {row[key]} {word}" if row[key] else ""
         lines.append(start)
     if any(row["disturbed"] for row in summaries):
-        lines.append("disturbed: other programs took cores that were needed; measure again")
+        lines.append(
+            "disturbed: other programs took cores that were needed; not counted, measure again"
+        )
     return "\n".join(lines)
 
 

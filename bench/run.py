@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import gc
 import math
-import os
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import adl_kernels
-from bench import gate
+from bench import gate, machine
 from bench.cases import CLASSES, DTYPES, MODES, Case, flops
 
 Row = dict[str, Any]
@@ -45,12 +42,12 @@ class Side:
     faults: list[float] = field(default_factory=list)  # page faults per call
 
     def sample(self) -> None:
-        faults = _page_faults()
+        faults = machine.page_faults()
         start = time.perf_counter()
         for _ in range(self.inner):
             self.step()
         self.seconds.append((time.perf_counter() - start) / self.inner)
-        self.faults.append((_page_faults() - faults) / self.inner)
+        self.faults.append((machine.page_faults() - faults) / self.inner)
 
     def warm_up(self, sample_s: float) -> None:
         """Run until caches, allocator and lazily built code have settled; choose `inner`."""
@@ -64,32 +61,6 @@ class Side:
     def forget(self) -> None:
         self.seconds.clear()
         self.faults.clear()
-
-
-def _page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-class Disturbance:
-    """Counts the cores that other programs use meanwhile, where the system tells (Linux)."""
-
-    def __init__(self) -> None:
-        self.start = self._now()
-
-    def cores(self) -> float:
-        wall, busy, own = (b - a for a, b in zip(self.start, self._now(), strict=True))
-        return max(0.0, (busy - own) / wall)
-
-    @staticmethod
-    def _now() -> tuple[float, float, float]:
-        """Seconds on the clock, of all cores at work, and of this process on them."""
-        own = sum(os.times()[:2])
-        stat = Path("/proc/stat")
-        if not stat.exists():
-            return time.perf_counter(), own, own
-        user, nice, system, _, _, irq, softirq, steal = map(int, stat.read_text().split()[1:9])
-        ticks = user + nice + system + irq + softirq + steal
-        return time.perf_counter(), ticks / os.sysconf("SC_CLK_TCK"), own
 
 
 def build(cell: str, case: Case, dtype: str) -> tuple[nn.Module, nn.Module, gate.Problem]:
@@ -206,11 +177,8 @@ def _rows_of(
             row |= {"status": "ok" if verdict.ok else "WRONG", "check": str(verdict)}
             if verdict.ok:
                 sides = tuple(Side(make_step(m, problem, mode)) for m in (ours, theirs))
-                others = Disturbance()
+                others = machine.Disturbance()
                 race(*sides, settings)
                 row |= _measure(sides, flops(cell, case, mode), peak[threads])
-                row["cores_of_others"] = others.cores()
-                # A thread that waits for a core makes both sides wait at every barrier.
-                free = (os.cpu_count() or 1) - row["cores_of_others"]
-                row["disturbed"] = free < threads - 0.1
+                row["disturbed"] = others.took_one_of(threads)
             yield row

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,18 @@ import adl_kernels
 # bench is not installed. Appended, so that it cannot shadow an installed adl_kernels.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from bench import cases, gate, run
+from bench import cases, gate, report, run
 from bench.__main__ import main
 
 TINY = cases.Case("tiny", T=3, B=2, I=5, H=7)
 QUICK = ["--quick", "--cases", "3x2x5x7", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def keep_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def measure(**asked: object) -> list[run.Row]:
@@ -132,6 +140,15 @@ def test_gate_judges_by_torch_and_by_ulp() -> None:
     assert gate.judge(two_ulp, truth, {"y": 0.0}).ok
 
 
+def test_disturbed_rows_do_not_count() -> None:
+    shared = {"cell": "gru", "dtype": "f32", "mode": "infer", "threads": 2, "status": "ok"}
+    ratios = [(2.0, False), (8.0, False), (300.0, True)]
+    (group,) = report.groups(shared | {"ratio": r, "disturbed": d} for r, d in ratios)
+    assert group["geometric_mean"] == pytest.approx(4.0)
+    assert (group["cases"], group["disturbed"], group["minimum"]) == (2, 1, 2.0)
+    assert "1 disturbed" in report.group_table([group])
+
+
 def test_json_of_a_quick_run(tmp_path: Path, capsys) -> None:
     path = tmp_path / "rnn.json"
     assert main(["rnn", *QUICK, "--dtypes", "f32", "--json", str(path)]) == 0
@@ -161,7 +178,7 @@ def test_bad_arguments_are_sentences(capsys) -> None:
 def demo(folder: Path, *more: str) -> int:
     pytest.importorskip("matplotlib")
     pytest.importorskip("tqdm")
-    size = ["--steps", "4", "--hidden", "16", "--batch", "64", "--length", "16"]
+    size = ["--steps", "4", "--hidden", "16", "--batch", "64", "--length", "16", "--threads", "1"]
     return main(["demo", *size, "--out", str(folder), *more])
 
 

@@ -1,0 +1,155 @@
+"""torch.compile and torch.export: one node per layer, no recompilation, any T and B."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import adl_kernels as adl
+
+LAYERS = [
+    pytest.param(adl.LSTM, {}, id="lstm"),
+    pytest.param(adl.LSTM, {"num_layers": 2, "bidirectional": True, "proj_size": 3}, id="lstm-all"),
+    pytest.param(adl.GRU, {"num_layers": 2, "batch_first": True}, id="gru"),
+    pytest.param(adl.RNN, {"bidirectional": True, "nonlinearity": "relu"}, id="rnn"),
+]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+
+
+class Graphs:
+    """A backend that keeps the graphs it is given and runs them as they are."""
+
+    def __init__(self):
+        self.graphs = []
+
+    def __call__(self, graph, inputs):
+        self.graphs.append(graph)
+        return graph
+
+
+def nodes(graph):
+    """The names of our ops in a graph."""
+    targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
+    return [name for name in targets if "adl_kernels" in name]
+
+
+def make_input(module, T=5, B=3):
+    shape = (B, T, module.input_size) if module.batch_first else (T, B, module.input_size)
+    return torch.randn(shape)
+
+
+@pytest.mark.parametrize("cls, options", LAYERS)
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_fullgraph_has_one_node_per_layer(cls, options, training):
+    module = cls(6, 8, **options).train(training)
+    backend = Graphs()
+    compiled = torch.compile(module, backend=backend, fullgraph=True)
+    x = make_input(module)
+    output, _ = compiled(x)
+    torch.testing.assert_close(output, module(x)[0])
+    (graph,) = backend.graphs
+    assert nodes(graph) == [f"adl_kernels.{module.mode.lower()}"] * module.num_layers
+
+
+@pytest.mark.parametrize("cls, options", LAYERS)
+def test_compiled_training_gives_the_same_gradients(cls, options):
+    module = cls(6, 8, **options)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    x = make_input(module)
+    hx_shape = (module.num_layers * (2 if module.bidirectional else 1), 3)
+    h_0 = torch.randn(*hx_shape, module.proj_size or 8, requires_grad=True)
+    hx = (h_0, torch.randn(*hx_shape, 8)) if module.mode == "LSTM" else h_0
+    grads = []
+    for run in (module, compiled):
+        module.zero_grad()
+        output, hidden = run(x, hx)
+        final = hidden[0] if isinstance(hidden, tuple) else hidden
+        (output.square().sum() + final.sum()).backward()
+        grads.append([p.grad.clone() for p in module.parameters()])
+    for eager, other in zip(*grads, strict=True):
+        torch.testing.assert_close(eager, other)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_no_recompilation_for_another_length_or_batch(training):
+    module = adl.LSTM(6, 8, 2).train(training)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, backend=counter, fullgraph=True, dynamic=True)
+    for T, B in ((5, 3), (9, 3), (5, 7), (100, 2), (2, 31)):
+        x = make_input(module, T, B)
+        output, _ = compiled(x)
+        if training:
+            output.sum().backward()
+        torch.testing.assert_close(output, module(x)[0])
+    assert counter.frame_count == 1
+
+
+def test_the_graph_does_not_grow_with_the_length():
+    """What is compiled, and so the time it takes, is the same for 3 and for 3000 steps."""
+    sizes = []
+    for T in (3, 3000):
+        torch._dynamo.reset()
+        backend = Graphs()
+        torch.compile(adl.GRU(6, 8), backend=backend, fullgraph=True)(torch.randn(T, 2, 6))
+        sizes.append(len(backend.graphs[0].graph.nodes))
+    assert sizes[0] == sizes[1]
+
+
+def test_inductor_and_a_model_around_the_layer():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(11, 6)
+            self.rnn = adl.LSTM(6, 8, batch_first=True)
+            self.cell = adl.GRUCell(8, 5)
+            self.head = nn.Linear(5, 11)
+
+        def forward(self, tokens):
+            return self.head(self.cell(self.rnn(self.embedding(tokens))[0][:, -1]).relu())
+
+    model, tokens = Model(), torch.randint(11, (3, 7))
+    grads = []
+    for run in (model, torch.compile(model, fullgraph=True)):
+        model.zero_grad()
+        run(tokens).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for eager, other in zip(*grads, strict=True):
+        torch.testing.assert_close(eager, other)
+
+
+def test_compile_under_autocast():
+    module = adl.GRU(6, 8)
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    x = make_input(module)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, eager = compiled(x)[0], module(x)[0]
+    assert output.dtype == eager.dtype == torch.bfloat16
+    torch.testing.assert_close(output, eager)
+
+
+@pytest.mark.parametrize("cls, options", LAYERS)
+def test_export_keeps_the_op_with_dynamic_length_and_batch(cls, options):
+    module = cls(6, 8, **options).eval()
+    x = make_input(module)
+    T, B = torch.export.Dim("T", min=2), torch.export.Dim("B", min=2)
+    order = (B, T) if module.batch_first else (T, B)
+    exported = torch.export.export(module, (x,), dynamic_shapes={"input": dict(enumerate(order))})
+    for program in (exported, exported.run_decompositions()):
+        ours = nodes(program.graph_module)
+        assert ours == [f"adl_kernels.{module.mode.lower()}.default"] * module.num_layers
+        for T_new, B_new in ((5, 3), (17, 4)):
+            x = make_input(module, T_new, B_new)
+            torch.testing.assert_close(program.module()(x)[0], module(x)[0])
+
+
+def test_meta_tensors_have_the_shapes_of_the_result():
+    module = adl.LSTM(6, 8, 2, bidirectional=True, proj_size=3, device="meta")
+    output, (h_n, c_n) = module(torch.empty(5, 3, 6, device="meta"))
+    assert (output.shape, h_n.shape, c_n.shape) == ((5, 3, 6), (4, 3, 3), (4, 3, 8))
+    output.sum().backward()
+    assert module.weight_hr_l1.grad.shape == (3, 8)
