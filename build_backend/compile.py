@@ -16,7 +16,7 @@ from .errors import BuildError
 from .torch_info import TorchInfo
 
 CXX_FLAGS = "-std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra".split()
-KERNEL_FLAGS = "-ffp-contract=fast -fno-math-errno -fno-trapping-math".split()
+KERNEL_FLAGS = "-fno-exceptions -ffp-contract=fast -fno-math-errno -fno-trapping-math".split()
 NVCC_FLAGS = (
     "-std=c++20 -O3 -DNDEBUG --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden".split()
 )

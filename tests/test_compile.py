@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import nn
 
 import adl_kernels as adl
@@ -35,7 +36,7 @@ class Graphs:
 def nodes(graph):
     """The names of our ops in a graph."""
     targets = [str(node.target) for node in graph.graph.nodes if node.op == "call_function"]
-    return [name for name in targets if "adl_kernels" in name]
+    return [name.removesuffix(".default") for name in targets if "adl_kernels" in name]
 
 
 def make_input(module, T=5, B=3):
@@ -80,13 +81,15 @@ def test_no_recompilation_for_another_length_or_batch(training):
     module = adl.LSTM(6, 8, 2).train(training)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(module, backend=counter, fullgraph=True, dynamic=True)
-    for T, B in ((5, 3), (9, 3), (5, 7), (100, 2), (2, 31)):
+    compiled(make_input(module))
+    compilations = counter.frame_count
+    for T, B in ((9, 3), (5, 7), (100, 2), (2, 31)):
         x = make_input(module, T, B)
         output, _ = compiled(x)
         if training:
             output.sum().backward()
         torch.testing.assert_close(output, module(x)[0])
-    assert counter.frame_count == 1
+    assert counter.frame_count == compilations
 
 
 def test_the_graph_does_not_grow_with_the_length():
@@ -141,7 +144,7 @@ def test_export_keeps_the_op_with_dynamic_length_and_batch(cls, options):
     exported = torch.export.export(module, (x,), dynamic_shapes={"input": dict(enumerate(order))})
     for program in (exported, exported.run_decompositions()):
         ours = nodes(program.graph_module)
-        assert ours == [f"adl_kernels.{module.mode.lower()}.default"] * module.num_layers
+        assert ours == [f"adl_kernels.{module.mode.lower()}"] * module.num_layers
         for T_new, B_new in ((5, 3), (17, 4)):
             x = make_input(module, T_new, B_new)
             torch.testing.assert_close(program.module()(x)[0], module(x)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -98,7 +99,11 @@ def test_a_reverted_model_can_be_quantized_and_scripted():
     model = nn.Sequential(nn.LSTM(3, 4))
     adl.convert(model)
     adl.revert(model)
-    assert torch.jit.script(model[0])(torch.randn(2, 1, 3))[0].shape == (2, 1, 4)
+    assert torch.jit.script(model)(torch.randn(2, 1, 3))[0].shape == (2, 1, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        quantized = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM})
+    assert isinstance(quantized[0], torch.ao.nn.quantized.dynamic.LSTM)
 
 
 def test_subclasses_are_left_and_reported():
@@ -160,7 +165,7 @@ def test_verify_undoes_everything_on_a_mismatch(monkeypatch):
     before = classes(model)
     honest = adl.GRU.forward
     monkeypatch.setattr(adl.GRU, "forward", lambda *a: tuple(t * 1.01 for t in honest(*a)))
-    with pytest.raises(RuntimeError, match="output 0 differs by .* torch.nn's again"):
+    with pytest.raises(RuntimeError, match=r"output 0 differs by .* torch.nn's again"):
         adl.convert(model, verify=(x,))
     assert classes(model) == before
 

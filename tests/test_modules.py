@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from tolerance import assert_accurate
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import (
     PackedSequence,
@@ -26,13 +27,13 @@ from torch.utils.checkpoint import checkpoint
 
 import adl_kernels
 from adl_kernels import reference
-from tolerance import assert_accurate
 
 # Nothing here may warn, least of all about weights that are not one contiguous chunk.
 pytestmark = [
     pytest.mark.filterwarnings("error"),
     # torch's own, when it first loads its forward derivatives.
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
 ]
 
 KINDS = {
@@ -481,6 +482,16 @@ def test_pack_sequence_in_any_order_is_the_loop_over_sequences() -> None:
         same_tensors([padded[: len(sequence), b], h_n[:, b]], [alone, h])
 
 
+@every_class
+def test_arguments_by_name_and_types_of_results(kind: str) -> None:
+    theirs, ours = pair(kind)
+    x, hx = random(T, B, I), states(ours, B)
+    got = ours(input=x, hx=hx)
+    same_tensors(got, theirs(input=x, hx=hx))
+    same_tensors(ours(x, hx=None), theirs(x, None))
+    assert type(got) is tuple and type(got[1]) is type(hx)
+
+
 STRIDES = {
     "time-first": ({}, (T, B, I)),
     "batch-first": (FIRST, (B, T, I)),
@@ -616,6 +627,51 @@ def test_backward_twice_gives_the_same(kind: str) -> None:
     torch.autograd.grad(outputs, inputs, cotangents(outputs))
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         torch.autograd.grad(outputs, inputs, cotangents(outputs))
+
+
+@every_kind
+def test_batched_gradients(kind: str) -> None:
+    """Several upstream gradients at once: what torch calls is_grads_batched and vectorize."""
+    found = []
+    for module in pair(kind, num_layers=2, bidirectional=True):
+        x = random(T, B, I).requires_grad_()
+        y = module(x)[0]
+        upstream = random(4, *y.shape)
+        inputs = [x, *module.parameters()]
+        gradients = torch.autograd.grad(y, inputs, upstream, is_grads_batched=True)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda x, m=module: m(x)[0], x.detach(), vectorize=True
+        )
+        found.append([*gradients, jacobian])
+    same_tensors(found[1], found[0])
+
+
+@every_kind
+def test_saved_tensors_may_be_packed_away(kind: str) -> None:
+    """As torch.autograd.graph.save_on_cpu does it."""
+    _, ours = pair(kind, num_layers=2)
+    expected, seen = results(ours, random(T, B, I)), []
+
+    def put_away(t: Tensor) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(t, buffer)
+        seen.append(t)
+        return buffer.getvalue()
+
+    with torch.autograd.graph.saved_tensors_hooks(
+        put_away, lambda kept: torch.load(io.BytesIO(kept))
+    ):
+        got = results(ours, random(T, B, I))
+    assert seen
+    assert_same(got, expected, 0)
+
+
+@every_class
+def test_anomaly_detection(kind: str) -> None:
+    theirs, ours = pair(kind)
+    expected = results(theirs, random(T, B, I))
+    with pytest.warns(UserWarning, match="Anomaly Detection"), torch.autograd.detect_anomaly():
+        assert_same(results(ours, random(T, B, I)), expected)
 
 
 @every_kind
@@ -813,6 +869,11 @@ ALTERING: dict[str, Callable[[Any], Any]] = {
     "data-assigned": lambda m: setattr(m.weight_hh_l0, "data", m.weight_hh_l0.data * 0.5),
     "data-multiplied": lambda m: m.weight_hh_l0.data.mul_(0.5),
     "parameter-in-place": lambda m: torch.no_grad()(m.bias_hh_l1_reverse.add_)(1),
+    # Parameters that are parts of one vector, at odd addresses.
+    "vector": lambda m: nn.utils.vector_to_parameters(
+        torch.linspace(-1, 1, sum(p.numel() for p in m.parameters()) + 1).double()[1:],
+        m.parameters(),
+    ),
     "initialised": lambda m: nn.init.orthogonal_(m.weight_hh_l0_reverse),
     "parameter-set": lambda m: setattr(m, "bias_ih_l0", nn.Parameter(m.bias_ih_l0.detach() + 1)),
     "deleted-then-parameter": with_new_parameter,
@@ -1081,6 +1142,31 @@ def test_autocast_takes_states_and_inputs_of_other_dtypes(kind: str) -> None:
 
 
 @every_kind
+def test_backward_outside_autocast(kind: str) -> None:
+    _, ours = pair(kind, dtype=torch.float32)
+    x, found = random(T, B, I, dtype=torch.float32), []
+    for inside in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = ours(x)[0]
+            if inside:
+                gradients = torch.autograd.grad(y.sum(), ours.parameters())
+        if not inside:
+            gradients = torch.autograd.grad(y.sum(), ours.parameters())
+        found.append(gradients)
+    same_tensors(found[1], found[0], 0)
+
+
+@every_kind
+def test_autocast_under_vmap(kind: str) -> None:
+    _, ours = pair(kind, dtype=torch.float32, num_layers=2)
+    x = random(4, T, B, I, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = [torch.stack(o) for o in zip(*(outputs_of(ours)(one) for one in x), strict=True)]
+        got = vmap(outputs_of(ours))(x)
+    same_tensors(got, expected, 0.02)
+
+
+@every_kind
 def test_autocast_leaves_double_alone(kind: str) -> None:
     theirs, ours = pair(kind)
     x = random(T, B, I)
@@ -1128,6 +1214,20 @@ def test_vmap_over_inputs_and_states(kind: str) -> None:
     same_tensors(vmap(outputs_of(ours))(x, *hx), [torch.stack(o) for o in zip(*each, strict=True)])
 
 
+@every_class
+def test_vmap_of_dropout(kind: str) -> None:
+    _, ours = pair(kind, num_layers=2, dropout=0.5)
+    x = random(T, B, I)
+    twice = torch.stack([x, x])
+    torch.manual_seed(4)
+    expected = ours(x)[0]
+    torch.manual_seed(4)
+    same = vmap(lambda x: ours(x)[0], randomness="same")(twice)
+    same_tensors(same, torch.stack([expected, expected]))
+    different = vmap(lambda x: ours(x)[0], randomness="different")(twice)
+    assert not torch.allclose(different[0], different[1])
+
+
 @every_kind
 def test_vmap_over_an_ensemble(kind: str) -> None:
     theirs, ours = pair(kind)
@@ -1155,6 +1255,23 @@ def test_gradients_per_sample(kind: str) -> None:
     for b in range(B):
         expected = torch.autograd.grad(theirs(x[:, b])[0].square().sum(), theirs.parameters())
         same_tensors([g[b] for g in got.values()], expected)
+
+
+@every_kind
+def test_functional_gradient_of_packed_sequences(kind: str) -> None:
+    case = CASES["packed-unsorted-bidirectional-two-layers"]
+    theirs, ours = pair(kind, **case.options)
+    x, hx = random(*case.shape), states(ours, B)
+    expected = torch.autograd.grad(
+        [o.square().sum() for o in tensors(theirs(case.pack(theirs)(x), hx))], theirs.parameters()
+    )
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        outputs = tensors(functional_call(ours, parameters, (case.pack(ours)(x), hx)))
+        return sum(o.square().sum() for o in outputs)
+
+    parameters = {name: p.detach() for name, p in ours.named_parameters()}
+    same_tensors(list(grad(loss)(parameters).values()), expected)
 
 
 @every_kind
@@ -1213,13 +1330,15 @@ def test_dual_numbers_in_float32(kind: str) -> None:
 
 
 @every_class
-def test_hessian_vector_product(kind: str) -> None:
+def test_hessians(kind: str) -> None:
     theirs, ours = pair(kind)
     x, direction = random(3, 2, I), random(3, 2, I, seed=2)
     loss = [lambda x, m=m: m(x)[0].square().sum() for m in (theirs, ours)]
     _, expected = torch.autograd.functional.hvp(loss[0], x, direction)
     same_tensors(torch.autograd.functional.hvp(loss[1], x, direction)[1], expected)
     same_tensors(jvp(grad(loss[1]), (x,), (direction,))[1], expected)
+    expected = torch.autograd.functional.hessian(loss[0], x)
+    same_tensors(hessian(loss[1])(x), expected)
 
 
 # Together
@@ -1300,3 +1419,12 @@ def test_shared_memory_is_shared(kind: str) -> None:
     assert not any(p.is_shared() for p in ours._flat_weights)
     ours.share_memory()
     assert all(p.is_shared() for p in ours._flat_weights)
+
+
+@every_class
+@pytest.mark.filterwarnings("ignore")  # tracing is deprecated and talks
+def test_tracing(kind: str) -> None:
+    theirs, ours = pair(kind, num_layers=2, bidirectional=True)
+    traced = torch.jit.trace(ours, (random(T, B, I),))
+    x = random(T + 2, B + 1, I)
+    same_tensors(traced(x), theirs(x))
