@@ -1,4 +1,4 @@
-"""The command line: `python -m bench rnn` and `python -m bench demo`."""
+"""The command line: `python -m bench rnn`, `demo` and `table`."""
 
 from __future__ import annotations
 
@@ -38,6 +38,12 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_rnn(commands)
     _add_demo(commands)
+    table = commands.add_parser(
+        "table",
+        help="print a JSON file of `rnn` as a Markdown table",
+        description="One line per cell, dtype and case: torch's time / ours (ours in GFLOP/s).",
+    )
+    table.add_argument("path", type=Path, help="such as bench/results/cpu-rnn.json")
     return top
 
 
@@ -207,6 +213,16 @@ def run_rnn(options: argparse.Namespace) -> int:
     return int(any(row["status"] != "ok" for row in rows))
 
 
+def run_table(options: argparse.Namespace) -> int:
+    import json
+
+    from bench import report
+
+    content = json.loads(options.path.read_text())
+    print(content["machine"], report.markdown(content), sep="\n\n")
+    return 0
+
+
 def run_demo(options: argparse.Namespace) -> int:
     from bench import demo
 
@@ -216,12 +232,12 @@ def run_demo(options: argparse.Namespace) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else arguments
-    if options.steady_malloc:
+    if getattr(options, "steady_malloc", False):
         from bench import machine
 
         machine.use_steady_malloc(options.arguments)
     try:
-        return {"rnn": run_rnn, "demo": run_demo}[options.command](options)
+        return {"rnn": run_rnn, "demo": run_demo, "table": run_table}[options.command](options)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -88,6 +88,27 @@ def group_table(summaries: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def markdown(content: dict[str, Any]) -> str:
+    """The rows of a JSON file as a table for a README: torch's time / ours, and ours in GFLOP/s."""
+    columns: dict[tuple[str, int], None] = {}
+    lines: dict[tuple[str, str, str], dict[tuple[str, int], str]] = {}
+    for row in content["rows"]:
+        column, key = (row["mode"], row["threads"]), (row["cell"], row["dtype"], row["case"])
+        columns[column] = None
+        cell = row["status"]
+        if row["status"] == "ok":
+            mark = "*" if row["disturbed"] else ""
+            cell = f"{row['ratio']:.2f}{mark} ({row['ours']['gflops']:.0f})"
+        sizes = ", ".join(str(row[size]) for size in "TBIH")
+        lines.setdefault((row["cell"], row["dtype"], sizes), {})[column] = cell
+    heads = [f"{mode}, {n} thread{'s' * (n > 1)}" for mode, n in columns]
+    table = ["| cell | dtype | T, B, I, H | " + " | ".join(heads) + " |"]
+    table.append("|---" * (3 + len(heads)) + "|")
+    for key, cells in lines.items():
+        table.append("| " + " | ".join([*key, *(cells.get(c, "") for c in columns)]) + " |")
+    return "\n".join(table)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """One entry or row per line, so that two runs can be compared line by line."""
     parts = []

@@ -18,12 +18,12 @@ struct Gradients {
   const Sequence& s = p.sequence;
   const Weights<T>& w = p.weights;
   const int64_t J = scan.J, QI = blocks(w.I, kPanel), QP = scan.QP, QH = scan.QH;
-  const int64_t group = blocks(J, at_most(J, kTasksPerThread* s.threads));  // blocks of units per task
-  const int64_t groups = blocks(J, group);
-  const int64_t buffer_rows = at_least(at_least(group * kColumns, kTaskRows), w.w_hr ? QP * kPanel : 0);
+  const Split split_ih{J, QI, s.threads}, split_hh{J, QP, s.threads};
+  const int64_t packed_panels = at_least(split_ih.panels, split_hh.panels);
+  const int64_t buffer_rows = at_least(at_least(packed_panels * split_ih.units * kColumns, kTaskRows), QP * kPanel);
 
   T* w_ih;    // [QI, J, G, U, 64]
-  T* packed;  // [threads, kPackedRows, 64]
+  T* packed;  // [threads, packed_panels, kPackedRows, 64]
   T* buffer;  // [threads, buffer_rows, 64]
 
   explicit Gradients(const Backward<T>& params) : scan(params) {}
@@ -32,7 +32,7 @@ struct Gradients {
     Arena arena{static_cast<char*>(scratch)};
     scan.take(arena);
     w_ih = arena.take<T>(p.dx ? QI * J * kColumns * kPanel : 0);
-    packed = arena.take<T>(s.threads * kPackedRows * kPanel);
+    packed = arena.take<T>(s.threads * packed_panels * kPackedRows * kPanel);
     buffer = arena.take<T>(s.threads * buffer_rows * kPanel);
     return arena.used;
   }
@@ -48,7 +48,8 @@ struct Gradients {
                                                  w_ih + q * J * kColumns * kPanel);
       scan.run(index, threads);
       scan.barrier.meet();
-      Worker{*this, packed + index * kPackedRows * kPanel, buffer + index * buffer_rows * kPanel, threads, index}
+      Worker{*this, packed + index * packed_panels * kPackedRows * kPanel, buffer + index * buffer_rows * kPanel,
+             threads, index}
           .finish();
     }
   }
@@ -72,11 +73,13 @@ struct Gradients {
       if (p.dx) deal(blocks(f.s.N, kTaskRows), [&](int64_t k) { write_dx(k * kTaskRows); });
       if (p.dw_ih) {
         const auto x = [&](int64_t row) { return p.x + row * f.w.I; };
-        deal(f.QI * f.groups, [&](int64_t k) { write_dw(k, x, f.w.I, Cell::kIh, L::kFirstIh, p.dw_ih); });
+        deal(f.split_ih.tasks(),
+             [&](int64_t k) { write_dw(f.split_ih.task(k), x, f.w.I, Cell::kIh, L::kFirstIh, p.dw_ih); });
       }
       if (p.dw_hh) {
         const auto h = [&](int64_t row) { return f.scan.h_prev[row]; };
-        deal(f.QP * f.groups, [&](int64_t k) { write_dw(k, h, f.w.P, Cell::kHh, L::kFirstHh, p.dw_hh); });
+        deal(f.split_hh.tasks(),
+             [&](int64_t k) { write_dw(f.split_hh.task(k), h, f.w.P, Cell::kHh, L::kFirstHh, p.dw_hh); });
       }
       if (p.dw_hr) deal(f.QH, [&](int64_t q) { write_dw_hr(q); });
       if (p.db_ih || p.db_hh) deal(f.J, [&](int64_t j) { write_db(j); });
@@ -107,24 +110,33 @@ struct Gradients {
       }
     }
 
-    // dw [G * H, K] = dgates^T values, one panel of its columns and one group of its blocks of units.
+    // dw [G * H, K] = dgates^T values, some blocks of units by some panels of columns.
     template <class Rows>
-    void write_dw(int64_t task, Rows values, int64_t K, const int (&place)[Cell::kGates], int first, T* dw) {
-      const int64_t q = task / f.groups, begin = task % f.groups * f.group, end = at_most(begin + f.group, f.J);
-      std::memset(buffer, 0, (end - begin) * kColumns * kPanel * sizeof(T));
+    void write_dw(Split::Task task, Rows values, int64_t K, const int (&place)[Cell::kGates], int first, T* dw) {
+      const Range units = task.units, panels = task.panels;
+      const int64_t Q = panels.end - panels.begin;
+      const auto sums = [&](int64_t j, int64_t q) {
+        return buffer + ((j - units.begin) * Q + q - panels.begin) * kColumns * kPanel;
+      };
+      std::memset(buffer, 0, (units.end - units.begin) * Q * kColumns * kPanel * sizeof(T));
       for (int64_t row = 0; row < f.s.N; row += kPackedRows) {
         const int64_t count = at_most(kPackedRows, f.s.N - row);
-        for (int64_t r = 0; r < count; ++r) pack_row(values(row + r), q * kPanel, K, packed + r * kPanel);
-        for (int64_t j = begin; j < end; ++j)
-          product<T, kPanel, true>(kColumns, count, f.scan.dgates + (j * f.s.N + row) * kRow + first * kUnits, kRow,
-                                   packed, buffer + (j - begin) * kColumns * kPanel, kPanel);
+        for (int64_t q = 0; q < Q; ++q)
+          for (int64_t r = 0; r < count; ++r)
+            pack_row(values(row + r), (panels.begin + q) * kPanel, K, packed + (q * kPackedRows + r) * kPanel);
+        for (int64_t j = units.begin; j < units.end; ++j)
+          for (int64_t q = 0; q < Q; ++q)
+            product<T, kPanel, true>(kColumns, count, f.scan.dgates + (j * f.s.N + row) * kRow + first * kUnits, kRow,
+                                     packed + q * kPackedRows * kPanel, sums(j, panels.begin + q), kPanel);
       }
-      const int64_t n = at_most(kPanel, K - q * kPanel);
-      for (int64_t j = begin; j < end; ++j) {
+      for (int64_t j = units.begin; j < units.end; ++j) {
         for (int g = 0; g < Cell::kGates; ++g) {
-          const T* from = buffer + ((j - begin) * Cell::kGates + place[g] - first) * kUnits * kPanel;
-          for (int64_t u = 0; u < kUnits && j * kUnits + u < f.w.H; ++u)
-            std::memcpy(dw + (g * f.w.H + j * kUnits + u) * K + q * kPanel, from + u * kPanel, n * sizeof(T));
+          for (int64_t u = 0; u < kUnits && j * kUnits + u < f.w.H; ++u) {
+            T* row = dw + (g * f.w.H + j * kUnits + u) * K;
+            for (int64_t q = panels.begin; q < panels.end; ++q)
+              std::memcpy(row + q * kPanel, sums(j, q) + ((place[g] - first) * kUnits + u) * kPanel,
+                          at_most(kPanel, K - q * kPanel) * sizeof(T));
+          }
         }
       }
     }

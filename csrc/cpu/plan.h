@@ -53,10 +53,31 @@ ADL_INLINE int64_t chunk_steps(const Sequence& s) { return 1 + 95 / at_least(s.B
 
 // Rows per task of the products after the scan: with 64 columns of C they fill half of L1.
 constexpr int64_t kTaskRows = 96;
-// Rows packed at once for a weight gradient: 128 KiB of floats, an eighth of L2.
+// Rows packed at once for a weight gradient: 128 KiB of floats a panel, an eighth of L2.
 constexpr int64_t kPackedRows = 512;
-// Tasks per thread and panel of a weight gradient, so that threads finish together.
-constexpr int64_t kTasksPerThread = 4;
+
+// How the J blocks of units and the Q panels of columns of a weight gradient become tasks: two for each
+// thread, so that they finish together. Units are split first: a task reads its own gradients of the
+// gates, the largest of all operands, once for all its panels.
+struct Split {
+  int64_t J, Q;
+  int64_t units, panels;  // per task
+
+  Split(int64_t J, int64_t Q, int64_t threads) : J(J), Q(Q) {
+    const int64_t wanted = 2 * threads;
+    units = blocks(J, at_most(J, wanted));
+    panels = blocks(Q, at_most(Q, blocks(wanted, blocks(J, units))));
+  }
+
+  struct Task {
+    Range units, panels;
+  };
+  int64_t tasks() const { return blocks(J, units) * blocks(Q, panels); }
+  Task task(int64_t k) const {
+    const int64_t j = k % blocks(J, units) * units, q = k / blocks(J, units) * panels;
+    return {{j, at_most(j + units, J)}, {q, at_most(q + panels, Q)}};
+  }
+};
 
 // Sequences of thread `index`: contiguous, about equally many rows each. Longer sequences come first.
 ADL_INLINE Range share_rows(const Sequence& s, int64_t index, int64_t of) {
