@@ -34,6 +34,8 @@ class Layer(torch.autograd.Function):
         cell, needs = ctx.cell, ctx.needs_input_grad[2:]
         batch_sizes, y, *tensors = ctx.saved_tensors
         x, *inputs = tensors[: ctx.inputs]
+        if reference.wanted(*grads):
+            return None, None, *_definition(ctx, tensors[: ctx.inputs], grads[: 1 + cell.states])
         gradients = cell.backward_op(
             list(grads[: 1 + cell.states]),
             x,
@@ -79,21 +81,37 @@ class LayerBackward(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         cell, create_graph = ctx.cell, torch.is_grad_enabled()
         batch_sizes, *tensors = ctx.saved_tensors
+        needs = ctx.needs_input_grad[5:]
         with torch.enable_grad():
-            # Views keep tensors that depend on each other apart: each derivative is partial.
-            tensors = [
-                None if t is None else t.view_as(t) if t.requires_grad else t.detach()
-                for t in tensors
-            ]
+            tensors = _views(tensors)
             grads, inputs = tensors[: 1 + cell.states], tensors[1 + cell.states :]
             inputs = [t if t.requires_grad else t.requires_grad_() for t in inputs]
-            x, hx, weights = inputs[0], inputs[1 : 1 + cell.states], inputs[1 + cell.states :]
-            outputs = reference.layer(cell.name, x, hx, weights, batch_sizes)
-            first = _grad(outputs, inputs, grads, create_graph=True)
-            needs = ctx.needs_input_grad[5:]
+            first = _grad(_reference(cell, inputs, batch_sizes), inputs, grads, create_graph=True)
             wanted = [t for t, need in zip(grads + inputs, needs, strict=True) if need]
             second = iter(_grad(first, wanted, cotangents, create_graph=create_graph))
         return *[None] * 5, *(next(second) if need else None for need in needs)
+
+
+def _definition(ctx: Any, tensors: list[Tensor], grads: Sequence[Tensor | None]) -> list[Any]:
+    """The gradients of Layer through its definition, for gradients that are batched by vmap."""
+    cell, create_graph = ctx.cell, torch.is_grad_enabled()
+    batch_sizes, needs = ctx.saved_tensors[0], ctx.needs_input_grad[2:]
+    with torch.enable_grad():
+        inputs = _views(tensors)
+        wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
+        outputs = _reference(cell, inputs, batch_sizes)
+        found = iter(_grad(outputs, wanted, grads, create_graph=create_graph))
+    return [next(found) if need else None for need in needs]
+
+
+def _reference(cell: Cell, inputs: list[Tensor], batch_sizes: Tensor | None) -> list[Tensor]:
+    hx, weights = inputs[1 : 1 + cell.states], inputs[1 + cell.states :]
+    return reference.layer(cell.name, inputs[0], hx, weights, batch_sizes)
+
+
+def _views(tensors: Sequence[Tensor | None]) -> list[Any]:
+    """Keeps tensors that depend on each other apart, so that each derivative is partial."""
+    return [None if t is None else t.view_as(t) if t.requires_grad else t.detach() for t in tensors]
 
 
 def _with_states(cell: Cell, needs: list[bool]) -> list[bool]:
@@ -128,7 +146,7 @@ def _register(library: torch.library.Library, cell: Cell) -> None:
     def layer(
         x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None
     ) -> list[Tensor]:
-        if _wants_graph(x, *hx, *weights):
+        if len(hx) == cell.states and _wants_graph(x, *hx, *weights):
             return list(Layer.apply(cell, batch_sizes, x, *hx, *weights)[: 1 + cell.states])
         with below_autograd():
             return cell.op(x, hx, weights, batch_sizes)
@@ -136,7 +154,7 @@ def _register(library: torch.library.Library, cell: Cell) -> None:
     def layer_forward(
         x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None
     ) -> list[Tensor]:
-        if _wants_graph(x, *hx, *weights):
+        if len(hx) == cell.states and _wants_graph(x, *hx, *weights):
             return list(Layer.apply(cell, batch_sizes, x, *hx, *weights))
         with below_autograd():
             return cell.forward_op(x, hx, weights, batch_sizes)
@@ -151,7 +169,7 @@ def _register(library: torch.library.Library, cell: Cell) -> None:
         saved: list[Tensor],
         needs: list[bool],
     ) -> list[Tensor]:
-        if _wants_graph(*grads, x, *hx, *weights):
+        if len(hx) == cell.states and _wants_graph(*grads, x, *hx, *weights):
             return list(
                 LayerBackward.apply(cell, batch_sizes, y, saved, needs, *grads, x, *hx, *weights)
             )

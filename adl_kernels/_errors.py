@@ -67,6 +67,15 @@ def check_state_dims(name: str, states: tuple[Tensor, ...], is_batched: bool) ->
         )
 
 
+def check_weights(name: str, names: list[str], weights: list[Any]) -> None:
+    for weight_name, weight in zip(names, weights, strict=True):
+        if weight is None:
+            raise TypeError(
+                f"{name.lower()}() received an invalid combination of arguments. {name}: "
+                f"{weight_name} must be a Tensor, got None"
+            )
+
+
 def check_sequence(
     name: str, input: Tensor, weight: Tensor, input_size: int, packed: bool, layout: str
 ) -> None:

@@ -11,9 +11,10 @@ from . import _errors, functional
 from ._cells import CELLS, Cell
 
 
-def _step(module: nn.RNNCellBase, cell: Cell, input: Tensor, hx: Any) -> tuple[Tensor, ...]:
-    """The new states of `module`; hx as the user gave it."""
-    name = module._get_name()
+def _step(
+    name: str, module: nn.RNNCellBase, cell: Cell, input: Tensor, hx: Any
+) -> tuple[Tensor, ...]:
+    """The new states of `module`, whose class in torch is `name`; hx as the user gave it."""
     _errors.check_input(name, input, 2, f"[B, {module.input_size}] or [{module.input_size}]")
     is_batched = input.dim() == 2
     states = None if hx is None else _errors.check_cell_states(name, hx, cell.has_c)
@@ -21,9 +22,7 @@ def _step(module: nn.RNNCellBase, cell: Cell, input: Tensor, hx: Any) -> tuple[T
         input = input.unsqueeze(0)
         states = None if states is None else tuple(h.unsqueeze(0) for h in states)
     _errors.check_cell_sizes(name, input, states or (), module.input_size, module.hidden_size)
-    weights = [module.weight_ih, module.weight_hh]
-    if module.bias_ih is not None:
-        weights += [module.bias_ih, module.bias_hh]
+    weights = _weights(name, module)
     _errors.check_cell_tensors(name, input, states or (), weights)
     if states is None:
         zeros = torch.zeros(
@@ -34,6 +33,19 @@ def _step(module: nn.RNNCellBase, cell: Cell, input: Tensor, hx: Any) -> tuple[T
         cell, input.unsqueeze(0), [h.unsqueeze(0) for h in states], weights, *functional.ONE_LAYER
     )
     return tuple(h.squeeze(0) if is_batched else h.view(-1) for h in new)
+
+
+def _weights(name: str, module: nn.RNNCellBase) -> list[Tensor]:
+    """Both weights and, if either is there, both biases."""
+    weights = [module.weight_ih, module.weight_hh]
+    _errors.check_weights(name, ["weight_ih", "weight_hh"], weights)
+    biases = [module.bias_ih, module.bias_hh]
+    for bias, other in zip(biases, reversed(biases), strict=True):
+        if bias is not None:
+            weights.append(bias)
+        elif other is not None:
+            weights.append(torch.zeros_like(other))
+    return weights
 
 
 class LSTMCell(nn.LSTMCell):
@@ -48,7 +60,7 @@ class LSTMCell(nn.LSTMCell):
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        h, c = _step(self, CELLS["lstm"], input, hx)
+        h, c = _step("LSTMCell", self, CELLS["lstm"], input, hx)
         return h, c
 
 
@@ -62,7 +74,7 @@ class GRUCell(nn.GRUCell):
     """
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        return _step(self, CELLS["gru"], input, hx)[0]
+        return _step("GRUCell", self, CELLS["gru"], input, hx)[0]
 
 
 class RNNCell(nn.RNNCell):
@@ -77,7 +89,7 @@ class RNNCell(nn.RNNCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return _step(self, CELLS[f"rnn_{self.nonlinearity}"], input, hx)[0]
+        return _step("RNNCell", self, CELLS[f"rnn_{self.nonlinearity}"], input, hx)[0]
 
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]

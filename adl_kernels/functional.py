@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import _VF, Tensor
-from torch.nn import functional as F
 
 from . import reference
 from ._cells import CELLS, Cell
@@ -147,7 +146,7 @@ def recurrent(
         )
     if x.device.type in DEVICES and x.dtype in DTYPES:
         output, *finals = _layers(
-            cell, x, states, list(weights), num_layers, dropout * training, batch_sizes
+            cell, x, states, list(weights), num_layers, dropout, training, batch_sizes
         )
     else:
         options = (len(weights) // count >= 4, num_layers, dropout, training, bidirectional)
@@ -162,30 +161,35 @@ def _layers(
     weights: list[Tensor],
     num_layers: int,
     dropout: float,
+    training: bool,
     batch_sizes: Tensor | None,
 ) -> list[Tensor]:
     """One op per layer, dropout between them; hx [L D, B, ...] as the final states returned."""
-    layer = functools.partial(reference.layer, cell.name) if _transformed() else cell.op
+    layer = functools.partial(_definition, cell) if reference.wanted() else cell.op
     if num_layers == 1:
         return layer(x, hx, weights, batch_sizes)
     finals: list[list[Tensor]] = []
     per_layer, directions = len(weights) // num_layers, hx[0].size(0) // num_layers
     for k in range(num_layers):
-        if dropout > 0 and k > 0:
-            x = F.dropout(x, dropout)
+        if k > 0 and training and dropout != 0:
+            x = torch.dropout(x, dropout, training)
         states = [h[k * directions : (k + 1) * directions] for h in hx]
         x, *final = layer(x, states, weights[k * per_layer : (k + 1) * per_layer], batch_sizes)
         finals.append(final)
     return [x, *(torch.cat(h) for h in zip(*finals, strict=True))]
 
 
-def _transformed() -> bool:
-    """Whether functorch or forward-mode AD is at work: only the definition knows them."""
-    if torch.compiler.is_compiling():
-        return False
-    return (
-        torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-    )
+def _definition(
+    cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None
+) -> list[Tensor]:
+    """The layer without its op; autocast as the op has it."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return reference.layer(cell.name, x, hx, weights, batch_sizes)
+    dtype = torch.get_autocast_dtype(kind)
+    x, *rest = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, *hx, *weights))
+    with torch.autocast(kind, enabled=False):
+        return reference.layer(cell.name, x, rest[: cell.states], rest[cell.states :], batch_sizes)
 
 
 def _zeros(

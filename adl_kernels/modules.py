@@ -29,7 +29,7 @@ class Recurrent(nn.RNNBase):
         """Runs the layer; see the class for the shapes."""
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
-        name = self._get_name()
+        name = self._name()
         _errors.check_input(name, input, 3, self._layout())
         is_batched = input.dim() == 3
         batch_dim = 0 if self.batch_first else 1
@@ -52,7 +52,7 @@ class Recurrent(nn.RNNBase):
         data, batch_sizes, sorted_indices, unsorted_indices = input
         states = None
         if hx is not None:
-            states = _errors.check_states(self._get_name(), hx, self.mode == "LSTM")
+            states = _errors.check_states(self._name(), hx, self.mode == "LSTM")
             self._check_state_sizes(states, int(batch_sizes[0]))
             if sorted_indices is not None:
                 states = tuple(h.index_select(1, sorted_indices) for h in states)
@@ -67,7 +67,8 @@ class Recurrent(nn.RNNBase):
     ) -> list[Tensor]:
         # Read anew every time: no way to change a weight can go unnoticed.
         weights = [getattr(self, name) for name in self._flat_weights_names]
-        name, packed = self._get_name(), batch_sizes is not None
+        _errors.check_weights(self._name(), self._flat_weights_names, weights)
+        name, packed = self._name(), batch_sizes is not None
         _errors.check_sequence(name, input, weights[0], self.input_size, packed, self._layout())
         if states is not None and not packed:
             self._check_state_sizes(states, input.size(0 if self.batch_first else 1))
@@ -90,7 +91,7 @@ class Recurrent(nn.RNNBase):
         count = self.num_layers * (2 if self.bidirectional else 1)
         widths = (self.proj_size or self.hidden_size, self.hidden_size)
         sizes = tuple((count, batch, width) for width in widths[: len(states)])
-        _errors.check_state_sizes(self._get_name(), states, sizes)
+        _errors.check_state_sizes(self._name(), states, sizes)
 
     def _hidden(self, states: list[Tensor]) -> Hidden:
         return (states[0], states[1]) if self.mode == "LSTM" else states[0]
@@ -98,6 +99,10 @@ class Recurrent(nn.RNNBase):
     def _layout(self) -> str:
         order = "[B, T, {0}] (batch_first)" if self.batch_first else "[T, B, {0}]"
         return f"{order} or, unbatched, [T, {{0}}]".format(self.input_size)
+
+    def _name(self) -> str:
+        # Of torch's class, as in its messages; a subclass or a parametrized module has another.
+        return "RNN" if self.mode.startswith("RNN") else self.mode
 
     def flatten_parameters(self) -> None:
         """Does nothing: the ops take every weight as it is. Kept for code that calls it."""

@@ -59,6 +59,20 @@ STEPS = {
 }
 
 
+def wanted(*tensors: Tensor | None) -> bool:
+    """Whether vmap, another functorch transform or forward-mode AD is at work.
+
+    The ops know none of them, the definition all. `tensors` are looked at for the older vmap of
+    ``torch.autograd.grad(..., is_grads_batched=True)``, which shows in nothing else.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors):
+        return True
+    dual = torch.autograd.forward_ad._current_level >= 0
+    return dual or torch._C._are_functorch_transforms_active()
+
+
 def layer(
     cell: str,
     x: Tensor,

@@ -61,7 +61,7 @@ def check(
     cell: Cell, dtype: torch.dtype, device: torch.device, T: int, B: int, I: int, H: int, D: int
 ) -> float:
     """Runs one layer and its backward, and compares with the definition in double."""
-    shapes = [(T, B, I), *[(D, B, H)] * cell.states]
+    shapes: list[tuple[int, ...]] = [(T, B, I), *[(D, B, H)] * cell.states]
     shapes += [(cell.gates * H, I), (cell.gates * H, H), (cell.gates * H,), (cell.gates * H,)] * D
     scales = [1.0] * (1 + cell.states) + [H**-0.5] * (4 * D)
     exact = [torch.randn(s) * scale for s, scale in zip(shapes, scales, strict=True)]

@@ -34,6 +34,12 @@ B, I, H = 3, 4, 7
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads: Callable[[int], None]) -> None:
+    """How many threads is for test_ops.py; torch's small ops crawl where cores are shared."""
+    threads(1)
+
+
 def pair(kind: str, *sizes: int, dtype: Any = torch.float64, **options: Any) -> list[nn.Module]:
     """torch's cell and ours, made from the same seed."""
     cells = []

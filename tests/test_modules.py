@@ -51,6 +51,12 @@ every_kind = pytest.mark.parametrize("kind", KINDS)
 every_class = pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN_TANH"])
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads: Callable[[int], None]) -> None:
+    """How many threads is for test_ops.py; torch's small ops crawl where cores are shared."""
+    threads(1)
+
+
 def pair(kind: str, *sizes: Any, dtype: Any = torch.float64, **options: Any) -> list[nn.RNNBase]:
     """torch's module and ours, made from the same seed."""
     modules = []

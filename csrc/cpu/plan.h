@@ -66,7 +66,7 @@ struct Split {
   Split(int64_t J, int64_t Q, int64_t threads) : J(J), Q(Q) {
     const int64_t wanted = 2 * threads;
     units = blocks(J, at_most(J, wanted));
-    panels = blocks(Q, at_most(Q, blocks(wanted, blocks(J, units))));
+    panels = at_least(blocks(Q, at_least(at_most(Q, blocks(wanted, blocks(J, units))), 1)), 1);
   }
 
   struct Task {
