@@ -1,6 +1,6 @@
 // Block products: C [M, width] += A [M, K] B [K, width], B and C in panels of 64 or 48 columns.
 //
-// Every element is a sum in the order of k, in blocks of kBlock that are added one after the other. The
+// Every element is a sum in the order of k, in blocks of at most kBlock that are added one after the other. The
 // order depends on K alone, so results do not change with the number of rows or threads, or with the tile
 // a row falls in; and the blocks keep the rounding error of long sums down.
 #pragma once
@@ -10,7 +10,7 @@
 namespace adl {
 namespace {
 
-constexpr int kBlock = 128;  // k per accumulation; 128 x 64 floats of B fill two thirds of L1
+constexpr int kBlock = 128;  // most k per accumulation; 128 x 64 floats of B fill two thirds of L1
 constexpr int kPanel = 64;   // columns per panel where the cell does not decide
 
 // Register tile: kRows x kVectors sums, kVectors of B and a broadcast fit 32 (AVX-512) or 16 registers.
@@ -62,8 +62,9 @@ __attribute__((noinline)) void product(int64_t M, int64_t K, const T* a, int64_t
                                        int64_t ldc) {
   using Shape = Tile<T, kWidth>;
   const int64_t row = kTransposed ? 1 : stride, column = kTransposed ? stride : 1;
-  for (int64_t k = 0; k < K; k += kBlock) {
-    const int64_t count = K - k < kBlock ? K - k : kBlock;
+  const int64_t most = K > kBlock ? (K - 1) / ((K - 1) / kBlock + 1) + 1 : K;  // blocks of about one size
+  for (int64_t k = 0; k < K; k += most) {
+    const int64_t count = K - k < most ? K - k : most;
     for (int n = 0; n < kWidth; n += Shape::kStep) {
       const T* ak = a + k * column;
       const T* bk = b + k * kWidth + n;
@@ -86,13 +87,19 @@ ADL_INLINE void pack_row(const T* row, int64_t first, int64_t columns, T* out) {
 // w [G * H, K] to block j of [J, K, G, U]: the gates of U units side by side, gate g in column place[g].
 template <class T, int kGates, int kUnits>
 void pack_units(const T* w, int64_t H, int64_t K, int64_t j, const int (&place)[kGates], int first, T* out) {
-  constexpr int kWidth = kGates * kUnits;
-  for (int g = 0; g < kGates; ++g) {
-    for (int u = 0; u < kUnits; ++u) {
-      T* column = out + (place[g] - first) * kUnits + u;
-      const int64_t unit = j * kUnits + u;
-      const T* row = w + (g * H + unit) * K;
-      for (int64_t k = 0; k < K; ++k) column[k * kWidth] = unit < H ? row[k] : T(0);
+  constexpr int kWidth = kGates * kUnits, kStrip = 64 / int(sizeof(T));
+  for (int64_t k = 0; k < K; k += kStrip) {  // a cache line of each row at a time: what is written stays in L1
+    const int64_t count = K - k < kStrip ? K - k : kStrip;
+    for (int g = 0; g < kGates; ++g) {
+      for (int u = 0; u < kUnits; ++u) {
+        T* column = out + k * kWidth + (place[g] - first) * kUnits + u;
+        const int64_t unit = j * kUnits + u;
+        const T* row = w + (g * H + unit) * K + k;
+        if (unit < H)
+          for (int64_t i = 0; i < count; ++i) column[i * kWidth] = row[i];
+        else
+          for (int64_t i = 0; i < count; ++i) column[i * kWidth] = T(0);
+      }
     }
   }
 }
