@@ -203,7 +203,9 @@ def run_rnn(options: argparse.Namespace) -> int:
     for row in run.rows(settings, peak):
         rows.append(row)
         print(report.line(row), flush=True)
+    run.refer_to_peak(rows, peak)
     summary = report.groups(rows)
+    print("\n" + report.peak_line(peak))
     print("\ntime of torch.nn / time of adl_kernels", report.group_table(summary), sep="\n")
     for path in (options.json, RESULTS / "cpu-rnn.json" if options.save else None):
         if path is not None:
