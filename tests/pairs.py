@@ -16,6 +16,16 @@ from torch.nn.utils.rnn import (
 
 import adl_kernels
 
+# Nothing may warn, least of all about weights that are not one contiguous chunk. How many threads
+# is for test_ops.py: torch's small ops crawl where cores are shared.
+MARKS = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("error"),
+    # torch's own, when it first loads its forward derivatives.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+]
+
 KINDS = {
     "LSTM": (nn.LSTM, adl_kernels.LSTM, {}),
     "GRU": (nn.GRU, adl_kernels.GRU, {}),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pairs import MARKS, random
 from tolerance import assert_accurate
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
@@ -16,11 +17,7 @@ from torch.nn.utils import parametrizations, prune
 
 import adl_kernels
 
-pytestmark = [
-    pytest.mark.filterwarnings("error"),
-    # torch's own, when it first loads its forward derivatives.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
-]
+pytestmark = MARKS
 
 KINDS = {
     "LSTMCell": (nn.LSTMCell, adl_kernels.LSTMCell, {}),
@@ -34,12 +31,6 @@ B, I, H = 3, 4, 7
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-@pytest.fixture(autouse=True)
-def one_thread(threads: Callable[[int], None]) -> None:
-    """How many threads is for test_ops.py; torch's small ops crawl where cores are shared."""
-    threads(1)
-
-
 def pair(kind: str, *sizes: int, dtype: Any = torch.float64, **options: Any) -> list[nn.Module]:
     """torch's cell and ours, made from the same seed."""
     cells = []
@@ -47,11 +38,6 @@ def pair(kind: str, *sizes: int, dtype: Any = torch.float64, **options: Any) -> 
         torch.manual_seed(0)
         cells.append(cls(*(sizes or (I, H)), dtype=dtype, **KINDS[kind][2], **options))
     return cells
-
-
-def random(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def has_c(cell: nn.Module) -> bool:

@@ -11,6 +11,7 @@ import torch
 from pairs import (
     BOTH,
     FIRST,
+    MARKS,
     TWO,
     B,
     H,
@@ -31,19 +32,7 @@ from pairs import (
 )
 from torch import Tensor
 
-# Nothing here may warn, least of all about weights that are not one contiguous chunk.
-pytestmark = [
-    pytest.mark.filterwarnings("error"),
-    # torch's own, when it first loads its forward derivatives.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
-]
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads: Callable[[int], None]) -> None:
-    """How many threads is for test_ops.py; torch's small ops crawl where cores are shared."""
-    threads(1)
+pytestmark = MARKS
 
 
 def slices(*shape: int, seed: int) -> Tensor:

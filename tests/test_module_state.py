@@ -13,6 +13,7 @@ import pytest
 import torch
 from pairs import (
     CASES,
+    MARKS,
     B,
     H,
     I,
@@ -32,19 +33,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils import parametrizations, parametrize, prune
 
-# Nothing here may warn, least of all about weights that are not one contiguous chunk.
-pytestmark = [
-    pytest.mark.filterwarnings("error"),
-    # torch's own, when it first loads its forward derivatives.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
-]
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads: Callable[[int], None]) -> None:
-    """How many threads is for test_ops.py; torch's small ops crawl where cores are shared."""
-    threads(1)
+pytestmark = MARKS
 
 
 def old_pickle(module: nn.RNNBase) -> nn.RNNBase:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from pairs import (
+    MARKS,
     B,
     H,
     I,
@@ -32,19 +32,7 @@ from torch.nn.utils.rnn import (
 )
 from torch.utils.checkpoint import checkpoint
 
-# Nothing here may warn, least of all about weights that are not one contiguous chunk.
-pytestmark = [
-    pytest.mark.filterwarnings("error"),
-    # torch's own, when it first loads its forward derivatives.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
-]
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads: Callable[[int], None]) -> None:
-    """How many threads is for test_ops.py; torch's small ops crawl where cores are shared."""
-    threads(1)
+pytestmark = MARKS
 
 
 @every_kind

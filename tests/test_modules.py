@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from pairs import (
     CASES,
     FIRST,
     KINDS,
+    MARKS,
     PROJECTIONS,
     TWO,
     B,
@@ -39,19 +39,7 @@ from torch.nn.utils.rnn import (
 
 import adl_kernels
 
-# Nothing here may warn, least of all about weights that are not one contiguous chunk.
-pytestmark = [
-    pytest.mark.filterwarnings("error"),
-    # torch's own, when it first loads its forward derivatives.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
-]
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads: Callable[[int], None]) -> None:
-    """How many threads is for test_ops.py; torch's small ops crawl where cores are shared."""
-    threads(1)
+pytestmark = MARKS
 
 
 # Constructors
