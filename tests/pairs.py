@@ -22,7 +22,7 @@ MARKS = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("error"),
     # torch's own, when it first loads its forward derivatives.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
 ]
 
