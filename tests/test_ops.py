@@ -23,6 +23,12 @@ CASES = [
     *(Case(cell, 9, 7, 3, 50, F64, D=2, lengths=RAGGED) for cell in CELLS),
     *(Case(cell, 5, 40, 17, 70, F32, D=2) for cell in CELLS),
     *(Case(cell, 130, 2, 130, 65, F32, bias=False) for cell in CELLS),
+    *(Case(cell, 1, 1, 1, 1, F64) for cell in CELLS),
+    # Few rows: the weights are not packed.
+    *(Case(cell, 4, 3, 70, 100, F32, D=2) for cell in CELLS),
+    *(Case(cell, 1, 1, 128, 64, dtype) for cell in CELLS for dtype in (F64, BF16)),
+    Case("lstm", 2, 2, 65, 130, F32, P=66),
+    Case("gru", 5, 4, 64, 200, F32, D=2, lengths=(5, 5, 3, 1)),
     Case("lstm", 6, 5, 40, 48, F32, P=7),
     Case("lstm", 6, 50, 9, 130, F32, P=65, D=2),
     Case("lstm", 9, 7, 9, 20, F64, P=3, D=2, bias=False, lengths=RAGGED),
@@ -43,6 +49,14 @@ def gradients(layer, run, cotangents):
     return outputs, torch.autograd.grad(outputs, tensors, cotangents)
 
 
+def widened(layer):
+    return layer.with_tensors([t.double() for t in layer.tensors])
+
+
+def narrowed(layer):
+    return layer.with_tensors([t.float() for t in layer.tensors])
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("count", [1, 2], ids=["1thread", "2threads"])
 def test_outputs_and_all_gradients(case, count, threads):
@@ -57,26 +71,22 @@ def test_outputs_and_all_gradients(case, count, threads):
         torch.randn(*t.shape[:-1], 2 * t.shape[-1], dtype=F64).to(case.dtype)[..., ::2]
         for t in [y, *states]
     ]
-    wide = layer.with_tensors([t.double() for t in layer.tensors])
-    exact = gradients(wide, type(wide).reference, [c.double() for c in cotangents])
+    exact = gradients(widened(layer), type(layer).reference, [c.double() for c in cotangents])
     torchs = gradients(layer, type(layer).torchs, cotangents)
     ours = gradients(layer, type(layer).ours, cotangents)
+    if case.dtype == F64:
+        small, given = narrowed(layer), [c.float() for c in cotangents]
+        torchs_small = gradients(small, type(layer).torchs, given)
+        exact_small = gradients(widened(small), type(layer).reference, [c.double() for c in given])
     for kind, labels in enumerate((["y", "h_n", "c_n"], names)):
-        for label, *three in zip(labels, ours[kind], torchs[kind], exact[kind], strict=False):
-            assert_accurate(*three, f"{'d' * kind}{label}")
+        for k, label in enumerate(labels[: len(ours[kind])]):
+            float32 = None
+            if case.dtype == F64:
+                float32 = torchs_small[kind][k], exact_small[kind][k]
+            three = ours[kind][k], torchs[kind][k], exact[kind][k]
+            assert_accurate(*three, f"{'d' * kind}{label}", float32)
     for label, inference, training in zip(["y", "h_n", "c_n"], outputs, ours[0], strict=False):
         assert torch.equal(inference, training), f"{label} differs between inference and training"
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_one_unit_one_step(cell):
-    """Alone, since "at most twice torch's error" means nothing where torch happens to be exact."""
-    layer = make(Case(cell, 1, 1, 1, 1, F64))
-    cotangents = [torch.randn_like(t) for t in layer.ours()]
-    ours = gradients(layer, type(layer).ours, cotangents)
-    exact = gradients(layer, type(layer).reference, cotangents)
-    for a, b in zip([*ours[0], *ours[1]], [*exact[0], *exact[1]], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-14, atol=1e-15)
 
 
 def test_uninitialised_memory_is_poisoned():
@@ -84,7 +94,7 @@ def test_uninitialised_memory_is_poisoned():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("shape", [(50, 3, 40, 130), (20, 40, 64, 96), (5, 1, 300, 257)], ids=str)
+@pytest.mark.parametrize("shape", [(50, 3, 40, 130), (20, 40, 64, 96), (5, 1, 700, 657)], ids=str)
 def test_results_do_not_depend_on_the_number_of_threads(cell, shape, threads):
     layer = make(Case(cell, *shape, F32))
     cotangents = [torch.randn_like(t) for t in layer.ours()]

@@ -19,6 +19,7 @@ struct BackwardScan {
   const int64_t J = blocks(w.H, kUnits);  // blocks of units
   const int64_t QP = blocks(w.P, kPanel), QH = blocks(w.H, kPanel);
   const int64_t ldh = padded(at_least(w.H, w.P));
+  const bool direct = s.N <= kFewRows;  // weights are used as they are, not packed
 
   T* w_hh;           // [QP, J, G, U, 64]
   T* w_hr;           // [QH, P, 64]
@@ -35,7 +36,7 @@ struct BackwardScan {
   explicit BackwardScan(const Backward<T>& params) : p(params) {}
 
   void take(Arena& arena) {
-    w_hh = arena.take<T>(QP * J * kColumns * kPanel);
+    w_hh = arena.take<T>(direct ? 0 : QP * J * kColumns * kPanel);
     w_hr = arena.take<T>(w.w_hr ? QH * w.P * kPanel : 0);
     dgates = arena.take<T>(J * s.N * kRow);
     dh = arena.take<T>(s.B * ldh);
@@ -62,7 +63,7 @@ struct BackwardScan {
   }
 
   void prepare(int index, int threads) {
-    for (int64_t q = index; q < QP; q += threads)
+    for (int64_t q = index; q < QP && !direct; q += threads)
       pack_transposed<T, Cell::kGates, kUnits>(w.w_hh, w.H, w.P, q, Cell::kHh, L::kFirstHh,
                                                w_hh + q * J * kColumns * kPanel);
     for (int64_t q = index; w.w_hr && q < QH; q += threads)
@@ -102,7 +103,7 @@ struct BackwardScan {
           for (int64_t r = 0; r < count; ++r) cell(t, rows.begin + r, j);
         if (!by_rows) f.barrier.meet();
         for (int64_t q = panels_p.begin; q < panels_p.end; ++q)
-          f.times_transposed(row, count, f.w_hh + q * f.J * kColumns * kPanel, L::kFirstHh,
+          f.times_transposed(row, count, f.w.w_hh, f.w.P, q, f.w_hh, Cell::kHh, L::kFirstHh,
                              f.dh + rows.begin * f.ldh + q * kPanel, f.ldh);
       }
     }
@@ -159,11 +160,21 @@ struct BackwardScan {
     }
   };
 
-  // out [count, 64] += dgates [count, J G U] times one panel of a transposed weight.
-  void times_transposed(int64_t row, int64_t count, const T* panel, int first, T* out, int64_t ldo) {
-    for (int64_t j = 0; j < J; ++j)
-      product<T, kPanel>(count, kColumns, dgates + (j * s.N + row) * kRow + first * kUnits, kRow,
-                         panel + j * kColumns * kPanel, out, ldo);
+  // out [count, 64] += dgates [count, J G U] times panel q of a transposed weight w [G * H, K].
+  void times_transposed(int64_t row, int64_t count, const T* weight, int64_t K, int64_t q, const T* packed,
+                        const int (&place)[Cell::kGates], int first, T* out, int64_t ldo) {
+    for (int64_t j = 0; j < J; ++j) {
+      const T* d = dgates + (j * s.N + row) * kRow;
+      if (!direct) {
+        product<T, kPanel>(count, kColumns, d + first * kUnits, kRow, packed + (q * J + j) * kColumns * kPanel, out,
+                           ldo);
+        continue;
+      }
+      for (int g = 0; g < Cell::kGates; ++g)
+        for (int64_t m = 0; m < count; ++m)
+          direct_columns(at_most(kUnits, w.H - j * kUnits), d + m * kRow + place[g] * kUnits,
+                         weight + (g * w.H + j * kUnits) * K, K, q * kPanel, out + m * ldo);
+    }
   }
 };
 

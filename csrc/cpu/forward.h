@@ -19,6 +19,7 @@ struct ForwardScan {
   const int64_t J = blocks(w.H, kUnits);               // blocks of units
   const int64_t Q = w.w_hr ? blocks(w.P, kPanel) : 0;  // panels of the projection
   const int64_t ldh = padded(at_least(w.H, w.P));
+  const bool direct = s.N <= kFewRows;  // weights are used as they are, not packed
   const int64_t gate_rows = p.gates ? s.N : at_most(chunk_steps(s), s.T) * s.B;
 
   T* w_ih;      // [J, I, G, U]
@@ -37,9 +38,9 @@ struct ForwardScan {
   // Lays out the scratch memory; returns its size.
   int64_t take(void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
-    w_ih = arena.take<T>(J * w.I * kColumns);
-    w_hh = arena.take<T>(J * w.P * kColumns);
-    w_hr = arena.take<T>(Q * w.H * kPanel);
+    w_ih = arena.take<T>(direct ? 0 : J * w.I * kColumns);
+    w_hh = arena.take<T>(direct ? 0 : J * w.P * kColumns);
+    w_hr = arena.take<T>(direct ? 0 : Q * w.H * kPanel);
     bias = arena.take<T>(J * kRow);
     gates = p.gates ? p.gates : arena.take<T>(J * gate_rows * kRow);
     state[0] = arena.take<T>(s.B * ldh);
@@ -69,12 +70,12 @@ struct ForwardScan {
   }
 
   void prepare(int index, int threads) {
-    for (int64_t j = index; j < J; j += threads) {
+    for (int64_t j = index; j < J; j += threads) pack_bias(j, bias + j * kRow);
+    for (int64_t j = index; j < J && !direct; j += threads) {
       pack_units<T, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, j, Cell::kIh, L::kFirstIh, w_ih + j * w.I * kColumns);
       pack_units<T, Cell::kGates, kUnits>(w.w_hh, w.H, w.P, j, Cell::kHh, L::kFirstHh, w_hh + j * w.P * kColumns);
-      pack_bias(j, bias + j * kRow);
     }
-    for (int64_t q = index; q < Q; q += threads)
+    for (int64_t q = index; q < Q && !direct; q += threads)
       pack_units<T, 1, kPanel>(w.w_hr, w.P, w.H, q, {0}, 0, w_hr + q * w.H * kPanel);
     for (int64_t b = index; b < s.B; b += threads) {
       for (T* h : state) {
@@ -134,16 +135,23 @@ struct ForwardScan {
     void project_rows(int64_t j, int64_t row, int64_t count, int64_t gate_row) {
       T* out = f.gates + (j * f.gate_rows + gate_row) * kRow;
       for (int64_t r = 0; r < count; ++r) std::memcpy(out + r * kRow, f.bias + j * kRow, kRow * sizeof(T));
-      product<T, kColumns>(count, f.w.I, f.p.x + row * f.w.I, f.w.I, f.w_ih + j * f.w.I * kColumns,
-                           out + L::kFirstIh * kUnits, kRow);
+      const T* x = f.p.x + row * f.w.I;
+      if (f.direct)
+        direct_units<T, Cell::kGates, kUnits>(f.w.w_ih, f.w.H, f.w.I, j, Cell::kIh, count, x, f.w.I, out, kRow);
+      else
+        product<T, kColumns>(count, f.w.I, x, f.w.I, f.w_ih + j * f.w.I * kColumns, out + L::kFirstIh * kUnits, kRow);
     }
 
     void step(int64_t t, int64_t t0, const T* h_prev, T* h_next) {
       const int64_t count = active(t);
       for (int64_t j = units.begin; j < units.end && count > 0; ++j) {
         T* gates = f.gates + (j * f.gate_rows + gate_row(t, t0) + rows.begin) * kRow;
-        product<T, kColumns>(count, f.w.P, h_prev + rows.begin * f.ldh, f.ldh, f.w_hh + j * f.w.P * kColumns,
-                             gates + L::kFirstHh * kUnits, kRow);
+        const T* h = h_prev + rows.begin * f.ldh;
+        if (f.direct)
+          direct_units<T, Cell::kGates, kUnits>(f.w.w_hh, f.w.H, f.w.P, j, Cell::kHh, count, h, f.ldh, gates, kRow);
+        else
+          product<T, kColumns>(count, f.w.P, h, f.ldh, f.w_hh + j * f.w.P * kColumns, gates + L::kFirstHh * kUnits,
+                               kRow);
         for (int64_t r = 0; r < count; ++r) cell(t, rows.begin + r, j, gates + r * kRow, h_prev, h_next);
       }
       if (f.w.w_hr) {
@@ -182,7 +190,11 @@ struct ForwardScan {
       for (int64_t q = panels.begin; q < panels.end; ++q) {
         T* out = h_next + rows.begin * f.ldh + q * kPanel;
         for (int64_t r = 0; r < count; ++r) std::memset(out + r * f.ldh, 0, kPanel * sizeof(T));
-        product<T, kPanel>(count, f.w.H, f.h_cell + rows.begin * f.ldh, f.ldh, f.w_hr + q * f.w.H * kPanel, out, f.ldh);
+        const T* h = f.h_cell + rows.begin * f.ldh;
+        if (f.direct)
+          direct_units<T, 1, kPanel>(f.w.w_hr, f.w.P, f.w.H, q, {0}, count, h, f.ldh, out, f.ldh);
+        else
+          product<T, kPanel>(count, f.w.H, h, f.ldh, f.w_hr + q * f.w.H * kPanel, out, f.ldh);
         for (int64_t r = 0; r < count; ++r) {
           const int64_t b = rows.begin + r;
           write_h(f.s.offsets[t] + b, b, q * kPanel, at_most(kPanel, f.w.P - q * kPanel), out + r * f.ldh,

@@ -20,7 +20,7 @@ struct Gradients {
   const int64_t J = scan.J, QI = blocks(w.I, kPanel), QP = scan.QP, QH = scan.QH;
   const Split split_ih{J, QI, s.threads}, split_hh{J, QP, s.threads};
   const int64_t packed_panels = at_least(split_ih.panels, split_hh.panels);
-  const int64_t buffer_rows = at_least(at_least(packed_panels * split_ih.units * kColumns, kTaskRows), QP * kPanel);
+  const int64_t buffer_rows = at_least(at_least(packed_panels * split_ih.units * kColumns, kTaskRows), QP* kPanel);
 
   T* w_ih;    // [QI, J, G, U, 64]
   T* packed;  // [threads, packed_panels, kPackedRows, 64]
@@ -31,7 +31,7 @@ struct Gradients {
   int64_t take(void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
     scan.take(arena);
-    w_ih = arena.take<T>(p.dx ? QI * J * kColumns * kPanel : 0);
+    w_ih = arena.take<T>(p.dx && !scan.direct ? QI * J * kColumns * kPanel : 0);
     packed = arena.take<T>(s.threads * packed_panels * kPackedRows * kPanel);
     buffer = arena.take<T>(s.threads * buffer_rows * kPanel);
     return arena.used;
@@ -43,7 +43,7 @@ struct Gradients {
       const int index = thread_index(), threads = thread_count();
 #pragma omp single
       scan.barrier.threads = threads;
-      for (int64_t q = index; p.dx && q < QI; q += threads)
+      for (int64_t q = index; p.dx && !scan.direct && q < QI; q += threads)
         pack_transposed<T, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, q, Cell::kIh, L::kFirstIh,
                                                  w_ih + q * J * kColumns * kPanel);
       scan.run(index, threads);
@@ -97,7 +97,7 @@ struct Gradients {
       const int64_t count = at_most(kTaskRows, f.s.N - row), I = f.w.I;
       for (int64_t q = 0; q < f.QI; ++q) {
         std::memset(buffer, 0, count * kPanel * sizeof(T));
-        f.scan.times_transposed(row, count, f.w_ih + q * f.J * kColumns * kPanel, L::kFirstIh, buffer, kPanel);
+        f.scan.times_transposed(row, count, f.w.w_ih, I, q, f.w_ih, Cell::kIh, L::kFirstIh, buffer, kPanel);
         const int64_t n = at_most(kPanel, I - q * kPanel);
         for (int64_t r = 0; r < count; ++r) {
           T* dx = f.p.dx + (row + r) * I + q * kPanel;
@@ -114,6 +114,7 @@ struct Gradients {
     template <class Rows>
     void write_dw(Split::Task task, Rows values, int64_t K, const int (&place)[Cell::kGates], int first, T* dw) {
       const Range units = task.units, panels = task.panels;
+      if (f.scan.direct) return write_few(units, panels, values, K, place, dw);
       const int64_t Q = panels.end - panels.begin;
       const auto sums = [&](int64_t j, int64_t q) {
         return buffer + ((j - units.begin) * Q + q - panels.begin) * kColumns * kPanel;
@@ -136,6 +137,23 @@ struct Gradients {
             for (int64_t q = panels.begin; q < panels.end; ++q)
               std::memcpy(row + q * kPanel, sums(j, q) + ((place[g] - first) * kUnits + u) * kPanel,
                           at_most(kPanel, K - q * kPanel) * sizeof(T));
+          }
+        }
+      }
+    }
+
+    // The same straight into dw: every element is a sum over few rows.
+    template <class Rows>
+    void write_few(Range units, Range panels, Rows values, int64_t K, const int (&place)[Cell::kGates], T* dw) {
+      const int64_t begin = panels.begin * kPanel, end = at_most(panels.end * kPanel, K);
+      for (int64_t unit = units.begin * kUnits; unit < at_most(units.end * kUnits, f.w.H); ++unit) {
+        for (int g = 0; g < Cell::kGates; ++g) {
+          T* row = dw + (g * f.w.H + unit) * K;
+          std::memset(row + begin, 0, (end - begin) * sizeof(T));
+          for (int64_t r = 0; r < f.s.N; ++r) {
+            const T d = f.scan.dgates[(unit / kUnits * f.s.N + r) * kRow + place[g] * kUnits + unit % kUnits];
+            const T* value = values(r);
+            for (int64_t k = begin; k < end; ++k) row[k] += d * value[k];
           }
         }
       }

@@ -3,6 +3,7 @@
 
 #include "cells/cells.h"
 #include "cpu/barrier.h"
+#include "cpu/direct.h"
 #include "cpu/gemm.h"
 #include "recurrent.h"
 

@@ -1,0 +1,78 @@
+// Products for calls of few rows, such as one step of one sequence: straight from the weights as they are.
+//
+// Packing reads and writes every weight; that pays when many rows use them. Here each weight is read once
+// and used for a few rows. The order of a sum again depends on its length alone.
+#pragma once
+
+#include "cpu/gemm.h"
+
+namespace adl {
+namespace {
+
+// Up to here a call takes this road: packing a weight costs about as much as using it for so many rows.
+constexpr int64_t kFewRows = 16;
+
+template <class T>
+ADL_INLINE T sum_of_lanes(typename Simd<T>::Register v) {
+  T lanes[Simd<T>::kLanes];
+  std::memcpy(lanes, &v, sizeof v);
+  for (int half = Simd<T>::kLanes / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+  return lanes[0];
+}
+
+// out[n] += sum_k a[k] w[n * K + k] for kRows rows of w at once.
+template <class T, int kRows>
+ADL_INLINE void dots(int64_t K, const T* a, const T* w, T* out) {
+  using V = Simd<T>;
+  typename V::Register sum[kRows] = {};
+  int64_t k = 0;
+  for (; k + V::kLanes <= K; k += V::kLanes) {
+    const typename V::Register ak = V::load(a + k).v;
+#pragma GCC unroll 8
+    for (int n = 0; n < kRows; ++n) sum[n] += ak * V::load(w + n * K + k).v;
+  }
+  for (int n = 0; n < kRows; ++n) {
+    T rest = T(0);
+    for (int64_t i = k; i < K; ++i) rest += a[i] * w[n * K + i];
+    out[n] += sum_of_lanes<T>(sum[n]) + rest;
+  }
+}
+
+// What product() does with block j of pack_units(w), for rows a [M, K]: out [M, ldo], gate g at place[g].
+template <class T, int kGates, int kUnits>
+void direct_units(const T* w, int64_t H, int64_t K, int64_t j, const int (&place)[kGates], int64_t M, const T* a,
+                  int64_t stride, T* out, int64_t ldo) {
+  const int64_t units = H - j * kUnits < kUnits ? H - j * kUnits : kUnits;
+  for (int g = 0; g < kGates; ++g) {
+    const T* rows = w + (g * H + j * kUnits) * K;
+    for (int64_t m = 0; m < M; ++m) {
+      T* o = out + m * ldo + place[g] * kUnits;
+      int64_t u = 0;
+      for (; u + 4 <= units; u += 4) dots<T, 4>(K, a + m * stride, rows + u * K, o + u);
+      for (; u < units; ++u) dots<T, 1>(K, a + m * stride, rows + u * K, o + u);
+    }
+  }
+}
+
+// out [n] += sum_u d[u] w[u * K + first + n], n < 64: some rows of w, one panel of its columns.
+template <class T>
+void direct_columns(int64_t units, const T* d, const T* w, int64_t K, int64_t first, T* out) {
+  using V = Simd<T>;
+  constexpr int kVectors = kPanel / V::kLanes;
+  const int64_t columns = K - first < kPanel ? K - first : kPanel;
+  typename V::Register sum[kVectors] = {};
+  if (columns == kPanel) {
+    for (int64_t u = 0; u < units; ++u) {
+#pragma GCC unroll 16
+      for (int n = 0; n < kVectors; ++n) sum[n] += d[u] * V::load(w + u * K + first + n * V::kLanes).v;
+    }
+    for (int n = 0; n < kVectors; ++n) (V::load(out + n * V::kLanes) + V(sum[n])).store(out + n * V::kLanes);
+    return;
+  }
+  for (int64_t u = 0; u < units; ++u)
+    for (int64_t n = 0; n < columns; ++n) out[n] += d[u] * w[u * K + first + n];
+}
+
+}  // namespace
+}  // namespace adl
