@@ -68,12 +68,13 @@ double fma_gflops(int threads, double seconds) {
   using Clock = std::chrono::steady_clock;
   const auto multiply_add = kernels<float>().multiply_add;
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
+  constexpr int64_t kRounds = 1 << 21;  // some milliseconds: a shorter sample can catch a jump of the clock
   double best = 0;
   do {
     double operations = 0;
     const auto start = Clock::now();
 #pragma omp parallel num_threads(threads) reduction(+ : operations)
-    operations += multiply_add(1 << 18);
+    operations += multiply_add(kRounds);
     const double rate = operations / std::chrono::duration<double>(Clock::now() - start).count() / 1e9;
     best = rate > best ? rate : best;
   } while (Clock::now() < end);
