@@ -89,24 +89,35 @@ def group_table(summaries: Sequence[Row]) -> str:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The rows of a JSON file as a table for a README: torch's time / ours, and ours in GFLOP/s."""
-    columns: dict[tuple[str, int], None] = {}
-    lines: dict[tuple[str, str, str], dict[tuple[str, int], str]] = {}
+    """A JSON file as two tables for a README.
+
+    Torch's time / ours, with our GFLOP/s in parentheses; then geometric mean and, in parentheses,
+    minimum of the ratios.
+    """
+    rows, groups = [], []
     for row in content["rows"]:
-        column, key = (row["mode"], row["threads"]), (row["cell"], row["dtype"], row["case"])
-        columns[column] = None
-        cell = row["status"]
+        text = row["status"]
         if row["status"] == "ok":
             mark = "*" if row["disturbed"] else ""
-            cell = f"{row['ratio']:.2f}{mark} ({row['ours']['gflops']:.0f})"
+            text = f"{row['ratio']:.2f}{mark} ({row['ours']['gflops']:.0f})"
         sizes = ", ".join(str(row[size]) for size in "TBIH")
-        lines.setdefault((row["cell"], row["dtype"], sizes), {})[column] = cell
-    heads = [f"{mode}, {n} thread{'s' * (n > 1)}" for mode, n in columns]
-    table = ["| cell | dtype | T, B, I, H | " + " | ".join(heads) + " |"]
-    table.append("|---" * (3 + len(heads)) + "|")
-    for key, cells in lines.items():
-        table.append("| " + " | ".join([*key, *(cells.get(c, "") for c in columns)]) + " |")
-    return "\n".join(table)
+        rows.append(((row["cell"], row["dtype"], sizes), row, text))
+    for group in content["summary"]:
+        text = f"{group['geometric_mean']:.2f} ({group['minimum']:.2f})" if group["cases"] else ""
+        groups.append(((group["cell"], group["dtype"]), group, text))
+    names = ("cell", "dtype", "T, B, I, H")
+    return _markdown(names, rows) + "\n\n" + _markdown(names[:2], groups)
+
+
+def _markdown(names: tuple[str, ...], entries: list[tuple[tuple[str, ...], Row, str]]) -> str:
+    columns = sorted({(row["mode"], row["threads"]) for _, row, _ in entries})
+    lines: dict[tuple[str, ...], dict[tuple[str, int], str]] = {}
+    for key, row, text in entries:
+        lines.setdefault(key, {})[row["mode"], row["threads"]] = text
+    heads = [*names, *(f"{mode}, {n} thread{'s' * (n > 1)}" for mode, n in columns)]
+    table = [heads, ["---"] * len(heads)]
+    table += [[*key, *(cells.get(c, "") for c in columns)] for key, cells in lines.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

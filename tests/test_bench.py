@@ -83,6 +83,15 @@ def test_right_results_are_timed(dtype: str) -> None:
         assert row["ours"]["share_of_peak"] == pytest.approx(share)
 
 
+def test_markdown_table() -> None:
+    rows = measure(cells=("lstm",), dtypes=("f32",))
+    rows[0] |= {"ratio": 1.5, "disturbed": False}
+    text = report.markdown({"rows": rows, "summary": report.groups(rows)})
+    table, summary = text.split("\n\n")
+    assert table.splitlines()[2].startswith("| lstm | f32 | 3, 2, 5, 7 | 1.50 (")
+    assert summary.splitlines()[2].startswith("| lstm | f32 | 1.50 (1.50) | ")
+
+
 class Slightly(nn.LSTM):
     """An LSTM whose output is a thousandth too large."""
 
