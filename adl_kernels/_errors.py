@@ -176,19 +176,20 @@ def check_cell_sizes(
             f"input has inconsistent input_size: got {input.size(1)} expected {input_size}. "
             f"{name}: expected [batch, {input_size}], got {list(input.shape)}"
         )
+    expected = (input.size(0), hidden_size)
     for k, state in enumerate(states):
-        expected = [input.size(0), hidden_size]
-        hint = f"{name}: expected {'hc'[k]} to be {expected}, got {list(state.shape)}"
+        if state.shape == expected:
+            continue
+        hint = f"{name}: expected {'hc'[k]} to be {list(expected)}, got {list(state.shape)}"
         if state.size(0) != input.size(0):
             raise RuntimeError(
                 f"Input batch size {input.size(0)} doesn't match hidden{k} batch size "
                 f"{state.size(0)}. {hint}"
             )
-        if list(state.shape) != expected:
-            raise RuntimeError(
-                f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected "
-                f"{hidden_size}. {hint}"
-            )
+        raise RuntimeError(
+            f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected "
+            f"{hidden_size}. {hint}"
+        )
 
 
 def check_cell_tensors(

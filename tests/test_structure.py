@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import adl_kernels
 from adl_kernels import _build_info, reference
 from adl_kernels._cells import CELLS
@@ -51,7 +49,6 @@ def test_every_cell_has_a_definition_and_ops():
         assert cell.op and cell.forward_op and cell.backward_op
 
 
-@pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm, of binutils")
 def test_objects_of_an_instruction_set_share_no_symbols():
     """A weak symbol compiled for AVX-512 could be linked in for everyone."""
     objects = [p for p in (ROOT / "build").rglob("isa_*.o") if "objects-" in str(p)]
