@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
 def _add_rnn(commands) -> None:
     rnn = commands.add_parser(
         "rnn",
-        help="time single LSTM, GRU and RNN layers against torch.nn (about 7 minutes)",
+        help="time single LSTM, GRU and RNN layers against torch.nn (about 5 minutes)",
         description=(
             "Times one layer of each cell, forward alone (infer) and forward plus backward "
             "(train), ours and torch.nn in turns in one process. Every result is first compared "

@@ -1,6 +1,6 @@
 // Where the threads of a scan meet, once or a few times per step.
 //
-// Spinning is right while all threads run: a meeting costs a fraction of a microsecond. When other work
+// Spinning is right while all threads run: nobody waits long enough for a system call to pay. When other work
 // has taken a thread's core, a spinning neighbour only keeps it waiting: after a while it goes to sleep,
 // and the core it frees can run the one that is late.
 #pragma once
@@ -26,7 +26,7 @@ struct Barrier {
   alignas(64) int32_t sleepers = 0;
   int32_t threads = 1;
 
-  // Rounds of the spin loop before a thread sleeps: some 20 microseconds, a hundred meetings.
+  // Rounds of the spin loop before a thread sleeps: long against a meeting, short against a time slice.
   static constexpr int kSpins = 1 << 10;
 
   void meet() {

@@ -9,7 +9,7 @@
 namespace adl {
 namespace {
 
-// Up to here a call takes this road: packing a weight costs about as much as using it for so many rows.
+// Up to here a call takes this road. A round figure, not tuned: for one row packing costs many times the product.
 constexpr int64_t kFewRows = 16;
 
 template <class T>

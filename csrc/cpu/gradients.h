@@ -20,10 +20,12 @@ struct Gradients {
   const int64_t J = scan.J, QI = blocks(w.I, kPanel), QP = scan.QP, QH = scan.QH;
   const Split split_ih{J, QI, s.threads}, split_hh{J, QP, s.threads};
   const int64_t packed_panels = at_least(split_ih.panels, split_hh.panels);
-  const int64_t buffer_rows = at_least(at_least(packed_panels * split_ih.units * kColumns, kTaskRows), QP* kPanel);
+  const int64_t packed_rows = at_most(kPackedRows, s.N);
+  const int64_t dw_rows = scan.direct ? 0 : packed_panels * split_ih.units * kColumns;
+  const int64_t buffer_rows = at_least(at_least(dw_rows, kTaskRows), padded(w.P));
 
   T* w_ih;    // [QI, J, G, U, 64]
-  T* packed;  // [threads, packed_panels, kPackedRows, 64]
+  T* packed;  // [threads, packed_panels, packed_rows, 64]
   T* buffer;  // [threads, buffer_rows, 64]
 
   explicit Gradients(const Backward<T>& params) : scan(params) {}
@@ -32,7 +34,7 @@ struct Gradients {
     Arena arena{static_cast<char*>(scratch)};
     scan.take(arena);
     w_ih = arena.take<T>(p.dx && !scan.direct ? QI * J * kColumns * kPanel : 0);
-    packed = arena.take<T>(s.threads * packed_panels * kPackedRows * kPanel);
+    packed = arena.take<T>(s.threads * packed_panels * packed_rows * kPanel);
     buffer = arena.take<T>(s.threads * buffer_rows * kPanel);
     return arena.used;
   }
@@ -48,7 +50,7 @@ struct Gradients {
                                                  w_ih + q * J * kColumns * kPanel);
       scan.run(index, threads);
       scan.barrier.meet();
-      Worker{*this, packed + index * packed_panels * kPackedRows * kPanel, buffer + index * buffer_rows * kPanel,
+      Worker{*this, packed + index * packed_panels * packed_rows * kPanel, buffer + index * buffer_rows * kPanel,
              threads, index}
           .finish();
     }
@@ -124,11 +126,11 @@ struct Gradients {
         const int64_t count = at_most(kPackedRows, f.s.N - row);
         for (int64_t q = 0; q < Q; ++q)
           for (int64_t r = 0; r < count; ++r)
-            pack_row(values(row + r), (panels.begin + q) * kPanel, K, packed + (q * kPackedRows + r) * kPanel);
+            pack_row(values(row + r), (panels.begin + q) * kPanel, K, packed + (q * f.packed_rows + r) * kPanel);
         for (int64_t j = units.begin; j < units.end; ++j)
           for (int64_t q = 0; q < Q; ++q)
             product<T, kPanel, true>(kColumns, count, f.scan.dgates + (j * f.s.N + row) * kRow + first * kUnits, kRow,
-                                     packed + q * kPackedRows * kPanel, sums(j, panels.begin + q), kPanel);
+                                     packed + q * f.packed_rows * kPanel, sums(j, panels.begin + q), kPanel);
       }
       for (int64_t j = units.begin; j < units.end; ++j) {
         for (int g = 0; g < Cell::kGates; ++g) {
