@@ -28,7 +28,7 @@ def _saved(cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor]) -> li
         shapes.append((directions, count, rows, units))
     if len(weights) // directions % 2:  # a projection
         shapes.append((directions, rows, hidden_size))
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
     return [x.new_empty(shape, dtype=dtype) for shape in shapes]
 
 

@@ -13,10 +13,13 @@ from .errors import BuildError
 
 MEMORY_PER_JOB = 2 * 2**30  # a file that includes torch's headers peaks at about 1.5 GB
 
+AVX512_FLAGS = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512".split()
+
 ISA_FLAGS = {
     "default": [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
-    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mprefer-vector-width=512".split(),
+    "avx512": AVX512_FLAGS,
+    "avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"],
 }
 
 CUDA_ARCHS = ("80", "90a", "100", "120")

@@ -82,7 +82,7 @@ class Plan:
         for isa in self.isas:
             chosen = [f"-DADL_ISA={isa}", *choices.ISA_FLAGS[isa]]
             flags = [*self.common_flags(), *KERNEL_FLAGS, *chosen]
-            for source in kernel_sources(self.root):
+            for source in kernel_sources(self.root, isa):
                 yield Object("cxx", source, object_name(self.root, source, isa), flags)
 
     def cuda_objects(self) -> Iterator[Object]:
@@ -110,8 +110,9 @@ def torch_sources(root: Path) -> list[Path]:
     return [csrc / "module.cpp", *sorted(csrc.glob("ops/*.cpp")), *sorted(cpu)]
 
 
-def kernel_sources(root: Path) -> list[Path]:
-    return sorted(root.glob("csrc/cpu/isa_*.cpp"))
+def kernel_sources(root: Path, isa: str) -> list[Path]:
+    """All number types, but only bfloat16 for the set that adds its products to AVX-512."""
+    return sorted(root.glob(f"csrc/cpu/isa_{'bf16' if isa == 'avx512bf16' else '*'}.cpp"))
 
 
 def cuda_sources(root: Path) -> list[Path]:

@@ -28,8 +28,13 @@ py::list cells() {
 
 PYBIND11_MODULE(_C, m) {
   m.def("cells", &cells, "The cells of this build, with the facts that fix the shapes of their ops.");
-  m.def("isa", &adl::instruction_set, "The CPU instruction set in use: default, avx2 or avx512.");
+  m.def("isa", &adl::instruction_set, "The CPU instruction set in use: default, avx2, avx512 or avx512bf16.");
   m.def("fma_gflops", &adl::fma_gflops, py::arg("threads"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),
         "Measured peak of float32 fused multiply-adds in GFLOP/s: the ceiling of any product.");
+  m.def("bf16_gflops", &adl::bf16_gflops, py::arg("threads"), py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>(), "The same for operands in bfloat16.");
+  m.def("read_gbytes", &adl::read_gbytes, py::arg("bytes"), py::arg("threads"), py::arg("seconds"),
+        py::call_guard<py::gil_scoped_release>(),
+        "Measured rate in GB/s at which all threads read, each a buffer of so many bytes again and again.");
 }

@@ -173,13 +173,13 @@ def test_inference_keeps_nothing():
     assert not any("forward" in name for name in calls)
 
 
-@pytest.mark.parametrize("isa", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["default", "avx2", "avx512", "avx512bf16"])
 def test_every_instruction_set_that_this_cpu_has(isa):
     """A fresh process forced to one set passes the self-test; asking for too much is an error."""
     env = {**os.environ, "ADL_ISA": isa}
     command = [sys.executable, "-m", "adl_kernels.selftest"]
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    order = ["default", "avx2", "avx512"]
+    order = ["default", "avx2", "avx512", "avx512bf16"]
     if order.index(isa) <= order.index(_C.isa()):
         assert run.returncode == 0, run.stdout + run.stderr
         assert isa in run.stdout

@@ -178,7 +178,7 @@ def test_machine_can_be_measured():
 @pytest.mark.parametrize(
     "system, machine, isas",
     [
-        ("linux", "x86_64", ("default", "avx2", "avx512")),
+        ("linux", "x86_64", ("default", "avx2", "avx512", "avx512bf16")),
         ("linux", "aarch64", ("default",)),
         ("darwin", "x86_64", ("default",)),
     ],

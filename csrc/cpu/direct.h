@@ -22,8 +22,8 @@ ADL_INLINE T sum_of_lanes(typename Simd<T>::Register v) {
 }
 
 // out[n] += sum_k a[k] w[n * K + k] for kRows rows of w at once.
-template <class T, int kRows>
-ADL_INLINE void dots(int64_t K, const T* a, const T* w, T* out) {
+template <class T, int kRows, class Mul, class Io>
+ADL_INLINE void dots(int64_t K, const Mul* a, const Io* w, T* out) {
   using V = Simd<T>;
   typename V::Register sum[kRows] = {};
   int64_t k = 0;
@@ -34,18 +34,18 @@ ADL_INLINE void dots(int64_t K, const T* a, const T* w, T* out) {
   }
   for (int n = 0; n < kRows; ++n) {
     T rest = T(0);
-    for (int64_t i = k; i < K; ++i) rest += a[i] * w[n * K + i];
+    for (int64_t i = k; i < K; ++i) rest += convert<T>(a[i]) * convert<T>(w[n * K + i]);
     out[n] += sum_of_lanes<T>(sum[n]) + rest;
   }
 }
 
 // What product() does with block j of pack_units(w), for rows a [M, K]: out [M, ldo], gate g at place[g].
-template <class T, int kGates, int kUnits>
-void direct_units(const T* w, int64_t H, int64_t K, int64_t j, const int (&place)[kGates], int64_t M, const T* a,
+template <class T, int kGates, int kUnits, class Mul, class Io>
+void direct_units(const Io* w, int64_t H, int64_t K, int64_t j, const int (&place)[kGates], int64_t M, const Mul* a,
                   int64_t stride, T* out, int64_t ldo) {
   const int64_t units = H - j * kUnits < kUnits ? H - j * kUnits : kUnits;
   for (int g = 0; g < kGates; ++g) {
-    const T* rows = w + (g * H + j * kUnits) * K;
+    const Io* rows = w + (g * H + j * kUnits) * K;
     for (int64_t m = 0; m < M; ++m) {
       T* o = out + m * ldo + place[g] * kUnits;
       int64_t u = 0;
@@ -56,8 +56,8 @@ void direct_units(const T* w, int64_t H, int64_t K, int64_t j, const int (&place
 }
 
 // out [n] += sum_u d[u] w[u * K + first + n], n < 64: some rows of w, one panel of its columns.
-template <class T>
-void direct_columns(int64_t units, const T* d, const T* w, int64_t K, int64_t first, T* out) {
+template <class T, class Mul, class Io>
+void direct_columns(int64_t units, const Mul* d, const Io* w, int64_t K, int64_t first, T* out) {
   using V = Simd<T>;
   constexpr int kVectors = kPanel / V::kLanes;
   const int64_t columns = K - first < kPanel ? K - first : kPanel;
@@ -65,13 +65,14 @@ void direct_columns(int64_t units, const T* d, const T* w, int64_t K, int64_t fi
   if (columns == kPanel) {
     for (int64_t u = 0; u < units; ++u) {
 #pragma GCC unroll 16
-      for (int n = 0; n < kVectors; ++n) sum[n] += d[u] * V::load(w + u * K + first + n * V::kLanes).v;
+      for (int n = 0; n < kVectors; ++n)
+        sum[n] += convert<T>(d[u]) * V::load(w + u * K + first + n * V::kLanes).v;
     }
     for (int n = 0; n < kVectors; ++n) (V::load(out + n * V::kLanes) + V(sum[n])).store(out + n * V::kLanes);
     return;
   }
   for (int64_t u = 0; u < units; ++u)
-    for (int64_t n = 0; n < columns; ++n) out[n] += d[u] * w[u * K + first + n];
+    for (int64_t n = 0; n < columns; ++n) out[n] += convert<T>(d[u]) * convert<T>(w[u * K + first + n]);
 }
 
 }  // namespace

@@ -1,24 +1,31 @@
 // Picks the widest instruction set that this build holds and this CPU runs. ADL_ISA=default|avx2|avx512
 // asks for a narrower one.
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <vector>
 
 #include "cpu/kernels.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
 
 namespace adl {
 namespace {
 
-enum Isa { kDefault, kAvx2, kAvx512 };
-constexpr const char* kNames[] = {"default", "avx2", "avx512"};
+enum Isa { kDefault, kAvx2, kAvx512, kAvx512Bf16 };
+constexpr const char* kNames[] = {"default", "avx2", "avx512", "avx512bf16"};
 
 Isa widest() {
 #if defined(ADL_ISA_AVX512)
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq"))
-    return kAvx512;
+    return __builtin_cpu_supports("avx512bf16") ? kAvx512Bf16 : kAvx512;
 #endif
 #if defined(ADL_ISA_AVX2)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
@@ -49,6 +56,9 @@ template <class T>
 const Kernels<T>& kernels() {
   switch (chosen()) {
 #if defined(ADL_ISA_AVX512)
+    case kAvx512Bf16:
+      if constexpr (std::is_same_v<T, BFloat16>) return isa_avx512bf16::kernels<T>();
+      [[fallthrough]];
     case kAvx512:
       return isa_avx512::kernels<T>();
 #endif
@@ -63,22 +73,75 @@ const Kernels<T>& kernels() {
 
 template const Kernels<float>& kernels<float>();
 template const Kernels<double>& kernels<double>();
+template const Kernels<BFloat16>& kernels<BFloat16>();
 
-double fma_gflops(int threads, double seconds) {
+const Kernels<float>* rounding_kernels() {
+#if defined(ADL_ISA_AVX512)
+  if (chosen() == kAvx512Bf16) return &isa_avx512bf16::rounding();
+#endif
+  return nullptr;
+}
+
+namespace {
+
+// Repeats work() on every thread for some time; returns the highest rate of what it counts, in 1e9 a second.
+// The rounds of a work() last milliseconds: a shorter sample can catch a jump of the clock.
+template <class Work>
+double highest_rate(int threads, double seconds, Work work) {
   using Clock = std::chrono::steady_clock;
-  const auto multiply_add = kernels<float>().multiply_add;
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
-  constexpr int64_t kRounds = 1 << 21;  // some milliseconds: a shorter sample can catch a jump of the clock
   double best = 0;
   do {
-    double operations = 0;
+    double count = 0;
     const auto start = Clock::now();
-#pragma omp parallel num_threads(threads) reduction(+ : operations)
-    operations += multiply_add(kRounds);
-    const double rate = operations / std::chrono::duration<double>(Clock::now() - start).count() / 1e9;
+#pragma omp parallel num_threads(threads) reduction(+ : count)
+    count += work();
+    const double rate = count / std::chrono::duration<double>(Clock::now() - start).count() / 1e9;
     best = rate > best ? rate : best;
   } while (Clock::now() < end);
   return best;
+}
+
+}  // namespace
+
+double fma_gflops(int threads, double seconds) {
+  return highest_rate(threads, seconds, [] { return kernels<float>().multiply_add(1 << 21); });
+}
+
+double bf16_gflops(int threads, double seconds) {
+  return highest_rate(threads, seconds, [] { return kernels<BFloat16>().multiply_add(1 << 21); });
+}
+
+double read_gbytes(int64_t bytes, int threads, double seconds) {
+  const int64_t rounds = std::max<int64_t>(1, (int64_t(1) << 28) / std::max<int64_t>(1, bytes));
+  const auto read = [] {
+    switch (chosen()) {
+#if defined(ADL_ISA_AVX512)
+      case kAvx512Bf16:
+      case kAvx512:
+        return isa_avx512::read;
+#endif
+#if defined(ADL_ISA_AVX2)
+      case kAvx2:
+        return isa_avx2::read;
+#endif
+      default:
+        return isa_default::read;
+    }
+  }();
+  const std::vector<float> buffer((threads * bytes + sizeof(float) - 1) / sizeof(float));
+  return highest_rate(threads, seconds, [&] {
+#if defined(_OPENMP)
+    const int index = omp_get_thread_num();
+#else
+    const int index = 0;
+#endif
+    for (int64_t k = 0; k < rounds; ++k) {
+      volatile double sum = read(buffer.data() + index * (bytes / sizeof(float)), bytes);
+      (void)sum;
+    }
+    return double(rounds * bytes);
+  });
 }
 
 }  // namespace adl

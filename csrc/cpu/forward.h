@@ -7,46 +7,58 @@
 namespace adl {
 namespace {
 
-template <class Cell, class T>
+// Io: the numbers of the tensors; Mul: those that are multiplied. Sums and state are Sum<Mul>.
+template <class Cell, class Io, class Mul>
 struct ForwardScan {
   using L = Layout<Cell>;
+  using E = Element<Mul>;
+  using T = Sum<Mul>;
   using V = Simd<T>;
-  static constexpr int kUnits = L::kUnits, kRow = L::kRow, kColumns = L::kColumns;
+  static constexpr int kUnits = L::kUnits, kRow = L::kRow, kColumns = L::kColumns, kPack = Operand<Mul>::kPack;
 
-  const Forward<T>& p;
+  const Forward<Io>& p;
   const Sequence& s = p.sequence;
-  const Weights<T>& w = p.weights;
+  const Weights<Io>& w = p.weights;
   const int64_t J = blocks(w.H, kUnits);               // blocks of units
   const int64_t Q = w.w_hr ? blocks(w.P, kPanel) : 0;  // panels of the projection
   const int64_t ldh = padded(at_least(w.H, w.P));
+  const int64_t ldp = w.w_hr ? padded(w.P) : 0;
+  const int64_t EI = blocks(w.I, kPack), EP = blocks(w.P, kPack), EH = blocks(w.H, kPack);  // sizes in elements
   const bool direct = s.N <= kFewRows;  // weights are used as they are, not packed
-  const int64_t gate_rows = p.gates ? s.N : at_most(chunk_steps(s), s.T) * s.B;
+  const bool converts = !direct && (!__is_same(Io, Mul) || w.I % kPack);
+  const int64_t gate_rows = at_most(chunk_steps(s), s.T) * s.B;
 
-  T* w_ih;      // [J, I, G, U]
-  T* w_hh;      // [J, P, G, U]
-  T* w_hr;      // [Q, H, 64]
-  T* bias;      // [J, pre, U]
-  T* gates;     // [J, gate_rows, pre, U]
-  T* state[2];  // [B, ldh] h_{t-1} and h_t in turn
-  T* c;         // [J, B, U]
-  T* h_cell;    // [B, ldh] h before the projection
+  E* w_ih;        // [J, I, G, U]
+  E* w_hh;        // [J, P, G, U]
+  E* w_hr;        // [Q, H, 64]
+  T* bias;        // [J, pre, U]
+  T* gates;       // [J, gate_rows, pre, U]
+  Mul* x;         // [N, kPack EI], where it cannot be used as it is
+  Mul* state[2];  // [B, ldh] h_{t-1} and h_t in turn, as the product wants them
+  T* h;           // [J, B, U]
+  T* c;           // [J, B, U]
+  Mul* h_cell;    // [B, ldh] h before the projection
+  T* projected;   // [B, ldp] and after it
 
   Barrier barrier;
 
-  explicit ForwardScan(const Forward<T>& params) : p(params) {}
+  explicit ForwardScan(const Forward<Io>& params) : p(params) {}
 
   // Lays out the scratch memory; returns its size.
   int64_t take(void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
-    w_ih = arena.take<T>(direct ? 0 : J * w.I * kColumns);
-    w_hh = arena.take<T>(direct ? 0 : J * w.P * kColumns);
-    w_hr = arena.take<T>(direct ? 0 : Q * w.H * kPanel);
+    w_ih = arena.take<E>(direct ? 0 : J * EI * kColumns);
+    w_hh = arena.take<E>(direct ? 0 : J * EP * kColumns);
+    w_hr = arena.take<E>(direct ? 0 : Q * EH * kPanel);
     bias = arena.take<T>(J * kRow);
-    gates = p.gates ? p.gates : arena.take<T>(J * gate_rows * kRow);
-    state[0] = arena.take<T>(s.B * ldh);
-    state[1] = arena.take<T>(s.B * ldh);
+    gates = arena.take<T>(J * gate_rows * kRow);
+    x = arena.take<Mul>(converts ? s.N * EI * kPack : 0);
+    state[0] = arena.take<Mul>(s.B * ldh);
+    state[1] = arena.take<Mul>(s.B * ldh);
+    h = arena.take<T>(J * s.B * kUnits);
     c = arena.take<T>(Cell::kHasC ? J * s.B * kUnits : 0);
-    h_cell = arena.take<T>(w.w_hr ? s.B * ldh : 0);
+    h_cell = arena.take<Mul>(w.w_hr ? s.B * ldh : 0);
+    projected = arena.take<T>(s.B * ldp);
     return arena.used;
   }
 
@@ -66,27 +78,31 @@ struct ForwardScan {
         worker.panels = share(Q, index, threads);
       }
       worker.scan();
+      worker.write_final();
     }
   }
 
   void prepare(int index, int threads) {
     for (int64_t j = index; j < J; j += threads) pack_bias(j, bias + j * kRow);
     for (int64_t j = index; j < J && !direct; j += threads) {
-      pack_units<T, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, j, Cell::kIh, L::kFirstIh, w_ih + j * w.I * kColumns);
-      pack_units<T, Cell::kGates, kUnits>(w.w_hh, w.H, w.P, j, Cell::kHh, L::kFirstHh, w_hh + j * w.P * kColumns);
+      pack_units<Mul, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, j, Cell::kIh, L::kFirstIh, w_ih + j * EI * kColumns);
+      pack_units<Mul, Cell::kGates, kUnits>(w.w_hh, w.H, w.P, j, Cell::kHh, L::kFirstHh, w_hh + j * EP * kColumns);
     }
     for (int64_t q = index; q < Q && !direct; q += threads)
-      pack_units<T, 1, kPanel>(w.w_hr, w.P, w.H, q, {0}, 0, w_hr + q * w.H * kPanel);
+      pack_units<Mul, 1, kPanel>(w.w_hr, w.P, w.H, q, {0}, 0, w_hr + q * EH * kPanel);
     for (int64_t b = index; b < s.B; b += threads) {
-      for (T* h : state) {
-        std::memcpy(h + b * ldh, p.h_0 + b * w.P, w.P * sizeof(T));
-        std::memset(h + b * ldh + w.P, 0, (ldh - w.P) * sizeof(T));
+      for (Mul* to : state) convert_row(p.h_0 + b * w.P, w.P, to + b * ldh, ldh);
+      for (int64_t j = 0; j < J; ++j) {
+        const int64_t first = j * kUnits, n = at_most(kUnits, w.H - first), at = (j * s.B + b) * kUnits;
+        // A projected state has another width; no cell that can be projected looks at it.
+        convert_row(p.h_0 + b * w.P + first, w.w_hr ? 0 : n, h + at, kUnits);
+        if constexpr (Cell::kHasC) convert_row(p.c_0 + b * w.H + first, n, c + at, kUnits);
       }
-      if constexpr (Cell::kHasC) {
-        for (int64_t unit = 0; unit < J * kUnits; ++unit)
-          c[(unit / kUnits * s.B + b) * kUnits + unit % kUnits] = unit < w.H ? p.c_0[b * w.H + unit] : T(0);
-      }
+      if (w.w_hr) convert_row(p.h_0, 0, h_cell + b * ldh, ldh);
     }
+    const Range rows = share(s.N, index, threads);
+    for (int64_t row = rows.begin; row < rows.end && converts; ++row)
+      convert_row(p.x + row * w.I, w.I, x + row * EI * kPack, EI * kPack);
   }
 
   void pack_bias(int64_t j, T* out) {
@@ -94,11 +110,17 @@ struct ForwardScan {
     if (!w.b_ih) return;
     for (int g = 0; g < Cell::kGates; ++g) {
       for (int64_t u = 0; u < kUnits && j * kUnits + u < w.H; ++u) {
-        out[Cell::kIh[g] * kUnits + u] += w.b_ih[g * w.H + j * kUnits + u];
-        out[Cell::kHh[g] * kUnits + u] += w.b_hh[g * w.H + j * kUnits + u];
+        out[Cell::kIh[g] * kUnits + u] += convert<T>(w.b_ih[g * w.H + j * kUnits + u]);
+        out[Cell::kHh[g] * kUnits + u] += convert<T>(w.b_hh[g * w.H + j * kUnits + u]);
       }
     }
   }
+
+  Left<E> x_rows(int64_t row) const {
+    if (converts) return {reinterpret_cast<const E*>(x) + row * EI, EI, EI};
+    return {reinterpret_cast<const E*>(p.x + row * w.I), EI, EI};
+  }
+  Left<E> state_rows(const Mul* rows, int64_t K) const { return {reinterpret_cast<const E*>(rows), ldh / kPack, K}; }
 
   // One thread's share: its sequences, its blocks of units, its panels of the projection.
   struct Worker {
@@ -116,96 +138,113 @@ struct ForwardScan {
       }
     }
 
-    // Row of step t in the gates. In a buffer for one chunk, which starts at t0, each sequence has a place
-    // of its own: threads that split the batch may be in different chunks.
-    int64_t gate_row(int64_t t, int64_t t0) const { return f.p.gates ? f.s.offsets[t] : (t - t0) * f.s.B; }
+    // Rows of step t in the gates of the chunk that starts at t0. Each sequence has a place of its own:
+    // threads that split the batch may be in different chunks.
+    T* gates(int64_t j, int64_t t, int64_t t0) const {
+      return f.gates + (j * f.gate_rows + (t - t0) * f.s.B + rows.begin) * kRow;
+    }
 
     int64_t active(int64_t t) const { return at_most(rows.end, f.s.batch_sizes[t]) - rows.begin; }
 
     // gates = W_ih x + b for the steps t0..t1: one product when their rows lie together.
     void project_input(int64_t j, int64_t t0, int64_t t1) {
       const int64_t* offsets = f.s.offsets;
-      const bool whole = rows.begin == 0 && rows.end == f.s.B;
-      if (whole && (f.p.gates || f.s.batch_sizes[t1] == f.s.B))
-        return project_rows(j, offsets[t0], offsets[t1 + 1] - offsets[t0], gate_row(t0, t0));
-      for (int64_t t = t0; t <= t1; ++t)
-        project_rows(j, offsets[t] + rows.begin, active(t), gate_row(t, t0) + rows.begin);
+      if (rows.begin == 0 && rows.end == f.s.B && f.s.batch_sizes[t1] == f.s.B)
+        return project_rows(j, offsets[t0], offsets[t1 + 1] - offsets[t0], gates(j, t0, t0));
+      for (int64_t t = t0; t <= t1; ++t) project_rows(j, offsets[t] + rows.begin, active(t), gates(j, t, t0));
     }
 
-    void project_rows(int64_t j, int64_t row, int64_t count, int64_t gate_row) {
-      T* out = f.gates + (j * f.gate_rows + gate_row) * kRow;
-      for (int64_t r = 0; r < count; ++r) std::memcpy(out + r * kRow, f.bias + j * kRow, kRow * sizeof(T));
-      const T* x = f.p.x + row * f.w.I;
+    void project_rows(int64_t j, int64_t row, int64_t count, T* out) {
+      const T* bias = f.bias + j * kRow;
+      const int from = f.direct ? kRow : L::kFirstIh * kUnits, to = f.direct ? kRow : from + kColumns;
+      for (int64_t r = 0; r < count; ++r) {  // what the product does not write
+        for (int k = 0; k < from; ++k) out[r * kRow + k] = bias[k];
+        for (int k = to; k < kRow; ++k) out[r * kRow + k] = bias[k];
+      }
       if (f.direct)
-        direct_units<T, Cell::kGates, kUnits>(f.w.w_ih, f.w.H, f.w.I, j, Cell::kIh, count, x, f.w.I, out, kRow);
+        direct_units<T, Cell::kGates, kUnits>(f.w.w_ih, f.w.H, f.w.I, j, Cell::kIh, count, f.p.x + row * f.w.I, f.w.I,
+                                              out, kRow);
       else
-        product<T, kColumns>(count, f.w.I, x, f.w.I, f.w_ih + j * f.w.I * kColumns, out + L::kFirstIh * kUnits, kRow);
+        product<E, T, kColumns>(count, f.x_rows(row), f.w_ih + j * f.EI * kColumns, bias + from, 0, out + from, kRow);
     }
 
-    void step(int64_t t, int64_t t0, const T* h_prev, T* h_next) {
+    void step(int64_t t, int64_t t0, const Mul* h_prev, Mul* h_next) {
       const int64_t count = active(t);
+      const Mul* h = h_prev + rows.begin * f.ldh;
       for (int64_t j = units.begin; j < units.end && count > 0; ++j) {
-        T* gates = f.gates + (j * f.gate_rows + gate_row(t, t0) + rows.begin) * kRow;
-        const T* h = h_prev + rows.begin * f.ldh;
+        T* pre = gates(j, t, t0);
+        T* sums = pre + L::kFirstHh * kUnits;
         if (f.direct)
-          direct_units<T, Cell::kGates, kUnits>(f.w.w_hh, f.w.H, f.w.P, j, Cell::kHh, count, h, f.ldh, gates, kRow);
+          direct_units<T, Cell::kGates, kUnits>(f.w.w_hh, f.w.H, f.w.P, j, Cell::kHh, count, h, f.ldh, pre, kRow);
         else
-          product<T, kColumns>(count, f.w.P, h, f.ldh, f.w_hh + j * f.w.P * kColumns, gates + L::kFirstHh * kUnits,
-                               kRow);
-        for (int64_t r = 0; r < count; ++r) cell(t, rows.begin + r, j, gates + r * kRow, h_prev, h_next);
+          product<E, T, kColumns>(count, f.state_rows(h, f.EP), f.w_hh + j * f.EP * kColumns, sums, kRow, sums, kRow);
+        cells(j, f.s.offsets[t] + rows.begin, count, pre, h_next);
       }
       if (f.w.w_hr) {
         if (!by_rows) f.barrier.meet();
-        if (count > 0) project_output(t, count, h_next);
+        if (count > 0) project_output(f.s.offsets[t] + rows.begin, count, h_next);
       }
       if (!by_rows) f.barrier.meet();
     }
 
-    void cell(int64_t t, int64_t b, int64_t j, T* gates, const T* h_prev, T* h_next) {
-      const bool projected = f.w.w_hr;
-      const int64_t row = f.s.offsets[t] + b;
-      T* c = f.c + (j * f.s.B + b) * kUnits;
-      T* h = (projected ? f.h_cell : h_next) + b * f.ldh + j * kUnits;
-      for (int u = 0; u < kUnits; u += V::kLanes) {
-        V pre[Cell::kPre];
-        for (int g = 0; g < Cell::kPre; ++g) pre[g] = V::load(gates + g * kUnits + u);
-        // A projected state has another width; no cell that can be projected looks at it.
-        V hv = projected ? V(0) : V::load(h_prev + b * f.ldh + j * kUnits + u);
-        V cv = Cell::kHasC ? V::load(c + u) : V(0);
-        Cell::forward(pre, hv, cv);
-        hv.store(h + u);
-        if constexpr (Cell::kHasC) cv.store(c + u);
-        if (f.p.gates)
-          for (int g = 0; g < Cell::kPre; ++g) pre[g].store(gates + g * kUnits + u);
-        if (f.p.c) cv.store(f.p.c + (j * f.s.N + row) * kUnits + u);
-      }
-      const int64_t n = at_most(kUnits, f.w.H - j * kUnits);
-      const bool ends = row_after(f.s, t, b) < 0;
-      if (f.p.h_cell) std::memcpy(f.p.h_cell + row * f.w.H + j * kUnits, h, n * sizeof(T));
-      if (!projected) write_h(row, b, j * kUnits, n, h, ends);
-      if (Cell::kHasC && ends) std::memcpy(f.p.c_n + b * f.w.H + j * kUnits, c, n * sizeof(T));
-    }
-
-    void project_output(int64_t t, int64_t count, T* h_next) {
-      for (int64_t q = panels.begin; q < panels.end; ++q) {
-        T* out = h_next + rows.begin * f.ldh + q * kPanel;
-        for (int64_t r = 0; r < count; ++r) std::memset(out + r * f.ldh, 0, kPanel * sizeof(T));
-        const T* h = f.h_cell + rows.begin * f.ldh;
-        if (f.direct)
-          direct_units<T, 1, kPanel>(f.w.w_hr, f.w.P, f.w.H, q, {0}, count, h, f.ldh, out, f.ldh);
-        else
-          product<T, kPanel>(count, f.w.H, h, f.ldh, f.w_hr + q * f.w.H * kPanel, out, f.ldh);
-        for (int64_t r = 0; r < count; ++r) {
-          const int64_t b = rows.begin + r;
-          write_h(f.s.offsets[t] + b, b, q * kPanel, at_most(kPanel, f.w.P - q * kPanel), out + r * f.ldh,
-                  row_after(f.s, t, b) < 0);
+    // Block j of `count` sequences, whose rows begin at `row`.
+    void cells(int64_t j, int64_t row, int64_t count, const T* pre, Mul* h_next) {
+      const int64_t width = f.w.H - j * kUnits, at = (j * f.s.B + rows.begin) * kUnits;
+      Mul* next = (f.w.w_hr ? f.h_cell : h_next) + rows.begin * f.ldh + j * kUnits;
+      Io* y = f.w.w_hr ? nullptr : f.p.y + row * f.p.y_stride + j * kUnits;
+      Io* h_cell = f.p.h_cell ? f.p.h_cell + row * f.w.H + j * kUnits : nullptr;
+      Io* saved = f.p.gates ? f.p.gates + (j * f.s.N + row) * kRow : nullptr;
+      Io* saved_c = f.p.c ? f.p.c + (j * f.s.N + row) * kUnits : nullptr;
+      for (int64_t r = 0; r < count; ++r) {
+        T* h = f.h + at + r * kUnits;
+        T* c = f.c + at + r * kUnits;
+        for (int u = 0; u < kUnits; u += V::kLanes) {
+          V v[Cell::kPre];
+          for (int g = 0; g < Cell::kPre; ++g) v[g] = V::load(pre + r * kRow + g * kUnits + u);
+          V hv = V::load(h + u), cv = Cell::kHasC ? V::load(c + u) : V(0);
+          Cell::forward(v, hv, cv);
+          hv.store(h + u);
+          hv.store(next + r * f.ldh + u);
+          if constexpr (Cell::kHasC) cv.store(c + u);
+          if (y) hv.store(y + r * f.p.y_stride + u, width - u);
+          if (h_cell) hv.store(h_cell + r * f.w.H + u, width - u);
+          if (saved)
+            for (int g = 0; g < Cell::kPre; ++g) v[g].store(saved + r * kRow + g * kUnits + u);
+          if (saved_c) cv.store(saved_c + r * kUnits + u);
         }
       }
     }
 
-    void write_h(int64_t row, int64_t b, int64_t column, int64_t n, const T* h, bool ends) {
-      std::memcpy(f.p.y + row * f.p.y_stride + column, h, n * sizeof(T));
-      if (ends) std::memcpy(f.p.h_n + b * f.w.P + column, h, n * sizeof(T));
+    void project_output(int64_t row, int64_t count, Mul* h_next) {
+      const Mul* h = f.h_cell + rows.begin * f.ldh;
+      for (int64_t q = panels.begin; q < panels.end; ++q) {
+        const int64_t columns = at_most(kPanel, f.w.P - q * kPanel);
+        T* out = f.projected + rows.begin * f.ldp + q * kPanel;
+        if (f.direct) {
+          for (int64_t r = 0; r < count; ++r) std::memset(out + r * f.ldp, 0, kPanel * sizeof(T));
+          direct_units<T, 1, kPanel>(f.w.w_hr, f.w.P, f.w.H, q, {0}, count, h, f.ldh, out, f.ldp);
+        } else {
+          product<E, T, kPanel>(count, f.state_rows(h, f.EH), f.w_hr + q * f.EH * kPanel, kZeros<T>, 0, out, f.ldp);
+        }
+        for (int64_t r = 0; r < count; ++r) {
+          convert_row(out + r * f.ldp, columns, h_next + (rows.begin + r) * f.ldh + q * kPanel, kPanel);
+          convert_row(out + r * f.ldp, columns, f.p.y + (row + r) * f.p.y_stride + q * kPanel, columns);
+        }
+      }
+    }
+
+    // Every sequence's last output and last c: no step after its end has touched them.
+    void write_final() {
+      for (int64_t b = rows.begin; b < rows.end; ++b) {
+        const int64_t row = last_row(f.s, b);
+        const int64_t first = f.w.w_hr ? panels.begin * kPanel : units.begin * kUnits;
+        const int64_t last = at_most(f.w.w_hr ? panels.end * kPanel : units.end * kUnits, f.w.P);
+        convert_row(f.p.y + row * f.p.y_stride + first, last - first, f.p.h_n + b * f.w.P + first, last - first);
+        for (int64_t j = units.begin; j < units.end && Cell::kHasC; ++j) {
+          const int64_t n = at_most(kUnits, f.w.H - j * kUnits);
+          convert_row(f.c + (j * f.s.B + b) * kUnits, n, f.p.c_n + b * f.w.H + j * kUnits, n);
+        }
+      }
     }
   };
 };

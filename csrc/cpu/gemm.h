@@ -1,4 +1,4 @@
-// Block products: C [M, width] += A [M, K] B [K, width], B and C in panels of 64 or 48 columns.
+// Block products: C [M, width] = C_0 + A [M, K] B [K, width], B in panels of 64, 48 or 32 columns.
 //
 // Every element is a sum in the order of k, in blocks of at most kBlock that are added one after the other. The
 // order depends on K alone, so results do not change with the number of rows or threads, or with the tile
@@ -10,112 +10,197 @@
 namespace adl {
 namespace {
 
-constexpr int kBlock = 128;  // most k per accumulation; 128 x 64 floats of B fill two thirds of L1
+constexpr int kBlock = 128;  // most elements per accumulation; 128 x 64 of B fill two thirds of L1
 constexpr int kPanel = 64;   // columns per panel where the cell does not decide
+constexpr int kHalf = 32;    // columns of a last panel that is at most half full
+
+ADL_INLINE int64_t panel_width(int64_t columns) { return columns <= kHalf ? kHalf : kPanel; }
+
+template <class Mul>
+using Element = typename Operand<Mul>::Element;
+template <class Mul>
+using Sum = typename Operand<Mul>::Sum;
+
+// Elements `pieces` x K of every row of A: a(m, k) = a[m * stride + k], or a[k * stride + m] when transposed;
+// the next piece lies `apart` elements on. Elements follow each other in B without a gap.
+template <class E>
+struct Left {
+  const E* a;
+  int64_t stride, K;
+  int64_t pieces = 1, apart = 0;
+};
+
+// Registers of kLanes elements of B, and how they multiply.
+template <class E>
+struct Lanes {
+  using S = E;
+  using Register = typename Simd<E>::Register;
+  static ADL_INLINE void multiply_add(Register& sum, E a, Register b) { sum += a * b; }
+};
+template <>
+struct Lanes<Pair> {
+  using S = float;
+  typedef uint32_t Register __attribute__((vector_size(kVectorBytes)));
+  static ADL_INLINE void multiply_add(Simd<float>::Register& sum, Pair a, Register b) {
+#if defined(__AVX512BF16__)
+    sum = Simd<float>::Register(_mm512_dpbf16_ps(__m512(sum), __m512bh(_mm512_set1_epi32(a.bits)), __m512bh(b)));
+#else
+    using Floats = Simd<float>::Register;
+    sum += convert<float>(BFloat16{uint16_t(a.bits)}) * Floats(b << 16);
+    sum += convert<float>(BFloat16{uint16_t(a.bits >> 16)}) * Floats(b & 0xffff0000u);
+#endif
+  }
+};
+
+// Keeps a register in use: folded into the multiply-adds, each load would be repeated for every row.
+template <class Register>
+ADL_INLINE void hold(Register& r) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(r));
+#elif defined(__x86_64__)
+  asm("" : "+x"(r));
+#endif
+}
 
 // Register tile: kRows x kVectors sums, kVectors of B and a broadcast fit 32 (AVX-512) or 16 registers.
-template <class T, int kWidth>
+template <class S, int kWidth>
 struct Tile {
-  static constexpr int kTotal = kWidth / Simd<T>::kLanes;
-  static constexpr int kVectors = kVectorBytes < 64 ? 2 : kTotal % 4 == 0 ? 4 : 3;
-  static constexpr int kRows = kVectorBytes == 64 && kVectors == 3 ? 8 : 6;
-  static constexpr int kStep = kVectors * Simd<T>::kLanes;
+  static constexpr int kTotal = kWidth / Simd<S>::kLanes;
+  static constexpr int kVectors = kVectorBytes < 64 ? 2 : kTotal % 4 == 0 ? 4 : kTotal % 3 == 0 ? 3 : 2;
+  static constexpr int kRows = kVectorBytes < 64 ? 6 : kVectors == 4 ? 6 : kVectors == 3 ? 8 : 12;
+  static constexpr int kStep = kVectors * Simd<S>::kLanes;
   static_assert(kTotal % kVectors == 0);
 };
 
-// a(m, k) = a[m * stride + k], or a[k * stride + m] when transposed.
-template <class T, int kWidth, int kRows, bool kTransposed>
-ADL_INLINE void tile(int64_t K, const T* a, int64_t stride, const T* b, T* c, int64_t ldc) {
-  constexpr int kVectors = Tile<T, kWidth>::kVectors, kLanes = Simd<T>::kLanes;
-  typename Simd<T>::Register sum[kRows][kVectors] = {};
-  for (int64_t k = 0; k < K; ++k) {
-    typename Simd<T>::Register bk[kVectors];
+template <class E, class S, int kWidth, int kRows, bool kTransposed>
+ADL_INLINE void tile(Left<E> left, const E* b, const S* init, int64_t ldi, S* c, int64_t ldc) {
+  constexpr int kVectors = Tile<S, kWidth>::kVectors, kLanes = Simd<S>::kLanes;
+  typename Simd<S>::Register sum[kRows][kVectors] = {};
+  for (int64_t piece = 0; piece < left.pieces; ++piece) {
+    const E* a = left.a + piece * left.apart;
+    for (int64_t k = 0; k < left.K; ++k, b += kWidth) {
+      typename Lanes<E>::Register bk[kVectors];
 #pragma GCC unroll 8
-    for (int n = 0; n < kVectors; ++n) bk[n] = Simd<T>::load(b + k * kWidth + n * kLanes).v;
+      for (int n = 0; n < kVectors; ++n) {
+        std::memcpy(&bk[n], b + n * kLanes, kVectorBytes);
+        hold(bk[n]);
+      }
+#pragma GCC unroll 12
+      for (int m = 0; m < kRows; ++m) {
+        const E amk = kTransposed ? a[k * left.stride + m] : a[m * left.stride + k];
 #pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
-      const T amk = kTransposed ? a[k * stride + m] : a[m * stride + k];
-#pragma GCC unroll 8
-      for (int n = 0; n < kVectors; ++n) sum[m][n] += amk * bk[n];
+        for (int n = 0; n < kVectors; ++n) Lanes<E>::multiply_add(sum[m][n], amk, bk[n]);
+      }
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
   for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 8
-    for (int n = 0; n < kVectors; ++n) {
-      T* p = c + m * ldc + n * kLanes;
-      (Simd<T>::load(p) + Simd<T>(sum[m][n])).store(p);
-    }
+    for (int n = 0; n < kVectors; ++n)
+      (Simd<S>::load(init + m * ldi + n * kLanes) + Simd<S>(sum[m][n])).store(c + m * ldc + n * kLanes);
   }
 }
 
-template <class T, int kWidth, int kRows, bool kTransposed>
-ADL_INLINE void tail(int64_t M, int64_t K, const T* a, int64_t stride, const T* b, T* c, int64_t ldc) {
+template <class E, class S, int kWidth, int kRows, bool kTransposed>
+ADL_INLINE void tail(int64_t M, Left<E> left, const E* b, const S* init, int64_t ldi, S* c, int64_t ldc) {
   if constexpr (kRows > 0) {
-    if (M == kRows) return tile<T, kWidth, kRows, kTransposed>(K, a, stride, b, c, ldc);
-    tail<T, kWidth, kRows - 1, kTransposed>(M, K, a, stride, b, c, ldc);
+    if (M == kRows) return tile<E, S, kWidth, kRows, kTransposed>(left, b, init, ldi, c, ldc);
+    tail<E, S, kWidth, kRows - 1, kTransposed>(M, left, b, init, ldi, c, ldc);
   }
 }
 
-template <class T, int kWidth, bool kTransposed = false>
-__attribute__((noinline)) void product(int64_t M, int64_t K, const T* a, int64_t stride, const T* b, T* c,
+// init: C_0, with rows ldi apart; 0 for one row that stands for all.
+template <class E, class S, int kWidth, bool kTransposed = false>
+__attribute__((noinline)) void product(int64_t M, Left<E> left, const E* b, const S* init, int64_t ldi, S* c,
                                        int64_t ldc) {
-  using Shape = Tile<T, kWidth>;
-  const int64_t row = kTransposed ? 1 : stride, column = kTransposed ? stride : 1;
-  const int64_t most = K > kBlock ? (K - 1) / ((K - 1) / kBlock + 1) + 1 : K;  // blocks of about one size
-  for (int64_t k = 0; k < K; k += most) {
-    const int64_t count = K - k < most ? K - k : most;
-    for (int n = 0; n < kWidth; n += Shape::kStep) {
-      const T* ak = a + k * column;
-      const T* bk = b + k * kWidth + n;
-      int64_t m = 0;
-      for (; m + Shape::kRows <= M; m += Shape::kRows)
-        tile<T, kWidth, Shape::kRows, kTransposed>(count, ak + m * row, stride, bk, c + m * ldc + n, ldc);
-      tail<T, kWidth, Shape::kRows - 1, kTransposed>(M - m, count, ak + m * row, stride, bk, c + m * ldc + n, ldc);
+  using Shape = Tile<S, kWidth>;
+  if (left.K * left.pieces == 0)
+    for (int64_t m = 0; m < M; ++m) std::memcpy(c + m * ldc, init + m * ldi, kWidth * sizeof(S));
+  const int64_t row = kTransposed ? 1 : left.stride, column = kTransposed ? left.stride : 1;
+  // Blocks of about one size, or of as many whole pieces as fit.
+  const int64_t most = left.K > kBlock ? (left.K - 1) / ((left.K - 1) / kBlock + 1) + 1 : left.K;
+  const int64_t group = most > 0 && most < kBlock ? kBlock / most : 1;
+  for (int64_t piece = 0; piece < left.pieces; piece += group) {
+    for (int64_t k = 0; k < left.K; k += most) {
+      const int64_t pieces = left.pieces - piece < group ? left.pieces - piece : group;
+      Left<E> block{nullptr, left.stride, left.K - k < most ? left.K - k : most, pieces, left.apart};
+      const E* a = left.a + piece * left.apart + k * column;
+      for (int n = 0; n < kWidth; n += Shape::kStep) {
+        int64_t m = 0;
+        for (; m + Shape::kRows <= M; m += Shape::kRows) {
+          block.a = a + m * row;
+          tile<E, S, kWidth, Shape::kRows, kTransposed>(block, b + n, init + m * ldi + n, ldi, c + m * ldc + n, ldc);
+        }
+        block.a = a + m * row;
+        tail<E, S, kWidth, Shape::kRows - 1, kTransposed>(M - m, block, b + n, init + m * ldi + n, ldi, c + m * ldc + n,
+                                                          ldc);
+      }
+      b += pieces * block.K * kWidth;
+      init = c, ldi = ldc;
     }
   }
 }
 
-// Columns [first, first + kPanel) of a row, zero past `columns`.
-template <class T>
-ADL_INLINE void pack_row(const T* row, int64_t first, int64_t columns, T* out) {
-  const int64_t n = columns - first < kPanel ? columns - first : kPanel;
-  for (int64_t k = 0; k < n; ++k) out[k] = row[first + k];
-  for (int64_t k = n; k < kPanel; ++k) out[k] = T(0);
+// The same for a panel, which may be the last and narrow.
+template <class E, class S, bool kTransposed = false>
+ADL_INLINE void panel_product(int64_t columns, int64_t M, Left<E> left, const E* b, const S* init, int64_t ldi, S* c,
+                              int64_t ldc) {
+  if (panel_width(columns) == kPanel)
+    product<E, S, kPanel, kTransposed>(M, left, b, init, ldi, c, ldc);
+  else
+    product<E, S, kHalf, kTransposed>(M, left, b, init, ldi, c, ldc);
 }
 
-// w [G * H, K] to block j of [J, K, G, U]: the gates of U units side by side, gate g in column place[g].
-template <class T, int kGates, int kUnits>
-void pack_units(const T* w, int64_t H, int64_t K, int64_t j, const int (&place)[kGates], int first, T* out) {
-  constexpr int kWidth = kGates * kUnits, kStrip = 64 / int(sizeof(T));
+// One row of elements for a panel of B: those of the rows `first` and `second` of a matrix, which follow each other
+// in the sum; zero past `columns`. Operands that are not packed in pairs have no second.
+template <class Mul, class Io>
+ADL_INLINE void pack_row(const Io* first, const Io* second, int64_t columns, Element<Mul>* out) {
+  const int64_t width = panel_width(columns), n = columns < width ? columns : width;
+  for (int64_t k = 0; k < n; ++k)
+    out[k] = Operand<Mul>::element(convert<Mul>(first[k]), second ? convert<Mul>(second[k]) : Mul{});
+  for (int64_t k = n; k < width; ++k) out[k] = Element<Mul>{};
+}
+
+// w [G * H, K] to block j of [J, K / kPack, G, U]: the gates of U units side by side, gate g in column place[g].
+template <class Mul, int kGates, int kUnits, class Io>
+void pack_units(const Io* w, int64_t H, int64_t K, int64_t j, const int (&place)[kGates], int first,
+                Element<Mul>* out) {
+  using O = Operand<Mul>;
+  constexpr int kWidth = kGates * kUnits, kStrip = 64 / int(sizeof(Io));
   for (int64_t k = 0; k < K; k += kStrip) {  // a cache line of each row at a time: what is written stays in L1
     const int64_t count = K - k < kStrip ? K - k : kStrip;
     for (int g = 0; g < kGates; ++g) {
       for (int u = 0; u < kUnits; ++u) {
-        T* column = out + k * kWidth + (place[g] - first) * kUnits + u;
+        Element<Mul>* column = out + k / O::kPack * kWidth + (place[g] - first) * kUnits + u;
         const int64_t unit = j * kUnits + u;
-        const T* row = w + (g * H + unit) * K + k;
-        if (unit < H)
-          for (int64_t i = 0; i < count; ++i) column[i * kWidth] = row[i];
-        else
-          for (int64_t i = 0; i < count; ++i) column[i * kWidth] = T(0);
+        const Io* row = w + (g * H + unit) * K + k;
+        for (int64_t i = 0; i < count; i += O::kPack) {
+          Mul pair[2] = {};
+          for (int64_t n = 0; n < O::kPack && i + n < count && unit < H; ++n)
+            pair[n] = convert<Mul>(row[i + n]);
+          column[i / O::kPack * kWidth] = O::element(pair[0], pair[1]);
+        }
       }
     }
   }
 }
 
-// w [G * H, K] to panel q of [K / 64, J, G, U, 64]: the transposed product, its sum running over units.
-template <class T, int kGates, int kUnits>
-void pack_transposed(const T* w, int64_t H, int64_t K, int64_t q, const int (&place)[kGates], int first, T* out) {
+// w [G * H, K] to panel q of [K / 64, J, G, U / kPack, 64]: the transposed product, its sum running over units.
+template <class Mul, int kGates, int kUnits, class Io>
+void pack_transposed(const Io* w, int64_t H, int64_t K, int64_t q, const int (&place)[kGates], int first,
+                     Element<Mul>* out) {
+  constexpr int kPack = Operand<Mul>::kPack;
+  const int64_t columns = K - q * kPanel, width = panel_width(columns);
   for (int64_t j = 0; j * kUnits < H; ++j) {
     for (int g = 0; g < kGates; ++g) {
-      for (int u = 0; u < kUnits; ++u) {
+      for (int u = 0; u < kUnits; u += kPack) {
         const int64_t unit = j * kUnits + u;
-        T* row = out + ((j * kGates + place[g] - first) * kUnits + u) * kPanel;
+        Element<Mul>* row = out + ((j * kGates + place[g] - first) * kUnits + u) / kPack * width;
+        const Io* w_row = w + (g * H + unit) * K + q * kPanel;
         if (unit < H)
-          pack_row(w + (g * H + unit) * K, q * kPanel, K, row);
+          pack_row<Mul>(w_row, kPack == 2 && unit + 1 < H ? w_row + K : nullptr, columns, row);
         else
-          std::memset(row, 0, kPanel * sizeof(T));
+          std::memset(row, 0, width * sizeof(Element<Mul>));
       }
     }
   }

@@ -8,33 +8,40 @@
 namespace adl {
 namespace {
 
-template <class Cell, class T>
+// Number types as in ForwardScan.
+template <class Cell, class Io, class Mul>
 struct Gradients {
   using L = Layout<Cell>;
-  static constexpr int kUnits = L::kUnits, kRow = L::kRow, kColumns = L::kColumns;
+  using E = Element<Mul>;
+  using T = Sum<Mul>;
+  using V = Simd<T>;
+  static constexpr int kUnits = L::kUnits, kRow = L::kRow, kColumns = L::kColumns, kPack = Operand<Mul>::kPack;
 
-  BackwardScan<Cell, T> scan;
-  const Backward<T>& p = scan.p;
+  BackwardScan<Cell, Io, Mul> scan;
+  const Backward<Io>& p = scan.p;
   const Sequence& s = p.sequence;
-  const Weights<T>& w = p.weights;
+  const Weights<Io>& w = p.weights;
   const int64_t J = scan.J, QI = blocks(w.I, kPanel), QP = scan.QP, QH = scan.QH;
   const Split split_ih{J, QI, s.threads}, split_hh{J, QP, s.threads};
   const int64_t packed_panels = at_least(split_ih.panels, split_hh.panels);
-  const int64_t packed_rows = at_most(kPackedRows, s.N);
+  const int64_t packed_rows = blocks(at_most(kPackedRows, s.N), kPack);
   const int64_t dw_rows = scan.direct ? 0 : packed_panels * split_ih.units * kColumns;
   const int64_t buffer_rows = at_least(at_least(dw_rows, kTaskRows), padded(w.P));
+  const int64_t pair_columns = kPack == 1 ? 0 : at_least(kColumns, scan.ldp);
 
-  T* w_ih;    // [QI, J, G, U, 64]
-  T* packed;  // [threads, packed_panels, packed_rows, 64]
+  E* w_ih;    // [QI, J, G, U, 64]
+  E* packed;  // [threads, packed_panels, packed_rows, 64]
+  E* pairs;   // [threads, packed_rows, pair_columns]
   T* buffer;  // [threads, buffer_rows, 64]
 
-  explicit Gradients(const Backward<T>& params) : scan(params) {}
+  explicit Gradients(const Backward<Io>& params) : scan(params) {}
 
   int64_t take(void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
     scan.take(arena);
-    w_ih = arena.take<T>(p.dx && !scan.direct ? QI * J * kColumns * kPanel : 0);
-    packed = arena.take<T>(s.threads * packed_panels * packed_rows * kPanel);
+    w_ih = arena.take<E>(p.dx && !scan.direct ? QI * scan.panel() : 0);
+    packed = arena.take<E>(s.threads * packed_panels * packed_rows * kPanel);
+    pairs = arena.take<E>(s.threads * packed_rows * pair_columns);
     buffer = arena.take<T>(s.threads * buffer_rows * kPanel);
     return arena.used;
   }
@@ -46,19 +53,24 @@ struct Gradients {
 #pragma omp single
       scan.barrier.threads = threads;
       for (int64_t q = index; p.dx && !scan.direct && q < QI; q += threads)
-        pack_transposed<T, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, q, Cell::kIh, L::kFirstIh,
-                                                 w_ih + q * J * kColumns * kPanel);
+        pack_transposed<Mul, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, q, Cell::kIh, L::kFirstIh,
+                                                   w_ih + q * scan.panel());
       scan.run(index, threads);
       scan.barrier.meet();
-      Worker{*this, packed + index * packed_panels * packed_rows * kPanel, buffer + index * buffer_rows * kPanel,
-             threads, index}
+      Worker{*this,
+             packed + index * packed_panels * packed_rows * kPanel,
+             pairs + index * packed_rows * pair_columns,
+             buffer + index * buffer_rows * kPanel,
+             threads,
+             index}
           .finish();
     }
   }
 
   struct Worker {
     Gradients& f;
-    T* packed;
+    E* packed;
+    E* pairs;
     T* buffer;
     const int64_t threads;
     int64_t next;  // task, counted from the first of the current kind
@@ -70,7 +82,7 @@ struct Gradients {
     }
 
     void finish() {
-      const Backward<T>& p = f.p;
+      const Backward<Io>& p = f.p;
       deal(f.s.B, [&](int64_t b) { write_initial(b); });
       if (p.dx) deal(blocks(f.s.N, kTaskRows), [&](int64_t k) { write_dx(k * kTaskRows); });
       if (p.dw_ih) {
@@ -88,57 +100,81 @@ struct Gradients {
     }
 
     void write_initial(int64_t b) {
-      const Weights<T>& w = f.w;
-      std::memcpy(f.p.dh_0 + b * w.P, f.scan.dh + b * f.scan.ldh, w.P * sizeof(T));
-      if constexpr (Cell::kHasC)
-        for (int64_t unit = 0; unit < w.H; ++unit)
-          f.p.dc_0[b * w.H + unit] = f.scan.dc[(unit / kUnits * f.s.B + b) * kUnits + unit % kUnits];
+      const Weights<Io>& w = f.w;
+      convert_row(f.scan.dh + b * f.scan.ldh, w.P, f.p.dh_0 + b * w.P, w.P);
+      for (int64_t j = 0; j < f.J && Cell::kHasC; ++j) {
+        const int64_t n = at_most(kUnits, w.H - j * kUnits);
+        convert_row(f.scan.dc + (j * f.s.B + b) * kUnits, n, f.p.dc_0 + b * w.H + j * kUnits, n);
+      }
     }
 
     void write_dx(int64_t row) {
       const int64_t count = at_most(kTaskRows, f.s.N - row), I = f.w.I;
       for (int64_t q = 0; q < f.QI; ++q) {
-        std::memset(buffer, 0, count * kPanel * sizeof(T));
-        f.scan.times_transposed(row, count, f.w.w_ih, I, q, f.w_ih, Cell::kIh, L::kFirstIh, buffer, kPanel);
+        f.scan.times_transposed(row, count, f.w.w_ih, I, q, f.w_ih, Cell::kIh, L::kFirstIh, kZeros<T>, 0, buffer,
+                                kPanel);
         const int64_t n = at_most(kPanel, I - q * kPanel);
         for (int64_t r = 0; r < count; ++r) {
-          T* dx = f.p.dx + (row + r) * I + q * kPanel;
+          Io* dx = f.p.dx + (row + r) * I + q * kPanel;
           const T* sum = buffer + r * kPanel;
-          if (f.p.accumulate_dx)
-            for (int64_t k = 0; k < n; ++k) dx[k] += sum[k];
-          else
-            std::memcpy(dx, sum, n * sizeof(T));
+          for (int64_t k = 0; k < n; ++k) dx[k] = convert<Io>(f.p.accumulate_dx ? convert<T>(dx[k]) + sum[k] : sum[k]);
         }
       }
     }
 
+    // Transposed rows of a matrix [count, ld], as the left operand of a product: in pairs where Mul goes by pairs.
+    Left<E> transposed(const Mul* rows, int64_t ld, int64_t count, int64_t columns) {
+      if constexpr (kPack == 1) {
+        return {rows, ld, count};
+      } else {
+        for (int64_t r = 0; r < count; r += kPack)
+          for (int64_t k = 0; k < columns; ++k)
+            pairs[r / kPack * columns + k] =
+                Operand<Mul>::element(rows[r * ld + k], r + 1 < count ? rows[(r + 1) * ld + k] : Mul{});
+        return {pairs, columns, blocks(count, kPack)};
+      }
+    }
+
+    // values(row), values(row + 1).. as a panel of the right operand; their first column is that of panel q.
+    template <class Rows>
+    void pack_values(Rows values, int64_t count, int64_t q, int64_t K, E* out) {
+      const int64_t columns = K - q * kPanel;
+      for (int64_t r = 0; r < count; r += kPack)
+        pack_row<Mul>(values(r) + q * kPanel, kPack == 2 && r + 1 < count ? values(r + 1) + q * kPanel : nullptr,
+                      columns, out + r / kPack * panel_width(columns));
+    }
+
     // dw [G * H, K] = dgates^T values, some blocks of units by some panels of columns.
     template <class Rows>
-    void write_dw(Split::Task task, Rows values, int64_t K, const int (&place)[Cell::kGates], int first, T* dw) {
+    void write_dw(Split::Task task, Rows values, int64_t K, const int (&place)[Cell::kGates], int first, Io* dw) {
       const Range units = task.units, panels = task.panels;
       if (f.scan.direct) return write_few(units, panels, values, K, place, dw);
       const int64_t Q = panels.end - panels.begin;
       const auto sums = [&](int64_t j, int64_t q) {
         return buffer + ((j - units.begin) * Q + q - panels.begin) * kColumns * kPanel;
       };
-      std::memset(buffer, 0, (units.end - units.begin) * Q * kColumns * kPanel * sizeof(T));
       for (int64_t row = 0; row < f.s.N; row += kPackedRows) {
         const int64_t count = at_most(kPackedRows, f.s.N - row);
-        for (int64_t q = 0; q < Q; ++q)
-          for (int64_t r = 0; r < count; ++r)
-            pack_row(values(row + r), (panels.begin + q) * kPanel, K, packed + (q * f.packed_rows + r) * kPanel);
-        for (int64_t j = units.begin; j < units.end; ++j)
-          for (int64_t q = 0; q < Q; ++q)
-            product<T, kPanel, true>(kColumns, count, f.scan.dgates + (j * f.s.N + row) * kRow + first * kUnits, kRow,
-                                     packed + q * f.packed_rows * kPanel, sums(j, panels.begin + q), kPanel);
+        for (int64_t q = panels.begin; q < panels.end; ++q)
+          pack_values([&](int64_t r) { return values(row + r); }, count, q, K,
+                      packed + (q - panels.begin) * f.packed_rows * kPanel);
+        for (int64_t j = units.begin; j < units.end; ++j) {
+          const Left<E> left =
+              transposed(f.scan.dgates + (j * f.s.N + row) * kRow + first * kUnits, kRow, count, kColumns);
+          for (int64_t q = panels.begin; q < panels.end; ++q)
+            panel_product<E, T, true>(K - q * kPanel, kColumns, left,
+                                      packed + (q - panels.begin) * f.packed_rows * kPanel,
+                                      row ? sums(j, q) : kZeros<T>, row ? kPanel : 0, sums(j, q), kPanel);
+        }
       }
       for (int64_t j = units.begin; j < units.end; ++j) {
         for (int g = 0; g < Cell::kGates; ++g) {
           for (int64_t u = 0; u < kUnits && j * kUnits + u < f.w.H; ++u) {
-            T* row = dw + (g * f.w.H + j * kUnits + u) * K;
-            for (int64_t q = panels.begin; q < panels.end; ++q)
-              std::memcpy(row + q * kPanel, sums(j, q) + ((place[g] - first) * kUnits + u) * kPanel,
-                          at_most(kPanel, K - q * kPanel) * sizeof(T));
+            Io* row = dw + (g * f.w.H + j * kUnits + u) * K;
+            for (int64_t q = panels.begin; q < panels.end; ++q) {
+              const int64_t n = at_most(kPanel, K - q * kPanel);
+              convert_row(sums(j, q) + ((place[g] - first) * kUnits + u) * kPanel, n, row + q * kPanel, n);
+            }
           }
         }
       }
@@ -146,16 +182,20 @@ struct Gradients {
 
     // The same straight into dw: every element is a sum over few rows.
     template <class Rows>
-    void write_few(Range units, Range panels, Rows values, int64_t K, const int (&place)[Cell::kGates], T* dw) {
-      const int64_t begin = panels.begin * kPanel, end = at_most(panels.end * kPanel, K);
-      for (int64_t unit = units.begin * kUnits; unit < at_most(units.end * kUnits, f.w.H); ++unit) {
+    void write_few(Range units, Range panels, Rows values, int64_t K, const int (&place)[Cell::kGates], Io* dw) {
+      const int64_t begin = panels.begin * kPanel, n = at_most(panels.end * kPanel, K) - begin;
+      const int64_t last = at_most(units.end * kUnits, f.w.H);
+      for (int64_t unit = units.begin * kUnits; unit < last; ++unit) {
         for (int g = 0; g < Cell::kGates; ++g) {
-          T* row = dw + (g * f.w.H + unit) * K;
-          std::memset(row + begin, 0, (end - begin) * sizeof(T));
-          for (int64_t r = 0; r < f.s.N; ++r) {
-            const T d = f.scan.dgates[(unit / kUnits * f.s.N + r) * kRow + place[g] * kUnits + unit % kUnits];
-            const T* value = values(r);
-            for (int64_t k = begin; k < end; ++k) row[k] += d * value[k];
+          T d[kFewRows];
+          for (int64_t r = 0; r < f.s.N; ++r)
+            d[r] = convert<T>(
+                f.scan.dgates[(unit / kUnits * f.s.N + r) * kRow + place[g] * kUnits + unit % kUnits]);
+          Io* row = dw + (g * f.w.H + unit) * K + begin;
+          for (int64_t k = 0; k < n; k += V::kLanes) {
+            V sum(0);
+            for (int64_t r = 0; r < f.s.N; ++r) sum = sum + V(d[r]) * V::load(values(r) + begin + k, n - k);
+            sum.store(row + k, n - k);
           }
         }
       }
@@ -163,16 +203,15 @@ struct Gradients {
 
     // dw_hr [P, H] = dh_all^T h_cell, one panel of its columns.
     void write_dw_hr(int64_t q) {
-      const int64_t H = f.w.H, ld = f.QP * kPanel;
-      std::memset(buffer, 0, ld * kPanel * sizeof(T));
+      const int64_t H = f.w.H, P = f.w.P, ld = f.scan.ldp;
       for (int64_t row = 0; row < f.s.N; row += kPackedRows) {
         const int64_t count = at_most(kPackedRows, f.s.N - row);
-        for (int64_t r = 0; r < count; ++r) pack_row(f.p.h_cell + (row + r) * H, q * kPanel, H, packed + r * kPanel);
-        product<T, kPanel, true>(f.w.P, count, f.scan.dh_all + row * ld, ld, packed, buffer, kPanel);
+        pack_values([&](int64_t r) { return f.p.h_cell + (row + r) * H; }, count, q, H, packed);
+        panel_product<E, T, true>(H - q * kPanel, P, transposed(f.scan.dh_all + row * ld, ld, count, ld), packed,
+                                  row ? buffer : kZeros<T>, row ? kPanel : 0, buffer, kPanel);
       }
       const int64_t n = at_most(kPanel, H - q * kPanel);
-      for (int64_t k = 0; k < f.w.P; ++k)
-        std::memcpy(f.p.dw_hr + k * H + q * kPanel, buffer + k * kPanel, n * sizeof(T));
+      for (int64_t k = 0; k < P; ++k) convert_row(buffer + k * kPanel, n, f.p.dw_hr + k * H + q * kPanel, n);
     }
 
     // Column sums, in blocks of rows for the same reason as in a product.
@@ -181,14 +220,14 @@ struct Gradients {
       for (int64_t row = 0; row < f.s.N; row += kBlock) {
         T part[kRow] = {};
         for (int64_t r = row; r < at_most(row + kBlock, f.s.N); ++r)
-          for (int k = 0; k < kRow; ++k) part[k] += f.scan.dgates[(j * f.s.N + r) * kRow + k];
+          for (int k = 0; k < kRow; ++k) part[k] += convert<T>(f.scan.dgates[(j * f.s.N + r) * kRow + k]);
         for (int k = 0; k < kRow; ++k) total[k] += part[k];
       }
       for (int g = 0; g < Cell::kGates; ++g) {
         for (int64_t u = 0; u < kUnits && j * kUnits + u < f.w.H; ++u) {
           const int64_t at = g * f.w.H + j * kUnits + u;
-          if (f.p.db_ih) f.p.db_ih[at] = total[Cell::kIh[g] * kUnits + u];
-          if (f.p.db_hh) f.p.db_hh[at] = total[Cell::kHh[g] * kUnits + u];
+          if (f.p.db_ih) f.p.db_ih[at] = convert<Io>(total[Cell::kIh[g] * kUnits + u]);
+          if (f.p.db_hh) f.p.db_hh[at] = convert<Io>(total[Cell::kHh[g] * kUnits + u]);
         }
       }
     }

@@ -5,7 +5,7 @@ namespace adl::ADL_ISA_NAMESPACE {
 
 template <>
 const Kernels<double>& kernels<double>() {
-  static constexpr Kernels<double> kTable = table<double>();
+  static constexpr Kernels<double> kTable = table<double, double>();
   return kTable;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cells/cells.h"
+#include "cpu/number.h"
 #include "recurrent.h"
 
 namespace adl {
@@ -21,20 +22,31 @@ struct Kernels {
   double (*multiply_add)(int64_t rounds);
 };
 
+// For tensors of float, double or BFloat16, of the instruction set chosen.
 template <class T>
-const Kernels<T>& kernels();  // of the instruction set chosen
+const Kernels<T>& kernels();
 
-const char* instruction_set();                   // "default", "avx2" or "avx512"
-double fma_gflops(int threads, double seconds);  // measured peak in float, GFLOP/s
+// For tensors of float whose products round their operands to bfloat16; null where that would not be faster.
+const Kernels<float>* rounding_kernels();
 
-#define ADL_DECLARE(isa)       \
-  namespace isa {              \
-  template <class T>           \
-  const Kernels<T>& kernels(); \
+const char* instruction_set();  // "default", "avx2", "avx512" or "avx512bf16"
+
+// Measured ceilings: multiply-adds in float and in bfloat16, reading a buffer of so many bytes per thread.
+double fma_gflops(int threads, double seconds);
+double bf16_gflops(int threads, double seconds);
+double read_gbytes(int64_t bytes, int threads, double seconds);
+
+#define ADL_DECLARE(isa)              \
+  namespace isa {                     \
+  template <class T>                  \
+  const Kernels<T>& kernels();        \
+  const Kernels<float>& rounding();   \
+  double read(const void*, int64_t);  \
   }
 ADL_DECLARE(isa_default)
 ADL_DECLARE(isa_avx2)
 ADL_DECLARE(isa_avx512)
+ADL_DECLARE(isa_avx512bf16)
 #undef ADL_DECLARE
 
 }  // namespace adl

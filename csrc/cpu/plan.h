@@ -94,17 +94,27 @@ ADL_INLINE Range share_rows(const Sequence& s, int64_t index, int64_t of) {
   return range;
 }
 
-// The row before and after (t, b) in the order of the scan; -1 at the ends.
+// The row before (t, b) in the order of the scan, -1 at the beginning; and a sequence's last.
 ADL_INLINE int64_t row_at(const Sequence& s, int64_t t, int64_t b) {
   return t < 0 || t >= s.T || b >= s.batch_sizes[t] ? -1 : s.offsets[t] + b;
 }
 ADL_INLINE int64_t row_before(const Sequence& s, int64_t t, int64_t b) {
   return row_at(s, s.reverse ? t + 1 : t - 1, b);
 }
-ADL_INLINE int64_t row_after(const Sequence& s, int64_t t, int64_t b) {
-  return row_at(s, s.reverse ? t - 1 : t + 1, b);
+ADL_INLINE int64_t last_row(const Sequence& s, int64_t b) {
+  int64_t t = 0;
+  if (!s.reverse)
+    for (t = s.T - 1; s.batch_sizes[t] <= b;) --t;
+  return s.offsets[t] + b;
 }
 ADL_INLINE int64_t step_at(const Sequence& s, int64_t index) { return s.reverse ? s.T - 1 - index : index; }
+
+// The first n of a row as another kind of number, and zeros up to `width`.
+template <class From, class To>
+ADL_INLINE void convert_row(const From* from, int64_t n, To* to, int64_t width) {
+  for (int64_t k = 0; k < n; ++k) to[k] = convert<To>(from[k]);
+  for (int64_t k = n; k < width; ++k) to[k] = To{};
+}
 
 // Hands out parts of one scratch allocation; with a null base it only counts.
 struct Arena {
@@ -118,6 +128,9 @@ struct Arena {
     return p;
   }
 };
+
+template <class T>
+constexpr T kZeros[kPanel] = {};
 
 // How one cell's gates lie in memory.
 template <class Cell>

@@ -1,4 +1,4 @@
-// The kernels of one instruction set and number type, for isa_f32.cpp and isa_f64.cpp.
+// The kernels of one instruction set and number type, for the isa_*.cpp.
 #pragma once
 
 #include "cpu/forward.h"
@@ -20,31 +20,36 @@ void run(const Params& params, void* scratch) {
   scan.run();
 }
 
-template <class T>
+template <class Mul>
 double multiply_add(int64_t rounds) {
+  using E = Element<Mul>;
+  using V = Simd<Sum<Mul>>;
   constexpr int kChains = kVectorBytes == 64 ? 24 : 12;
-  typename Simd<T>::Register sum[kChains];
-  for (int n = 0; n < kChains; ++n) sum[n] = Simd<T>(n).v;  // equal chains would be merged into one
-  const typename Simd<T>::Register a = Simd<T>(T(1e-3)).v, b = Simd<T>(T(0.999)).v;
+  typename V::Register sum[kChains];
+  for (int n = 0; n < kChains; ++n) sum[n] = V(n).v;  // equal chains would be merged into one
+  typename Lanes<E>::Register b{};
+  hold(b);
   for (int64_t k = 0; k < rounds; ++k) {
 #pragma GCC unroll 24
-    for (int n = 0; n < kChains; ++n) sum[n] = sum[n] * b + a;
+    for (int n = 0; n < kChains; ++n) Lanes<E>::multiply_add(sum[n], E{}, b);
   }
   for (int n = 0; n < kChains; ++n) asm volatile("" : : "m"(sum[n]));
-  return 2.0 * kChains * Simd<T>::kLanes * double(rounds);
+  return 2.0 * kChains * V::kLanes * Operand<Mul>::kPack * double(rounds);
 }
 
-template <class Cell, class T>
-constexpr CellKernels<T> entry() {
-  using Scan = ForwardScan<Cell, T>;
-  using Bptt = Gradients<Cell, T>;
-  return {scratch_of<Scan, Forward<T>>, run<Scan, Forward<T>>, scratch_of<Bptt, Backward<T>>, run<Bptt, Backward<T>>};
+template <class Cell, class Io, class Mul>
+constexpr CellKernels<Io> entry() {
+  using Scan = ForwardScan<Cell, Io, Mul>;
+  using Bptt = Gradients<Cell, Io, Mul>;
+  return {scratch_of<Scan, Forward<Io>>, run<Scan, Forward<Io>>, scratch_of<Bptt, Backward<Io>>,
+          run<Bptt, Backward<Io>>};
 }
 
-template <class T>
-constexpr Kernels<T> table() {
-#define ADL_ENTRY(Cell) entry<Cell, T>(),
-  return {{ADL_CELLS(ADL_ENTRY)}, multiply_add<T>};
+// Io: the numbers of the tensors; Mul: those that are multiplied.
+template <class Io, class Mul>
+constexpr Kernels<Io> table() {
+#define ADL_ENTRY(Cell) entry<Cell, Io, Mul>(),
+  return {{ADL_CELLS(ADL_ENTRY)}, multiply_add<Mul>};
 #undef ADL_ENTRY
 }
 

@@ -8,9 +8,10 @@ namespace adl {
 namespace {
 
 template <class Cell, class T>
-void scan_forward(const Layer<Cell>& layer, const Tensor& y, const Tensors& h_n, const Tensors& saved) {
+void scan_forward(const Layer<Cell>& layer, at::ScalarType type, const Tensor& y, const Tensors& h_n,
+                  const Tensors& saved) {
   const LayerShape& s = layer.s;
-  const CellKernels<T>& kernel = kernels<T>().cells[index_of<Cell>()];
+  const CellKernels<T>& kernel = kernels_for<T>(type).cells[index_of<Cell>()];
   const bool save = !saved.empty();
   for (int64_t d = 0; d < s.D; ++d) {
     Forward<T> p{};
@@ -39,12 +40,8 @@ Tensors forward(const Tensor& x, at::TensorList hx, at::TensorList weights, cons
   for (const Tensor& h : layer.hx) h_n.push_back(layer.empty() ? h.clone() : at::empty(h.sizes(), options));
   if (save)
     for (const auto& sizes : layer.saved_sizes()) saved.push_back(at::empty(sizes, options));
-  if (layer.empty()) {
-  } else if (layer.type == at::kDouble) {
-    scan_forward<Cell, double>(layer, y, h_n, saved);
-  } else {
-    scan_forward<Cell, float>(layer, y, h_n, saved);
-  }
+  if (!layer.empty())
+    with_number(layer.type, [&]<class T>(T) { scan_forward<Cell, T>(layer, x.scalar_type(), y, h_n, saved); });
   Tensors out{y.to(x.scalar_type())};
   for (const Tensor& h : h_n) out.push_back(h.to(x.scalar_type()));
   out.insert(out.end(), saved.begin(), saved.end());
@@ -64,10 +61,10 @@ Tensors forward_saving(const Tensor& x, at::TensorList hx, at::TensorList weight
 }
 
 template <class Cell, class T>
-void scan_backward(const Layer<Cell>& layer, const Tensors& grads, const Tensor& y, at::TensorList saved,
+void scan_backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors& grads, const Tensor& y, at::TensorList saved,
                    const Tensors& out) {
   const LayerShape& s = layer.s;
-  const CellKernels<T>& kernel = kernels<T>().cells[index_of<Cell>()];
+  const CellKernels<T>& kernel = kernels_for<T>(type).cells[index_of<Cell>()];
   for (int64_t d = 0; d < s.D; ++d) {
     Backward<T> p{};
     p.sequence = layer.sequence(d);
@@ -145,10 +142,10 @@ Tensors backward(const c10::List<std::optional<Tensor>>& grads_in, const Tensor&
   if (layer.empty()) {
     for (size_t k = 1; k < grads.size(); ++k)
       if (grads[k].defined()) out[k].copy_(grads[k]);
-  } else if (layer.type == at::kDouble) {
-    scan_backward<Cell, double>(layer, grads, y, saved, out);
   } else {
-    scan_backward<Cell, float>(layer, grads, y, saved, out);
+    with_number(layer.type, [&]<class T>(T) {
+      scan_backward<Cell, T>(layer, x.scalar_type(), grads, y, saved, out);
+    });
   }
   for (Tensor& t : out) t = t.to(x.scalar_type());
   return out;

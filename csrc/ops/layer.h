@@ -1,6 +1,7 @@
 // One layer as the CPU ops see it: arguments checked, converted and laid out for the scans.
 #pragma once
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -14,13 +15,13 @@ namespace {
 using at::Tensor;
 using Tensors = std::vector<Tensor>;
 
-// Half-precision tensors are converted at the door: state, sums and everything saved are float.
+// What is computed in; float16 is converted at the door, and what is saved for it is float.
 at::ScalarType compute_type(const char* op, const Tensor& x) {
   switch (x.scalar_type()) {
     case at::kDouble:
-      return at::kDouble;
     case at::kFloat:
     case at::kBFloat16:
+      return x.scalar_type();
     case at::kHalf:
       return at::kFloat;
     default:
@@ -40,7 +41,7 @@ Tensors prepare(at::TensorList list, at::ScalarType type) {
 // Null for a tensor without elements: what is not wanted is passed as an empty tensor.
 template <class T>
 T* pointer(const Tensor& t) {
-  return t.defined() && t.numel() ? t.mutable_data_ptr<T>() : nullptr;
+  return t.defined() && t.numel() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
 }
 
 template <class T>
@@ -105,6 +106,25 @@ struct Layer {
     return sizes;
   }
 };
+
+// The kernels for tensors of type T, which `type` was converted to. Float32 layers follow
+// torch.set_float32_matmul_precision: "medium" allows products in bfloat16.
+template <class T>
+const Kernels<T>& kernels_for(at::ScalarType type) {
+  if constexpr (std::is_same_v<T, float>) {
+    const bool rounds = at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM;
+    if (type == at::kFloat && rounds && rounding_kernels()) return *rounding_kernels();
+  }
+  return kernels<T>();
+}
+
+// Calls f with a number of the C++ type that this type is computed in.
+template <class F>
+void with_number(at::ScalarType type, F f) {
+  if (type == at::kDouble) return f(double{});
+  if (type == at::kBFloat16) return f(BFloat16{});
+  f(float{});
+}
 
 template <class Params>
 void call(int64_t (*scratch)(const Params&), void (*kernel)(const Params&, void*), const Params& params) {

@@ -1,0 +1,19 @@
+// The kernels that multiply in bfloat16; compiled once per instruction set.
+#include "cpu/table.h"
+
+namespace adl::ADL_ISA_NAMESPACE {
+
+template <>
+const Kernels<BFloat16>& kernels<BFloat16>() {
+  static constexpr Kernels<BFloat16> kTable = table<BFloat16, BFloat16>();
+  return kTable;
+}
+
+#if defined(__AVX512BF16__)
+const Kernels<float>& rounding() {
+  static constexpr Kernels<float> kTable = table<float, BFloat16>();
+  return kTable;
+}
+#endif
+
+}  // namespace adl::ADL_ISA_NAMESPACE
