@@ -5,6 +5,7 @@
 // a row falls in; and the blocks keep the rounding error of long sums down.
 #pragma once
 
+#include "cells/cells.h"
 #include "cpu/simd.h"
 
 namespace adl {
@@ -101,11 +102,12 @@ ADL_INLINE void tile(Left<E> left, const E* b, const S* init, int64_t ldi, S* c,
   }
 }
 
+// A tile of any number of rows up to kRows.
 template <class E, class S, int kWidth, int kRows, bool kTransposed>
-ADL_INLINE void tail(int64_t M, Left<E> left, const E* b, const S* init, int64_t ldi, S* c, int64_t ldc) {
+ADL_INLINE void tile_of(int64_t rows, Left<E> left, const E* b, const S* init, int64_t ldi, S* c, int64_t ldc) {
   if constexpr (kRows > 0) {
-    if (M == kRows) return tile<E, S, kWidth, kRows, kTransposed>(left, b, init, ldi, c, ldc);
-    tail<E, S, kWidth, kRows - 1, kTransposed>(M, left, b, init, ldi, c, ldc);
+    if (rows == kRows) return tile<E, S, kWidth, kRows, kTransposed>(left, b, init, ldi, c, ldc);
+    tile_of<E, S, kWidth, kRows - 1, kTransposed>(rows, left, b, init, ldi, c, ldc);
   }
 }
 
@@ -114,6 +116,7 @@ template <class E, class S, int kWidth, bool kTransposed = false>
 __attribute__((noinline)) void product(int64_t M, Left<E> left, const E* b, const S* init, int64_t ldi, S* c,
                                        int64_t ldc) {
   using Shape = Tile<S, kWidth>;
+  if (M == 0) return;
   if (left.K * left.pieces == 0)
     for (int64_t m = 0; m < M; ++m) std::memcpy(c + m * ldc, init + m * ldi, kWidth * sizeof(S));
   const int64_t row = kTransposed ? 1 : left.stride, column = kTransposed ? left.stride : 1;
@@ -125,15 +128,19 @@ __attribute__((noinline)) void product(int64_t M, Left<E> left, const E* b, cons
       const int64_t pieces = left.pieces - piece < group ? left.pieces - piece : group;
       Left<E> block{nullptr, left.stride, left.K - k < most ? left.K - k : most, pieces, left.apart};
       const E* a = left.a + piece * left.apart + k * column;
+      // The next rows of B come into L2 meanwhile, a share with every tile: from L3 they would come too late. With
+      // few tiles the shares would be large enough to hold up the work.
+      const E* next = b + pieces * block.K * kWidth;
+      const int64_t tiles = (M - 1) / Shape::kRows + 1;
+      const int64_t share = tiles < 8 ? 0 : pieces * block.K * Shape::kStep / tiles;
       for (int n = 0; n < kWidth; n += Shape::kStep) {
-        int64_t m = 0;
-        for (; m + Shape::kRows <= M; m += Shape::kRows) {
+        for (int64_t i = 0; i < tiles; ++i) {  // of about one size: a last one of one or two rows would be slow
+          const int64_t m = i * M / tiles, rows = (i + 1) * M / tiles - m;
+          for (const E* end = next + share; next < end; next += 64 / sizeof(E)) __builtin_prefetch(next, 0, 2);
           block.a = a + m * row;
-          tile<E, S, kWidth, Shape::kRows, kTransposed>(block, b + n, init + m * ldi + n, ldi, c + m * ldc + n, ldc);
+          tile_of<E, S, kWidth, Shape::kRows, kTransposed>(rows, block, b + n, init + m * ldi + n, ldi,
+                                                           c + m * ldc + n, ldc);
         }
-        block.a = a + m * row;
-        tail<E, S, kWidth, Shape::kRows - 1, kTransposed>(M - m, block, b + n, init + m * ldi + n, ldi, c + m * ldc + n,
-                                                          ldc);
       }
       b += pieces * block.K * kWidth;
       init = c, ldi = ldc;
@@ -161,25 +168,45 @@ ADL_INLINE void pack_row(const Io* first, const Io* second, int64_t columns, Ele
   for (int64_t k = n; k < width; ++k) out[k] = Element<Mul>{};
 }
 
+// A register of elements from the first n operands of a row, zeros beyond.
+template <class Mul, class Io>
+ADL_INLINE typename Lanes<Element<Mul>>::Register load_elements(const Io* row, int64_t n) {
+  constexpr int kOperands = Simd<Sum<Mul>>::kLanes * Operand<Mul>::kPack;
+  typename Lanes<Element<Mul>>::Register r;
+  if (n == 0) {
+    r = typename Lanes<Element<Mul>>::Register{};
+  } else if (__is_same(Io, Mul) && n >= kOperands) {
+    std::memcpy(&r, row, sizeof r);
+  } else {
+    Mul operands[kOperands] = {};
+    if constexpr (__is_same(Io, Mul))
+      std::memcpy(operands, row, n * sizeof(Mul));
+    else
+      for (int64_t k = 0; k < (n < kOperands ? n : kOperands); ++k) operands[k] = convert<Mul>(row[k]);
+    std::memcpy(&r, operands, sizeof r);
+  }
+  return r;
+}
+
 // w [G * H, K] to block j of [J, K / kPack, G, U]: the gates of U units side by side, gate g in column place[g].
 template <class Mul, int kGates, int kUnits, class Io>
 void pack_units(const Io* w, int64_t H, int64_t K, int64_t j, const int (&place)[kGates], int first,
                 Element<Mul>* out) {
-  using O = Operand<Mul>;
-  constexpr int kWidth = kGates * kUnits, kStrip = 64 / int(sizeof(Io));
-  for (int64_t k = 0; k < K; k += kStrip) {  // a cache line of each row at a time: what is written stays in L1
-    const int64_t count = K - k < kStrip ? K - k : kStrip;
-    for (int g = 0; g < kGates; ++g) {
-      for (int u = 0; u < kUnits; ++u) {
-        Element<Mul>* column = out + k / O::kPack * kWidth + (place[g] - first) * kUnits + u;
-        const int64_t unit = j * kUnits + u;
-        const Io* row = w + (g * H + unit) * K + k;
-        for (int64_t i = 0; i < count; i += O::kPack) {
-          Mul pair[2] = {};
-          for (int64_t n = 0; n < O::kPack && i + n < count && unit < H; ++n)
-            pair[n] = convert<Mul>(row[i + n]);
-          column[i / O::kPack * kWidth] = O::element(pair[0], pair[1]);
+  using E = Element<Mul>;
+  constexpr int kPack = Operand<Mul>::kPack, kWidth = kGates * kUnits, kLanes = Simd<Sum<Mul>>::kLanes;
+  for (int g = 0; g < kGates; ++g) {
+    for (int u = 0; u < kUnits; u += kLanes) {
+      E* column = out + (place[g] - first) * kUnits + u;
+      for (int64_t k = 0; k < K; k += kLanes * kPack) {
+        typename Lanes<E>::Register rows[kLanes];
+#pragma GCC unroll 16
+        for (int n = 0; n < kLanes; ++n) {
+          const int64_t unit = j * kUnits + u + n;
+          rows[n] = load_elements<Mul>(w + (g * H + unit) * K + k, unit < H ? K - k : 0);
         }
+        transpose<typename Lanes<E>::Register, typename Format<Sum<Mul>>::Ints>(rows);
+        const int64_t elements = blocks(K - k, kPack) < kLanes ? blocks(K - k, kPack) : kLanes;
+        for (int64_t n = 0; n < elements; ++n) std::memcpy(column + (k / kPack + n) * kWidth, &rows[n], kVectorBytes);
       }
     }
   }

@@ -99,6 +99,36 @@ struct Simd {
   friend ADL_INLINE Simd operator/(Simd a, Simd b) { return a.v / b.v; }
 };
 
+// Element n of each row to row n, lanes x lanes. Every stage interleaves the rows of the two halves: the highest bit
+// of the row's index becomes the lowest of the column's, and so on around.
+template <class Register, class Ints, int kLanes>
+ADL_INLINE void transpose(Register (&rows)[kLanes]) {
+  Ints low, high;
+  for (int k = 0; k < kLanes; ++k) {
+    low[k] = k / 2 + k % 2 * kLanes;
+    high[k] = low[k] + kLanes / 2;
+  }
+#pragma GCC unroll 4
+  for (int stage = 1; stage < kLanes; stage *= 2) {
+    Register next[kLanes];
+#pragma GCC unroll 8
+    for (int k = 0; k < kLanes / 2; ++k) {
+      const Register a = rows[k], b = rows[k + kLanes / 2];
+#if defined(__clang__)
+      for (int n = 0; n < kLanes; ++n) {
+        next[2 * k][n] = low[n] < kLanes ? a[low[n]] : b[low[n] - kLanes];
+        next[2 * k + 1][n] = high[n] < kLanes ? a[high[n]] : b[high[n] - kLanes];
+      }
+#else
+      next[2 * k] = __builtin_shuffle(a, b, low);
+      next[2 * k + 1] = __builtin_shuffle(a, b, high);
+#endif
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < kLanes; ++k) rows[k] = next[k];
+  }
+}
+
 // The larger and the smaller of a bound and x; a NaN in x stays.
 template <class T>
 ADL_INLINE Simd<T> clamp(Simd<T> x, T low, T high) {
