@@ -22,7 +22,7 @@ DENORMAL = 1e-39  # times a normal variate or a weight: below 1.2e-38, the least
 
 def measure(settings: Settings) -> list[Extra]:
     """All of it, for the largest number of threads."""
-    found = []
+    found: list[Extra] = []
     before = torch.get_num_threads()
     torch.set_num_threads(max(settings.threads))
     try:
@@ -30,7 +30,8 @@ def measure(settings: Settings) -> list[Extra]:
         found += medium([NAMED["medium-256"], NAMED["large-512"]], settings)
     finally:
         torch.set_num_threads(before)
-    return found + memory([NAMED["large-512"], NAMED["huge-1024"]])
+    found += memory([NAMED["large-512"], NAMED["huge-1024"]])
+    return found
 
 
 def denormals(case: Case, settings: Settings) -> Iterator[Extra]:
