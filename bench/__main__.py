@@ -199,7 +199,9 @@ def run_rnn(options: argparse.Namespace) -> int:
     from bench import limits, machine, peak, report, run
 
     full = options.grid == "full"
-    seconds = options.seconds_per_case or (1.0 if full else 2.0)
+    seconds = options.seconds_per_case
+    if seconds is None:
+        seconds = 1.0 if full else 2.0
     settings = run.Settings(
         jobs=select(options.grid, options.cases, options.cells, options.dtypes),
         threads=options.threads,
@@ -211,15 +213,15 @@ def run_rnn(options: argparse.Namespace) -> int:
     print(machine.line(facts))
     rows, rates = run.measure(settings)
     peaks.take(rates)
-    extras = []
-    if full and not options.steady_malloc:
-        steady, rates = machine.in_new_process(
-            run.measure, run.of_both_mallocs(settings), GLIBC_TUNABLES=machine.STEADY_MALLOC
+    steady = run.of_both_mallocs(settings, rows)
+    if full and steady.jobs and not options.steady_malloc:
+        more, rates = machine.in_new_process(
+            run.measure, steady, GLIBC_TUNABLES=machine.STEADY_MALLOC
         )
-        rows += steady
+        rows += more
         peaks.take(rates)
-    if full and options.cases is None:
-        extras = limits.measure(settings)
+    whole = full and settings.jobs == select("full", None, tuple(CLASSES), None)
+    extras = limits.measure(settings) if whole else []
     run.refer_to_peak(rows, peaks)
     content = {
         "machine": facts,

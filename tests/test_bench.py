@@ -279,6 +279,15 @@ def test_new_process_gets_its_environment() -> None:
     assert (steady, machine.malloc()) == ("steady", "plain")
 
 
+def test_checks_of_another_process_hold() -> None:
+    jobs = cases.jobs([TINY, KINDS[0], KINDS[1]], ("gru",), ("f32", "f64"))
+    rows = [row(jobs[0], check="off", status="WRONG"), row(jobs[1], check="")]
+    steady = run.of_both_mallocs(run.Settings(jobs, modes=("infer",), **QUICKLY), rows)
+    assert [job.case.name for job in steady.jobs] == ["tiny", "stack"]
+    found = run.rows(steady, Peak())
+    assert [(row["status"], row["check"]) for row in found] == [("WRONG", "off"), ("ok", "")]
+
+
 def test_slow_calls_are_not_repeated(monkeypatch) -> None:
     monkeypatch.setattr(run, "SLOW_S", 0.0)
     calls = []
@@ -370,6 +379,16 @@ def test_gate_judges_by_torch_and_by_ulp() -> None:
     assert gate.judge(found, truth, {"y": 6e-5}).ok
     two_ulp = {"y": torch.tensor([1.0, -4.0 * (1 + 2 * torch.finfo(torch.float32).eps)])}
     assert gate.judge(two_ulp, truth, {"y": 0.0}).ok
+
+
+@pytest.mark.parametrize("times", [1.0, 1 + 1e-12])
+def test_gate_in_double_allows_for_long_sums(times: float) -> None:
+    long = cases.Job("gru", "f64", cases.Case("", 500, 8, 16, 16))
+    ours, theirs, problem = run.build(long)
+    truth = gate.reference(theirs, problem)
+    found = {name: times * value for name, value in gate.values(ours, problem, "train").items()}
+    allowed = gate.torch_errors(theirs, problem, truth)
+    assert gate.judge(found, truth, allowed).ok == (times == 1.0)
 
 
 def test_disturbed_rows_do_not_count() -> None:
