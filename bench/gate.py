@@ -103,18 +103,16 @@ def torch_errors(theirs: nn.Module, problem: Problem, truth: Values) -> dict[str
     precision, scaled: rounding errors are proportional to the unit in the last place. This needs
     weights and inputs that are exact in single precision, so that the truth is the same. To it
     comes what the reference itself is wrong by: MKL adds up products in double one by one, so
-    that a gradient of weights over N rows is off by some sqrt(N) / 4 units.
+    that a gradient of weights over N rows, or of x over N gates, is off by some sqrt(N) / 4 units.
     """
     if problem.x.dtype != torch.float64:
         return errors(values(theirs, problem, "train"), truth)
     single = values(copy.deepcopy(theirs).float(), problem.to(torch.float32), "train")
     eps = torch.finfo(torch.float64).eps
     scale = eps / torch.finfo(torch.float32).eps
-    found = {name: scale * error for name, error in errors(single, truth).items()}
-    for name in found:
-        if name.startswith(("dweight", "dbias")):
-            found[name] += math.sqrt(problem.x[..., 0].numel()) / 4 * eps
-    return found
+    longest = max(problem.x[..., 0].numel(), 4 * theirs.hidden_size)
+    own = math.sqrt(longest) / 4 * eps
+    return {name: scale * error + own for name, error in errors(single, truth).items()}
 
 
 def errors(found: Values, truth: Values) -> dict[str, float]:
