@@ -1,13 +1,15 @@
-"""The command line: `python -m bench rnn`, `demo` and `table`."""
+"""The command line: `python -m bench rnn`, `demo`, `table` and `picture`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from bench.cases import CLASSES, DTYPES, GRIDS, MODES, parse_cases
+from bench.cases import CLASSES, DTYPES, GRIDS, MODES, NAMED, select
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,28 +42,39 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     table = commands.add_parser(
         "table",
-        help="print a JSON file of `rnn` as a Markdown table",
-        description="One line per cell, dtype and case: torch's time / ours (ours in GFLOP/s).",
+        help="print a JSON file of `rnn` as Markdown tables",
+        description=(
+            "Goals, if the grid was 'full', and one line per cell, dtype and case: torch's time / "
+            "ours (ours in GFLOP/s)."
+        ),
     )
-    table.add_argument("path", type=Path, help="such as bench/results/cpu-rnn.json")
+    picture = commands.add_parser(
+        "picture",
+        help="draw a JSON file of `rnn`",
+        description="Ratios and shares of the peak of every case, as a PNG beside the file.",
+    )
+    for command in (table, picture):
+        command.add_argument("path", type=Path, help="such as bench/results/cpu-rnn.json")
     return top
 
 
 def _add_rnn(commands) -> None:
     rnn = commands.add_parser(
         "rnn",
-        help="time single LSTM, GRU and RNN layers against torch.nn (about 5 minutes)",
+        help="time LSTM, GRU and RNN layers against torch.nn (about 5 minutes)",
         description=(
-            "Times one layer of each cell, forward alone (infer) and forward plus backward "
+            "Times layers of each cell, forward alone (infer) and forward plus backward "
             "(train), ours and torch.nn in turns in one process. Every result is first compared "
             "with torch.nn in double precision; a wrong one is reported as WRONG, gets no "
             "speed-up and makes the exit status 1."
         ),
         epilog=(
-            "Cases of the grid 'main' (T, B, I, H): "
-            + "; ".join(f"{c.name} ({c.T}, {c.B}, {c.I}, {c.H})" for c in GRIDS["main"])
-            + ". The per cent of peak are of this machine's rate of single-precision "
-            "multiply-adds, measured in the same run; bf16 may exceed 100."
+            "Cases (T, B, I, H): "
+            + ". ".join(f"{case.name} ({case})" for case in NAMED.values())
+            + ". The grid 'main' has five of the layers; 'full' has all cases, float32 with and "
+            "without page faults, and judges the goals (about 40 minutes). The per cent of peak "
+            "are of this machine's rate of multiply-adds, measured in the same run, in float32 "
+            "for f32 and f16, in bfloat16 for bf16, and half of float32's for f64."
         ),
     )
     add = rnn.add_argument
@@ -75,9 +88,8 @@ def _add_rnn(commands) -> None:
     add(
         "--dtypes",
         type=_words(tuple(DTYPES)),
-        default=("f32", "bf16"),
         metavar="LIST",
-        help="of f32,bf16,f16,f64 (default: f32,bf16)",
+        help="of f32,bf16,f16,f64 (default: f32,bf16; all for the grid full)",
     )
     add(
         "--threads",
@@ -98,14 +110,13 @@ def _add_rnn(commands) -> None:
     add(
         "--seconds-per-case",
         type=float,
-        default=2.0,
         metavar="S",
-        help="time spent on each row, both sides together (default: 2)",
+        help="time spent on each row, both sides together (default: 2; 1 for the grid full)",
     )
     add("--quick", action="store_true", help="a smoke run: three samples a row")
     _add_steady_malloc(rnn)
     add("--json", type=Path, metavar="PATH", help="write machine, rows and summary to PATH")
-    add("--save", action="store_true", help="the same, to bench/results/cpu-rnn.json")
+    add("--save", action="store_true", help="the same to bench/results/cpu-rnn.json, and a picture")
 
 
 def _add_demo(commands) -> None:
@@ -185,43 +196,80 @@ def _add_steady_malloc(command: argparse.ArgumentParser) -> None:
 
 
 def run_rnn(options: argparse.Namespace) -> int:
-    from bench import machine, report, run
+    from bench import limits, machine, peak, report, run
 
+    full = options.grid == "full"
+    seconds = options.seconds_per_case
+    if seconds is None:
+        seconds = 1.0 if full else 2.0
     settings = run.Settings(
-        cases=parse_cases(options.cases, options.grid),
-        cells=options.cells,
-        dtypes=options.dtypes,
+        jobs=select(options.grid, options.cases, options.cells, options.dtypes),
         threads=options.threads,
         modes=options.modes,
-        seconds=0.0 if options.quick else options.seconds_per_case,
-        rounds=(3, 3) if options.quick else (5, 200),
+        seconds=0.0 if options.quick else seconds,
+        rounds=(3, 3) if options.quick else (3 if full else 5, 200),
     )
-    facts, peak = machine.facts(options.arguments), run.peaks(settings.threads)
+    facts, peaks = machine.facts(options.arguments), peak.Peak()
     print(machine.line(facts))
-    print(report.peak_line(peak), report.header(), sep="\n\n")
-    rows = []
-    for row in run.rows(settings, peak):
-        rows.append(row)
-        print(report.line(row), flush=True)
-    run.refer_to_peak(rows, peak)
-    summary = report.groups(rows)
-    print("\n" + report.peak_line(peak))
-    print("\ntime of torch.nn / time of adl_kernels", report.group_table(summary), sep="\n")
-    for path in (options.json, RESULTS / "cpu-rnn.json" if options.save else None):
-        if path is not None:
-            content = {"machine": facts, "peak_gflops": peak, "rows": rows, "summary": summary}
-            report.write_json(path, content)
-            print(f"written: {path}")
+    rows, rates = run.measure(settings)
+    peaks.take(rates)
+    steady = run.of_both_mallocs(settings, rows)
+    if full and steady.jobs and not options.steady_malloc:
+        more, rates = machine.in_new_process(
+            run.measure, steady, GLIBC_TUNABLES=machine.STEADY_MALLOC
+        )
+        rows += more
+        peaks.take(rates)
+    whole = full and settings.jobs == select("full", None, tuple(CLASSES), None)
+    extras = limits.measure(settings) if whole else []
+    run.refer_to_peak(rows, peaks)
+    content = {
+        "machine": facts,
+        "grid": options.grid,
+        "peak_gflops": peaks.rates,
+        "notes": peak.notes(),
+        "extras": extras,
+        "rows": rows,
+        "summary": report.groups(rows),
+    }
+    print("\n" + report.peak_line(peaks.rates))
+    print(
+        "\ntime of torch.nn / time of adl_kernels", report.group_table(content["summary"]), sep="\n"
+    )
+    if full:
+        print("", *report.goal_tables(content), sep="\n\n")
+    if options.save:
+        _write(RESULTS / "cpu-rnn.json", content)
+        _draw(RESULTS / "cpu-rnn.json")
+    if options.json:
+        _write(options.json, content)
     return int(any(row["status"] != "ok" for row in rows))
 
 
-def run_table(options: argparse.Namespace) -> int:
-    import json
-
+def _write(path: Path, content: dict[str, Any]) -> None:
     from bench import report
 
+    report.write_json(path, content)
+    print(f"written: {path}")
+
+
+def _draw(path: Path) -> None:
+    from bench import picture
+
+    picture.draw(path.with_suffix(".png"), json.loads(path.read_text()))
+    print(f"written: {path.with_suffix('.png')}")
+
+
+def run_table(options: argparse.Namespace) -> int:
+    from bench import machine, report
+
     content = json.loads(options.path.read_text())
-    print(content["machine"], report.markdown(content), sep="\n\n")
+    print(machine.line(content["machine"]), report.markdown(content), sep="\n\n")
+    return 0
+
+
+def run_picture(options: argparse.Namespace) -> int:
+    _draw(options.path)
     return 0
 
 
@@ -239,7 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         machine.use_steady_malloc(options.arguments)
     try:
-        return {"rnn": run_rnn, "demo": run_demo, "table": run_table}[options.command](options)
+        commands = {"rnn": run_rnn, "demo": run_demo, "table": run_table, "picture": run_picture}
+        return commands[options.command](options)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

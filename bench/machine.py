@@ -9,7 +9,9 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +73,22 @@ def use_steady_malloc(arguments: Sequence[str]) -> None:
     if os.environ.get("GLIBC_TUNABLES") != STEADY_MALLOC:
         os.environ["GLIBC_TUNABLES"] = STEADY_MALLOC
         os.execv(sys.executable, [sys.executable, "-m", "bench", *arguments])
+
+
+def malloc() -> str:
+    return "steady" if os.environ.get("GLIBC_TUNABLES") == STEADY_MALLOC else "plain"
+
+
+def in_new_process(function: Callable[..., Any], *arguments: Any, **environment: str) -> Any:
+    """The function's result in a process that starts with these variables set."""
+    before = dict(os.environ)
+    os.environ.update(environment)
+    try:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def page_faults() -> int:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-Row = dict[str, Any]
+from bench.goals import COLUMNS, GOALS, LIMITS, WORDS, Content, Row, judge, judge_limit, summary
+from bench.peak import Rates
 
 
-def peak_line(peak: dict[int, float]) -> str:
-    rates = ", ".join(
-        f"{rate:.0f} ({threads} thread{'s'[: threads - 1]})" for threads, rate in peak.items()
+def peak_line(peak: Rates) -> str:
+    rates = (
+        f"{dtype} "
+        + ", ".join(f"{rate:.0f} ({_threads(threads)})" for threads, rate in found.items())
+        for dtype, found in sorted(peak.items())
     )
-    return f"peak of single-precision multiply-adds in GFLOP/s: {rates}"
+    return f"peak of multiply-adds in GFLOP/s: {'; '.join(rates)}"
+
+
+def _threads(n: int) -> str:
+    return f"{n} thread{'s' * (n > 1)}"
 
 
 def header() -> str:
@@ -50,31 +56,19 @@ def _time(side: dict[str, Any]) -> str:
 
 def groups(rows: Iterable[Row]) -> list[Row]:
     """Geometric mean and minimum of the ratios for every cell, dtype, mode and thread count."""
-    keys = ("cell", "dtype", "mode", "threads")
+    keys = ("cell", "dtype", "malloc", "mode", "threads")
     found: dict[tuple, list[Row]] = {}
     for row in rows:
         found.setdefault(tuple(row[key] for key in keys), []).append(row)
-    return [dict(zip(keys, key, strict=True)) | _summary(members) for key, members in found.items()]
-
-
-def _summary(members: Sequence[Row]) -> Row:
-    right = [row for row in members if row["status"] == "ok"]
-    # Threads that wait for a core spin at their barriers: such ratios can be off a hundredfold.
-    ratios = [row["ratio"] for row in right if not row["disturbed"]]
-    mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios)) if ratios else None
-    return {
-        "cases": len(ratios),
-        "wrong": len(members) - len(right),
-        "disturbed": sum(row["disturbed"] for row in right),
-        "geometric_mean": mean,
-        "minimum": min(ratios, default=None),
-    }
+    return [dict(zip(keys, key, strict=True)) | summary(members) for key, members in found.items()]
 
 
 def group_table(summaries: Sequence[Row]) -> str:
-    lines = ["cell dtype mode  thr  cases  geometric mean  minimum"]
-    for row in sorted(summaries, key=lambda row: (row["cell"], row["dtype"], row["mode"])):
-        start = f"{row['cell']:4} {row['dtype']:5} {row['mode']:5} {row['threads']:3} "
+    lines = ["cell dtype malloc mode  thr  cases  geometric mean  minimum"]
+    keys = ("cell", "dtype", "malloc", "mode")
+    for row in sorted(summaries, key=lambda row: [row[key] for key in keys]):
+        start = f"{row['cell']:4} {row['dtype']:5} {row['malloc']:6} {row['mode']:5} "
+        start += f"{row['threads']:3} "
         start += f"{row['cases']:6}"
         if row["geometric_mean"] is not None:
             start += f" {row['geometric_mean']:15.2f} {row['minimum']:8.2f}"
@@ -88,11 +82,32 @@ def group_table(summaries: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def markdown(content: dict[str, Any]) -> str:
-    """A JSON file as two tables for a README.
+def goal_tables(content: Content) -> list[str]:
+    """As Markdown: the goals for the ratios, those for the machine, and what to know of both."""
+    heads = [f"{WORDS[mode]}, {_threads(threads)}" for mode, threads in COLUMNS]
+    ratios = [
+        [goal.label, *(judge(goal, mode, threads, content["rows"]) for mode, threads in COLUMNS)]
+        for goal in GOALS
+    ]
+    limits = []
+    for limit in LIMITS:
+        verdict = judge_limit(limit, content)
+        if verdict is not None:
+            limits.append([limit.label, *verdict])
+    tables = [
+        _table(["time of torch.nn / ours", *heads], [line for line in ratios if any(line[1:])]),
+        _table(["", "goal", "worst", "case", "geometric mean", ""], limits),
+        *(f"Note: {note}." for note in content["notes"]),
+    ]
+    explanation = "Geometric mean / minimum, in parentheses the goal, of the ratios of all cases."
+    return [explanation, *tables]
 
-    Torch's time / ours, with our GFLOP/s in parentheses; then geometric mean and, in parentheses,
-    minimum of the ratios.
+
+def markdown(content: Content) -> str:
+    """A JSON file as tables for a README.
+
+    The goals if the run was for them; torch's time / ours, with our GFLOP/s in parentheses; then
+    geometric mean and, in parentheses, minimum of the ratios.
     """
     rows, groups = [], []
     for row in content["rows"]:
@@ -100,23 +115,29 @@ def markdown(content: dict[str, Any]) -> str:
         if row["status"] == "ok":
             mark = "*" if row["disturbed"] else ""
             text = f"{row['ratio']:.2f}{mark} ({row['ours']['gflops']:.0f})"
-        sizes = ", ".join(str(row[size]) for size in "TBIH")
-        rows.append(((row["cell"], row["dtype"], sizes), row, text))
+        rows.append(((row["cell"], row["dtype"], row["malloc"], row["shape"]), row, text))
     for group in content["summary"]:
         text = f"{group['geometric_mean']:.2f} ({group['minimum']:.2f})" if group["cases"] else ""
-        groups.append(((group["cell"], group["dtype"]), group, text))
-    names = ("cell", "dtype", "T, B, I, H")
-    return _markdown(names, rows) + "\n\n" + _markdown(names[:2], groups)
+        groups.append(((group["cell"], group["dtype"], group["malloc"]), group, text))
+    names = ("cell", "dtype", "malloc", "T, B, I, H")
+    if content["grid"] == "full":
+        return "\n\n".join([*goal_tables(content), _by_column(names, rows)])
+    return _by_column(names, rows) + "\n\n" + _by_column(names[:3], groups)
 
 
-def _markdown(names: tuple[str, ...], entries: list[tuple[tuple[str, ...], Row, str]]) -> str:
+def _by_column(names: tuple[str, ...], entries: list[tuple[tuple[str, ...], Row, str]]) -> str:
     columns = sorted({(row["mode"], row["threads"]) for _, row, _ in entries})
     lines: dict[tuple[str, ...], dict[tuple[str, int], str]] = {}
     for key, row, text in entries:
         lines.setdefault(key, {})[row["mode"], row["threads"]] = text
-    heads = [*names, *(f"{mode}, {n} thread{'s' * (n > 1)}" for mode, n in columns)]
-    table = [heads, ["---"] * len(heads)]
-    table += [[*key, *(cells.get(c, "") for c in columns)] for key, cells in lines.items()]
+    heads = [*names, *(f"{mode}, {_threads(n)}" for mode, n in columns)]
+    return _table(
+        heads, [[*key, *(cells.get(c, "") for c in columns)] for key, cells in lines.items()]
+    )
+
+
+def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    table = [heads, ["---"] * len(heads), *lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
 

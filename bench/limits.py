@@ -1,0 +1,114 @@
+"""What the goals ask besides ratios: denormals, memory, and bf16 products for float32."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench import gate, machine
+from bench.cases import MODES, NAMED, Case, Job
+from bench.run import Settings, Side, Step, build, make_step, quantiles, race
+
+Extra = dict[str, Any]  # what, mode, where, value
+
+DENORMAL = 1e-39  # times a normal variate or a weight: below 1.2e-38, the least normal float
+
+
+def measure(settings: Settings) -> list[Extra]:
+    """All of it, for the largest number of threads."""
+    found: list[Extra] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(settings.threads))
+    try:
+        found += denormals(NAMED["medium-256"], settings)
+        found += medium([NAMED["medium-256"], NAMED["large-512"]], settings)
+    finally:
+        torch.set_num_threads(before)
+    found += memory([NAMED["large-512"], NAMED["huge-1024"]])
+    return found
+
+
+def denormals(case: Case, settings: Settings) -> Iterator[Extra]:
+    """Our time with denormal numbers / our time with normal ones."""
+    for cell in ("lstm", "gru", "rnn"):
+        for place in ("x", "weights"):
+            for mode in MODES:
+                normal, _, problem = build(Job(cell, "f32", case))
+                other, _, tiny = build(Job(cell, "f32", case))
+                with torch.no_grad():
+                    for value in (tiny.x,) if place == "x" else other.parameters():
+                        value.mul_(DENORMAL)
+                steps = make_step(other, tiny, mode), make_step(normal, problem, mode)
+                where = f"{cell} {case.name}, {place}, {mode}"
+                yield _extra("denormal", mode, where, 1 / _speedup(*steps, mode, settings))
+
+
+def medium(cases: Sequence[Case], settings: Settings) -> Iterator[Extra]:
+    """Our time under set_float32_matmul_precision("highest") / under "medium"."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        for cell in ("lstm", "gru"):
+            for case in cases:
+                for mode in MODES:
+                    ours, _, problem = build(Job(cell, "f32", case))
+                    step = make_step(ours, problem, mode)
+                    steps = _under("medium", step), _under("highest", step)
+                    where = f"{cell} {case.name}"
+                    yield _extra("medium", mode, where, _speedup(*steps, mode, settings))
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _under(precision: str, step: Step) -> Step:
+    def under() -> None:
+        torch.set_float32_matmul_precision(precision)
+        step()
+
+    return under
+
+
+def _speedup(faster: Step, slower: Step, mode: str, settings: Settings) -> float:
+    sides = Side(faster), Side(slower)
+    with torch.set_grad_enabled(mode == "train"):
+        race(*sides, settings)
+    a, b = (quantiles(side.seconds)[1] for side in sides)
+    return b / a
+
+
+def memory(cases: Sequence[Case]) -> Iterator[Extra]:
+    """The growth of our peak memory in a training step / of torch's, each in its own process."""
+    if not Path("/proc/self/clear_refs").exists():
+        return
+    for cell in ("lstm", "gru"):
+        for case in cases:
+            job = Job(cell, "f32", case)
+            ours, theirs = (machine.in_new_process(_peak_memory, job, side) for side in (0, 1))
+            yield _extra("memory", "train", f"{cell} {case.name}", ours / theirs)
+
+
+def _peak_memory(job: Job, side: int) -> int:
+    """By how many bytes a training step raises the process's peak memory; side 1 is torch."""
+    tiny = build(Job(job.cell, job.dtype, Case("tiny", 2, 2, 8, 8)))
+    gate.gradients(tiny[side], tiny[2])  # libraries and threads are there from now on
+    *modules, problem = build(job)
+    module: nn.Module = modules[side]
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = _status("VmRSS")
+    gate.gradients(module, problem)
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> int:
+    found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return 1024 * int(found[1])
+
+
+def _extra(what: str, mode: str, where: str, value: float) -> Extra:
+    return {"what": what, "mode": mode, "where": where, "value": value}
