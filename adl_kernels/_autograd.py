@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import _C, reference
 from ._cells import CELLS, Cell
 
 
@@ -35,7 +35,8 @@ class Layer(torch.autograd.Function):
         batch_sizes, y, *tensors = ctx.saved_tensors
         x, *inputs = tensors[: ctx.inputs]
         if reference.wanted(*grads):
-            return None, None, *_definition(ctx, tensors[: ctx.inputs], grads[: 1 + cell.states])
+            given = grads[: 1 + cell.states]
+            return None, None, *_gradients(cell, tensors[: ctx.inputs], batch_sizes, given, needs)
         gradients = cell.backward_op(
             list(grads[: 1 + cell.states]),
             x,
@@ -92,10 +93,15 @@ class LayerBackward(torch.autograd.Function):
         return *[None] * 5, *(next(second) if need else None for need in needs)
 
 
-def _definition(ctx: Any, tensors: list[Tensor], grads: Sequence[Tensor | None]) -> list[Any]:
-    """The gradients of Layer through its definition, for gradients that are batched by vmap."""
-    cell, create_graph = ctx.cell, torch.is_grad_enabled()
-    batch_sizes, needs = ctx.saved_tensors[0], ctx.needs_input_grad[2:]
+def _gradients(
+    cell: Cell,
+    tensors: list[Tensor],
+    batch_sizes: Tensor | None,
+    grads: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of a layer through its definition, for gradients that are batched by vmap."""
+    create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         inputs = _views(tensors)
         wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
@@ -181,6 +187,14 @@ def _register(library: torch.library.Library, cell: Cell) -> None:
     library.impl(f"{cell.name}_backward", layer_backward, "Autograd")
 
 
+def _batched(
+    name: str, inputs: list[Tensor], grads: list[Tensor | None], needs: list[bool]
+) -> list[Tensor | None]:
+    """What csrc/ops/eager.cpp asks for when gradients are batched."""
+    return _gradients(CELLS[name], inputs, None, grads, needs)
+
+
+_C.set_definition(_batched)
 _library = torch.library.Library("adl_kernels", "IMPL")
 for _cell in CELLS.values():
     _register(_library, _cell)

@@ -13,6 +13,7 @@ from . import _C
 class Cell:
     """What Python needs to know of a row of csrc/cells/cells.h."""
 
+    index: int  # in that list
     name: str
     gates: int  # blocks of weight_ih and weight_hh
     pre_activations: int  # values kept per unit while a step is computed
@@ -39,4 +40,4 @@ class Cell:
         return 2 if self.has_c else 1
 
 
-CELLS = {facts["name"]: Cell(**facts) for facts in _C.cells()}
+CELLS = {facts["name"]: Cell(k, **facts) for k, facts in enumerate(_C.cells())}

@@ -7,14 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _errors, functional
+from . import _C, _errors, functional
 from ._cells import CELLS, Cell
 
 
-def _step(
-    name: str, module: nn.RNNCellBase, cell: Cell, input: Tensor, hx: Any
-) -> tuple[Tensor, ...]:
-    """The new states of `module`, whose class in torch is `name`; hx as the user gave it."""
+WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _step(name: str, module: nn.RNNCellBase, cell: Cell, input: Tensor, hx: Any) -> Any:
+    """The new state of `module`, whose class in torch is `name`; hx as the user gave it."""
+    if not torch.compiler.is_compiling():
+        state = _C.eager(cell.index, module._parameters, WEIGHTS, input, hx, 1, False, True)
+        if state is not None:
+            return state
     _errors.check_input(name, input, 2, f"[B, {module.input_size}] or [{module.input_size}]")
     is_batched = input.dim() == 2
     states = None if hx is None else _errors.check_cell_states(name, hx, cell.has_c)
@@ -32,7 +37,8 @@ def _step(
     _, *new = functional.recurrent(
         cell, input.unsqueeze(0), [h.unsqueeze(0) for h in states], weights, *functional.ONE_LAYER
     )
-    return tuple(h.squeeze(0) if is_batched else h.view(-1) for h in new)
+    new = [h.squeeze(0) if is_batched else h.view(-1) for h in new]
+    return tuple(new) if cell.has_c else new[0]
 
 
 def _weights(name: str, module: nn.RNNCellBase) -> list[Tensor]:
@@ -60,8 +66,7 @@ class LSTMCell(nn.LSTMCell):
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
-        h, c = _step("LSTMCell", self, CELLS["lstm"], input, hx)
-        return h, c
+        return _step("LSTMCell", self, CELLS["lstm"], input, hx)
 
 
 class GRUCell(nn.GRUCell):
@@ -74,7 +79,7 @@ class GRUCell(nn.GRUCell):
     """
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        return _step("GRUCell", self, CELLS["gru"], input, hx)[0]
+        return _step("GRUCell", self, CELLS["gru"], input, hx)
 
 
 class RNNCell(nn.RNNCell):
@@ -89,7 +94,7 @@ class RNNCell(nn.RNNCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return _step("RNNCell", self, CELLS[f"rnn_{self.nonlinearity}"], input, hx)[0]
+        return _step("RNNCell", self, CELLS[f"rnn_{self.nonlinearity}"], input, hx)
 
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]

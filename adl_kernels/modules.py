@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import _errors, functional
+from . import _C, _errors, functional
 from ._cells import CELLS
 
 Hidden = Tensor | tuple[Tensor, Tensor]
@@ -27,6 +28,19 @@ class Recurrent(nn.RNNBase):
         self, input: Tensor | PackedSequence, hx: Hidden | None = None
     ) -> tuple[Tensor | PackedSequence, Hidden]:
         """Runs the layer; see the class for the shapes."""
+        if self.num_layers == 1 and not torch.compiler.is_compiling():
+            result = _C.eager(
+                CELLS[CELL_OF_MODE[self.mode]].index,
+                self._parameters,
+                self._flat_weights_names,
+                input,
+                hx,
+                2 if self.bidirectional else 1,
+                self.batch_first,
+                False,
+            )
+            if result is not None:
+                return result
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         name = self._name()

@@ -98,7 +98,7 @@ class Plan:
         return [*CXX_FLAGS, *OPENMP, f"-I{self.root / 'csrc'}", *env_flags("CXXFLAGS")]
 
     def libraries(self) -> list[str]:
-        cpu = ["c10", "torch", "torch_cpu"]
+        cpu = ["c10", "torch", "torch_cpu", "torch_python"]
         return [*cpu, "c10_cuda", "torch_cuda", "cudart"] if self.cuda_home else cpu
 
     def library_dirs(self) -> list[str]:

@@ -3,6 +3,7 @@
 
 #include "cells/cells.h"
 #include "cpu/kernels.h"
+#include "ops/eager.h"
 
 namespace py = pybind11;
 
@@ -27,6 +28,8 @@ py::list cells() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  m.def("eager", &adl::eager, "One call of a plain module straight to its kernel, or None: see csrc/ops/eager.cpp.");
+  m.def("set_definition", &adl::set_definition, "What eager calls for gradients that are batched by vmap.");
   m.def("cells", &cells, "The cells of this build, with the facts that fix the shapes of their ops.");
   m.def("isa", &adl::instruction_set, "The CPU instruction set in use: default, avx2, avx512 or avx512bf16.");
   m.def("fma_gflops", &adl::fma_gflops, py::arg("threads"), py::arg("seconds"),

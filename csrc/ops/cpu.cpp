@@ -34,16 +34,15 @@ template <class Cell>
 Tensors forward(const Tensor& x, at::TensorList hx, at::TensorList weights, const std::optional<Tensor>& batch_sizes,
                 bool save) {
   const Layer<Cell> layer(Cell::kName, x, hx, weights, batch_sizes);
-  const at::TensorOptions options = layer.x.options();
-  const Tensor y = at::empty(layer.y_sizes(), options);
+  const Tensor y = empty(layer.y_sizes(), layer.type);
   Tensors h_n, saved;
-  for (const Tensor& h : layer.hx) h_n.push_back(layer.empty() ? h.clone() : at::empty(h.sizes(), options));
+  for (const Tensor& h : layer.hx) h_n.push_back(layer.empty() ? h.clone() : empty(h.sizes(), layer.type));
   if (save)
-    for (const auto& sizes : layer.saved_sizes()) saved.push_back(at::empty(sizes, options));
+    for (const auto& sizes : layer.saved_sizes()) saved.push_back(empty(sizes, layer.type));
   if (!layer.empty())
     with_number(layer.type, [&]<class T>(T) { scan_forward<Cell, T>(layer, x.scalar_type(), y, h_n, saved); });
-  Tensors out{y.to(x.scalar_type())};
-  for (const Tensor& h : h_n) out.push_back(h.to(x.scalar_type()));
+  Tensors out{to_type(y, x.scalar_type())};
+  for (const Tensor& h : h_n) out.push_back(to_type(h, x.scalar_type()));
   out.insert(out.end(), saved.begin(), saved.end());
   return out;
 }
@@ -130,11 +129,11 @@ Tensors backward(const c10::List<std::optional<Tensor>>& grads_in, const Tensor&
   Tensors out;
   const auto allocate = [&](const Tensor& like, bool wanted) {
     if (!wanted)
-      out.push_back(at::empty({0}, layer.x.options()));
+      out.push_back(empty({0}, layer.type));
     else if (layer.empty())
       out.push_back(at::zeros(like.sizes(), layer.x.options()));
     else
-      out.push_back(at::empty(like.sizes(), layer.x.options()));
+      out.push_back(empty(like.sizes(), layer.type));
   };
   allocate(x, needs.get(0));
   for (const Tensor& h : hx) allocate(h, true);
@@ -147,7 +146,7 @@ Tensors backward(const c10::List<std::optional<Tensor>>& grads_in, const Tensor&
       scan_backward<Cell, T>(layer, x.scalar_type(), grads, y, saved, out);
     });
   }
-  for (Tensor& t : out) t = t.to(x.scalar_type());
+  for (Tensor& t : out) t = to_type(t, x.scalar_type());
   return out;
 }
 

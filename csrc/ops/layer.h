@@ -3,8 +3,8 @@
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 
 #include "cpu/kernels.h"
 #include "ops/checks.h"
@@ -29,7 +29,14 @@ at::ScalarType compute_type(const char* op, const Tensor& x) {
   }
 }
 
-Tensor prepare(const Tensor& t, at::ScalarType type) { return t.to(type).contiguous(); }
+// Every trip through the dispatcher counts in a call of one step: none that changes nothing.
+Tensor to_type(const Tensor& t, at::ScalarType type) { return t.scalar_type() == type ? t : t.to(type); }
+
+Tensor prepare(const Tensor& t, at::ScalarType type) { return to_type(t, type).contiguous(); }
+
+Tensor empty(at::IntArrayRef sizes, at::ScalarType type) {
+  return at::detail::empty_cpu(sizes, type, /*pin_memory=*/false, std::nullopt);
+}
 
 Tensors prepare(at::TensorList list, at::ScalarType type) {
   Tensors out;
@@ -128,7 +135,7 @@ void with_number(at::ScalarType type, F f) {
 
 template <class Params>
 void call(int64_t (*scratch)(const Params&), void (*kernel)(const Params&, void*), const Params& params) {
-  const Tensor memory = at::empty({scratch(params)}, at::kByte);
+  const Tensor memory = empty({scratch(params)}, at::kByte);
   kernel(params, memory.mutable_data_ptr());
 }
 
