@@ -12,47 +12,41 @@ namespace {
 // Up to here a call takes this road. A round figure, not tuned: for one row packing costs many times the product.
 constexpr int64_t kFewRows = 16;
 
-template <class T>
-ADL_INLINE T sum_of_lanes(typename Simd<T>::Register v) {
-  T lanes[Simd<T>::kLanes];
-  std::memcpy(lanes, &v, sizeof v);
-  for (int half = Simd<T>::kLanes / 2; half > 0; half /= 2)
-    for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
-  return lanes[0];
-}
-
-// out[n] += sum_k a[k] w[n * K + k] for kRows rows of w at once.
-template <class T, int kRows, class Mul, class Io>
-ADL_INLINE void dots(int64_t K, const Mul* a, const Io* w, T* out) {
+// out[n] += sum_k a[k] w[n * K + k] for the first n rows of w; the sums of a register's lanes are added by a transpose.
+template <class T, class Mul, class Io>
+ADL_INLINE void dots(int64_t rows, int64_t K, const Mul* a, const Io* w, T* out) {
   using V = Simd<T>;
-  typename V::Register sum[kRows] = {};
-  int64_t k = 0;
-  for (; k + V::kLanes <= K; k += V::kLanes) {
-    const typename V::Register ak = V::load(a + k).v;
-#pragma GCC unroll 8
-    for (int n = 0; n < kRows; ++n) sum[n] += ak * V::load(w + n * K + k).v;
+  constexpr int kLanes = V::kLanes;
+  typename V::Register sum[kLanes] = {};
+  for (int64_t k = 0; k < K; k += kLanes) {
+    const typename V::Register ak = V::load(a + k, K - k).v;
+    if (rows == kLanes && k + kLanes <= K) {
+#pragma GCC unroll 16
+      for (int row = 0; row < kLanes; ++row) sum[row] += ak * V::load(w + row * K + k).v;
+    } else {
+#pragma GCC unroll 16
+      for (int row = 0; row < kLanes; ++row)
+        if (row < rows) sum[row] += ak * V::load(w + row * K + k, K - k).v;
+    }
   }
-  for (int n = 0; n < kRows; ++n) {
-    T rest = T(0);
-    for (int64_t i = k; i < K; ++i) rest += convert<T>(a[i]) * convert<T>(w[n * K + i]);
-    out[n] += sum_of_lanes<T>(sum[n]) + rest;
-  }
+  transpose<typename V::Register, typename Format<T>::Ints>(sum);
+#pragma GCC unroll 4
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int row = 0; row < half; ++row) sum[row] += sum[row + half];
+  (V::load(out) + V(sum[0])).store(out);
 }
 
 // What product() does with block j of pack_units(w), for rows a [M, K]: out [M, ldo], gate g at place[g].
 template <class T, int kGates, int kUnits, class Mul, class Io>
 void direct_units(const Io* w, int64_t H, int64_t K, int64_t j, const int (&place)[kGates], int64_t M, const Mul* a,
                   int64_t stride, T* out, int64_t ldo) {
+  constexpr int kLanes = Simd<T>::kLanes;
   const int64_t units = H - j * kUnits < kUnits ? H - j * kUnits : kUnits;
-  for (int g = 0; g < kGates; ++g) {
-    const Io* rows = w + (g * H + j * kUnits) * K;
-    for (int64_t m = 0; m < M; ++m) {
-      T* o = out + m * ldo + place[g] * kUnits;
-      int64_t u = 0;
-      for (; u + 4 <= units; u += 4) dots<T, 4>(K, a + m * stride, rows + u * K, o + u);
-      for (; u < units; ++u) dots<T, 1>(K, a + m * stride, rows + u * K, o + u);
-    }
-  }
+  for (int g = 0; g < kGates; ++g)
+    for (int64_t u = 0; u < units; u += kLanes)
+      for (int64_t m = 0; m < M; ++m)
+        dots<T>(units - u < kLanes ? units - u : kLanes, K, a + m * stride, w + (g * H + j * kUnits + u) * K,
+                out + m * ldo + place[g] * kUnits + u);
 }
 
 // out [n] += sum_u d[u] w[u * K + first + n], n < 64: some rows of w, one panel of its columns.
