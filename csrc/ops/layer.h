@@ -5,8 +5,11 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <thread>
+
 #include "cpu/kernels.h"
 #include "ops/checks.h"
+#include "ops/fork.h"
 
 namespace adl {
 namespace {
@@ -109,7 +112,10 @@ struct Layer {
 template <class Params>
 void call(int64_t (*scratch)(const Params&), void (*kernel)(const Params&, void*), const Params& params) {
   const Tensor memory = at::empty({scratch(params)}, at::kByte);
-  kernel(params, memory.mutable_data_ptr());
+  if (params.sequence.threads > 1 && lost_its_team())
+    std::thread(kernel, params, memory.mutable_data_ptr()).join();
+  else
+    kernel(params, memory.mutable_data_ptr());
 }
 
 }  // namespace
