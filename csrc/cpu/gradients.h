@@ -40,11 +40,7 @@ struct Gradients {
   }
 
   void run() {
-#pragma omp parallel num_threads(s.threads)
-    {
-      const int index = thread_index(), threads = thread_count();
-#pragma omp single
-      scan.barrier.threads = threads;
+    in_team(s.threads, scan.barrier, [this](int index, int threads) {
       for (int64_t q = index; p.dx && !scan.direct && q < QI; q += threads)
         pack_transposed<T, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, q, Cell::kIh, L::kFirstIh,
                                                  w_ih + q * J * kColumns * kPanel);
@@ -53,7 +49,7 @@ struct Gradients {
       Worker{*this, packed + index * packed_panels * packed_rows * kPanel, buffer + index * buffer_rows * kPanel,
              threads, index}
           .finish();
-    }
+    });
   }
 
   struct Worker {
