@@ -7,13 +7,15 @@
 #include <thread>
 #include <vector>
 #elif defined(_OPENMP)
+#include <fenv.h>
 #include <omp.h>
 #endif
 
 namespace adl {
 namespace {
 
-// work(index, threads) in every thread of a team of at most `most`, who meet at `barrier`.
+// work(index, threads) in every thread of a team of at most `most`, who meet at `barrier`. What the calling
+// thread does with denormal numbers (torch.set_flush_denormal) they all do, else bits would depend on `most`.
 template <class Work>
 ADL_INLINE void in_team(int most, Barrier& barrier, const Work& work) {
 #if defined(ADL_STD_THREADS)
@@ -23,12 +25,18 @@ ADL_INLINE void in_team(int most, Barrier& barrier, const Work& work) {
   work(0, most);
   for (std::thread& thread : others) thread.join();
 #elif defined(_OPENMP)
+  fenv_t callers;
+  fegetenv(&callers);
 #pragma omp parallel num_threads(most)
   {
     const int threads = omp_get_num_threads();
 #pragma omp single
     barrier.threads = threads;
+    fenv_t own;
+    fegetenv(&own);
+    fesetenv(&callers);
     work(omp_get_thread_num(), threads);
+    fesetenv(&own);
   }
 #else
   work(0, 1);
