@@ -11,7 +11,7 @@ BUILD_STAMP := $(VENV)/.stamp-build
 
 BUILD_SOURCES := setup.py pyproject.toml $(wildcard build_backend/*.py)
 CSRC := $(shell find csrc -type f)
-CSRC_FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC))
+FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC)) $(wildcard tests/cpu_driver/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench lint format clean
@@ -32,12 +32,12 @@ lint: $(BUILD_STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(CSRC_FORMATTED)
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
 format: $(BUILD_STAMP) ## rewrite Python and C++ in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CSRC_FORMATTED)
+	$(BIN)/clang-format -i $(FORMATTED)
 
 clean: ## remove what was built, and .venv
 	rm -rf $(VENV) build dist *.egg-info adl_kernels/*.so adl_kernels/_build_info.py

@@ -1,7 +1,8 @@
 """How far results may be off: the one place for tolerances.
 
 The contract: against a computation in double, at most twice the error that torch.nn itself makes
-for the same input and dtype, plus a floor of a few units in the last place of the largest value.
+for the same input and dtype, plus a floor of a few units in the last place of the largest value,
+or of the smallest normal number where that is larger: below it numbers are that far apart.
 In float64 torch's error does not show, since the exact values are in double themselves: there it
 is taken from float32 and scaled by the ratio of the units in the last place.
 """
@@ -39,6 +40,7 @@ def assert_accurate(
     torchs_error = error(torchs, exact)
     if float32 is not None:
         torchs_error = max(torchs_error, error(*float32) * ulp / torch.finfo(torch.float32).eps)
-    floor = FLOOR_ULPS * ulp * (exact.abs().max().item() if exact.numel() else 0.0)
+    largest = exact.abs().max().item() if exact.numel() else 0.0
+    floor = FLOOR_ULPS * ulp * max(largest, torch.finfo(ours.dtype).smallest_normal)
     bound = 2 * torchs_error + floor
     assert error(ours, exact) <= bound, f"{what}: error {error(ours, exact):.2e}, bound {bound:.2e}"

@@ -185,8 +185,8 @@ struct BackwardScan {
       for (int64_t j = 0; j < J; ++j) {
         const Mul* d = dgates + (j * s.N + row + m) * kRow;
         for (int g = 0; g < Cell::kGates; ++g)
-          direct_columns(at_most(kUnits, w.H - j * kUnits), d + place[g] * kUnits,
-                         weight + (g * w.H + j * kUnits) * K, K, q * kPanel, out + m * ldo);
+          direct_columns(at_most(kUnits, w.H - j * kUnits), d + place[g] * kUnits, weight + (g * w.H + j * kUnits) * K,
+                         K, q * kPanel, out + m * ldo);
       }
     }
   }

@@ -59,8 +59,7 @@ void direct_columns(int64_t units, const Mul* d, const Io* w, int64_t K, int64_t
   if (columns == kPanel) {
     for (int64_t u = 0; u < units; ++u) {
 #pragma GCC unroll 16
-      for (int n = 0; n < kVectors; ++n)
-        sum[n] += convert<T>(d[u]) * V::load(w + u * K + first + n * V::kLanes).v;
+      for (int n = 0; n < kVectors; ++n) sum[n] += convert<T>(d[u]) * V::load(w + u * K + first + n * V::kLanes).v;
     }
     for (int n = 0; n < kVectors; ++n) (V::load(out + n * V::kLanes) + V(sum[n])).store(out + n * V::kLanes);
     return;

@@ -63,11 +63,7 @@ struct ForwardScan {
   }
 
   void run() {
-#pragma omp parallel num_threads(s.threads)
-    {
-      const int index = thread_index(), threads = thread_count();
-#pragma omp single
-      barrier.threads = threads;
+    in_team(s.threads, barrier, [this](int index, int threads) {
       prepare(index, threads);
       barrier.meet();
       Worker worker{*this, splits_rows(s, threads), {0, s.B}, {0, J}, {0, Q}};
@@ -79,7 +75,7 @@ struct ForwardScan {
       }
       worker.scan();
       worker.write_final();
-    }
+    });
   }
 
   void prepare(int index, int threads) {

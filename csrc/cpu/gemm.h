@@ -138,8 +138,8 @@ __attribute__((noinline)) void product(int64_t M, Left<E> left, const E* b, cons
           const int64_t m = i * M / tiles, rows = (i + 1) * M / tiles - m;
           for (const E* end = next + share; next < end; next += 64 / sizeof(E)) __builtin_prefetch(next, 0, 2);
           block.a = a + m * row;
-          tile_of<E, S, kWidth, Shape::kRows, kTransposed>(rows, block, b + n, init + m * ldi + n, ldi,
-                                                           c + m * ldc + n, ldc);
+          tile_of<E, S, kWidth, Shape::kRows, kTransposed>(rows, block, b + n, init + m * ldi + n, ldi, c + m * ldc + n,
+                                                           ldc);
         }
       }
       b += pieces * block.K * kWidth;

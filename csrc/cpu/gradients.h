@@ -47,11 +47,7 @@ struct Gradients {
   }
 
   void run() {
-#pragma omp parallel num_threads(s.threads)
-    {
-      const int index = thread_index(), threads = thread_count();
-#pragma omp single
-      scan.barrier.threads = threads;
+    in_team(s.threads, scan.barrier, [this](int index, int threads) {
       for (int64_t q = index; p.dx && !scan.direct && q < QI; q += threads)
         pack_transposed<Mul, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, q, Cell::kIh, L::kFirstIh,
                                                    w_ih + q * scan.panel());
@@ -64,7 +60,7 @@ struct Gradients {
              threads,
              index}
           .finish();
-    }
+    });
   }
 
   struct Worker {
@@ -189,8 +185,7 @@ struct Gradients {
         for (int g = 0; g < Cell::kGates; ++g) {
           T d[kFewRows];
           for (int64_t r = 0; r < f.s.N; ++r)
-            d[r] = convert<T>(
-                f.scan.dgates[(unit / kUnits * f.s.N + r) * kRow + place[g] * kUnits + unit % kUnits]);
+            d[r] = convert<T>(f.scan.dgates[(unit / kUnits * f.s.N + r) * kRow + place[g] * kUnits + unit % kUnits]);
           Io* row = dw + (g * f.w.H + unit) * K + begin;
           for (int64_t k = 0; k < n; k += V::kLanes) {
             V sum(0);

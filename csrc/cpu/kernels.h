@@ -36,12 +36,12 @@ double fma_gflops(int threads, double seconds);
 double bf16_gflops(int threads, double seconds);
 double read_gbytes(int64_t bytes, int threads, double seconds);
 
-#define ADL_DECLARE(isa)              \
-  namespace isa {                     \
-  template <class T>                  \
-  const Kernels<T>& kernels();        \
-  const Kernels<float>& rounding();   \
-  double read(const void*, int64_t);  \
+#define ADL_DECLARE(isa)             \
+  namespace isa {                    \
+  template <class T>                 \
+  const Kernels<T>& kernels();       \
+  const Kernels<float>& rounding();  \
+  double read(const void*, int64_t); \
   }
 ADL_DECLARE(isa_default)
 ADL_DECLARE(isa_avx2)

@@ -2,33 +2,13 @@
 #pragma once
 
 #include "cells/cells.h"
-#include "cpu/barrier.h"
 #include "cpu/direct.h"
 #include "cpu/gemm.h"
+#include "cpu/parallel.h"
 #include "recurrent.h"
-
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
 
 namespace adl {
 namespace {
-
-ADL_INLINE int thread_index() {
-#if defined(_OPENMP)
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
-ADL_INLINE int thread_count() {
-#if defined(_OPENMP)
-  return omp_get_num_threads();
-#else
-  return 1;
-#endif
-}
 
 ADL_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 ADL_INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }

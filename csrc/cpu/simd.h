@@ -30,7 +30,8 @@ struct Format<float> {
   static constexpr int kMantissa = 23, kBias = 127;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to the nearest integer
   // (2^f - 1) / f on |f| <= 1 / 2, interpolated at Chebyshev's nodes: 1.2e-8 off
-  static constexpr float kPower[] = {0.693147188f, 0.240226508f, 0.0555035711f, 0.00961808256f, 0.00133908634f, 0.000154531629f};
+  static constexpr float kPower[] = {0.693147188f,   0.240226508f,   0.0555035711f,
+                                     0.00961808256f, 0.00133908634f, 0.000154531629f};
 };
 template <>
 struct Format<double> {
@@ -39,7 +40,10 @@ struct Format<double> {
   static constexpr int kMantissa = 52, kBias = 1023;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
   // the same, 2e-17 off
-  static constexpr double kPower[] = {0.69314718055994529, 0.24022650695910097, 0.055504108664821597, 0.0096181291076068882, 0.0013333558146416936, 0.0001540353044173605, 1.5252733829836119e-05, 1.3215442587921689e-06, 1.0178062445845774e-07, 7.0725859492692234e-09, 4.4549605981865186e-10};
+  static constexpr double kPower[] = {0.69314718055994529,    0.24022650695910097,    0.055504108664821597,
+                                      0.0096181291076068882,  0.0013333558146416936,  0.0001540353044173605,
+                                      1.5252733829836119e-05, 1.3215442587921689e-06, 1.0178062445845774e-07,
+                                      7.0725859492692234e-09, 4.4549605981865186e-10};
 };
 
 template <class T>
@@ -135,8 +139,8 @@ ADL_INLINE Simd<T> clamp(Simd<T> x, T low, T high) {
   const Simd<T> least(low), most(high);
 #if defined(__AVX512F__)  // compilers make comparisons and moves under masks of the general form
   if constexpr (sizeof(T) == sizeof(float))
-    return Simd<T>(typename Simd<T>::Register(
-        _mm512_min_ps(__m512(most.v), _mm512_max_ps(__m512(least.v), __m512(x.v)))));
+    return Simd<T>(
+        typename Simd<T>::Register(_mm512_min_ps(__m512(most.v), _mm512_max_ps(__m512(least.v), __m512(x.v)))));
 #endif
   x.v = least.v > x.v ? least.v : x.v;
   return Simd<T>(most.v < x.v ? most.v : x.v);

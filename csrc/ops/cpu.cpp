@@ -60,8 +60,8 @@ Tensors forward_saving(const Tensor& x, at::TensorList hx, at::TensorList weight
 }
 
 template <class Cell, class T>
-void scan_backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors& grads, const Tensor& y, at::TensorList saved,
-                   const Tensors& out) {
+void scan_backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors& grads, const Tensor& y,
+                   at::TensorList saved, const Tensors& out) {
   const LayerShape& s = layer.s;
   const CellKernels<T>& kernel = kernels_for<T>(type).cells[index_of<Cell>()];
   for (int64_t d = 0; d < s.D; ++d) {
@@ -142,9 +142,7 @@ Tensors backward(const c10::List<std::optional<Tensor>>& grads_in, const Tensor&
     for (size_t k = 1; k < grads.size(); ++k)
       if (grads[k].defined()) out[k].copy_(grads[k]);
   } else {
-    with_number(layer.type, [&]<class T>(T) {
-      scan_backward<Cell, T>(layer, x.scalar_type(), grads, y, saved, out);
-    });
+    with_number(layer.type, [&]<class T>(T) { scan_backward<Cell, T>(layer, x.scalar_type(), grads, y, saved, out); });
   }
   for (Tensor& t : out) t = to_type(t, x.scalar_type());
   return out;

@@ -147,7 +147,8 @@ struct EagerLayer : torch::autograd::Function<EagerLayer> {
         for (size_t k = 0; step && k < 1 + ops.states; ++k)
           if (needs[k]) found[k] = found[k].squeeze(0);
       } else if (step) {
-        found = ops.backward.redispatch(kCpu, given, one_step(x), one_step(hx), weights, std::nullopt, y, saved, wanted);
+        found =
+            ops.backward.redispatch(kCpu, given, one_step(x), one_step(hx), weights, std::nullopt, y, saved, wanted);
         if (needs[0]) drop_step(found, 1);
         for (size_t k = 1; k < 1 + ops.states; ++k)
           found[k].unsafeGetTensorImpl()->set_sizes_contiguous({found[k].size(1), found[k].size(2)});

@@ -2,12 +2,15 @@
 #pragma once
 
 #include <ATen/Context.h>
-#include <ATen/Parallel.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+
+#include <thread>
 
 #include "cpu/kernels.h"
 #include "ops/checks.h"
+#include "ops/fork.h"
 
 namespace adl {
 namespace {
@@ -136,7 +139,10 @@ void with_number(at::ScalarType type, F f) {
 template <class Params>
 void call(int64_t (*scratch)(const Params&), void (*kernel)(const Params&, void*), const Params& params) {
   const Tensor memory = empty({scratch(params)}, at::kByte);
-  kernel(params, memory.mutable_data_ptr());
+  if (params.sequence.threads > 1 && lost_its_team())
+    std::thread(kernel, params, memory.mutable_data_ptr()).join();
+  else
+    kernel(params, memory.mutable_data_ptr());
 }
 
 }  // namespace

@@ -1,0 +1,30 @@
+"""The CPU engine under sanitizers: data races, accesses out of bounds, undefined behaviour."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from adl_kernels import _C
+from build_backend.choices import ISA_FLAGS, find_compiler
+from build_backend.compile import KERNEL_FLAGS
+
+ROOT = Path(__file__).parent.parent
+FLAGS = ["-std=c++20", "-O0", "-g1", *KERNEL_FLAGS]
+
+
+@pytest.mark.parametrize("number", ["float", "double"])
+@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+def test_every_cell(sanitizer, number, tmp_path):
+    """cpu_driver/driver.cpp says what runs and what it is compared with."""
+    driver = tmp_path / "driver"
+    compiler = find_compiler(os.environ).split()
+    flags = [*FLAGS, *ISA_FLAGS[_C.isa()], f"-fsanitize={sanitizer}", "-fno-sanitize-recover"]
+    defines = ["-DADL_STD_THREADS", f"-DADL_NUMBER={number}", f"-I{ROOT / 'csrc'}"]
+    source = ROOT / "tests/cpu_driver/driver.cpp"
+    for command in ([*compiler, *flags, *defines, str(source), "-o", str(driver)], [str(driver)]):
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, (run.stdout + run.stderr)[:3000]
