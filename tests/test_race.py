@@ -16,14 +16,16 @@ ROOT = Path(__file__).parent.parent
 FLAGS = ["-std=c++20", "-O0", "-g1", *KERNEL_FLAGS]
 
 
-@pytest.mark.parametrize("number", ["float", "double"])
+@pytest.mark.parametrize("number", ["float", "double", "BFloat16"])
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_every_cell(sanitizer, number, tmp_path):
     """cpu_driver/driver.cpp says what runs and what it is compared with."""
     driver = tmp_path / "driver"
     compiler = find_compiler(os.environ).split()
     flags = [*FLAGS, *ISA_FLAGS[_C.isa()], f"-fsanitize={sanitizer}", "-fno-sanitize-recover"]
-    defines = ["-DADL_STD_THREADS", f"-DADL_NUMBER={number}", f"-I{ROOT / 'csrc'}"]
+    tensors = "float" if number == "BFloat16" else number
+    defines = ["-DADL_STD_THREADS", f"-DADL_NUMBER={tensors}", f"-DADL_FACTOR={number}"]
+    defines.append(f"-I{ROOT / 'csrc'}")
     source = ROOT / "tests/cpu_driver/driver.cpp"
     for command in ([*compiler, *flags, *defines, str(source), "-o", str(driver)], [str(driver)]):
         run = subprocess.run(command, capture_output=True, text=True, check=False)

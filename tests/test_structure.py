@@ -56,7 +56,7 @@ def test_every_cell_has_a_definition_and_ops():
 def test_objects_of_an_instruction_set_share_no_symbols(isa):
     """A weak symbol compiled for AVX-512 could be linked in for everyone."""
     folder = ROOT / "build" / f"objects-{sys.implementation.cache_tag}"
-    for source in kernel_sources(ROOT):
+    for source in kernel_sources(ROOT, isa):
         path = folder / object_name(ROOT, source, isa)
         listing = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True)
         assert re.search(rf" T .* adl::isa_{isa}::kernels<", listing.stdout), path

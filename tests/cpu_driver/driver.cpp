@@ -1,5 +1,6 @@
 // Every cell forward and backward without torch, for sanitizers: a few shapes, with one thread and with
-// three. The bits must be the same and close to plain loops in double. -DADL_NUMBER=float or double.
+// three. The bits must be the same and close to plain loops in double. -DADL_NUMBER=float or double,
+// -DADL_FACTOR=float, double or BFloat16: what products multiply.
 #include <cstdio>
 #include <cstdlib>
 
@@ -8,8 +9,15 @@
 
 namespace {
 
+using adl::BFloat16;
 using T = ADL_NUMBER;
-constexpr double kTolerance = sizeof(T) == 4 ? 1e-5 : 1e-13;  // relative to the largest value
+using Factor = ADL_FACTOR;
+// Relative to the largest value. In bfloat16 a ReLU's sign may turn, and takes all that hangs on it along.
+template <class Cell>
+constexpr double kTolerance = sizeof(Factor) == 8                  ? 1e-13
+                              : sizeof(Factor) == 4                ? 1e-5
+                              : std::is_same_v<Cell, adl::RnnRelu> ? 0.5
+                                                                   : 0.05;
 
 struct Shape {
   const char* name;
@@ -80,7 +88,7 @@ std::vector<Output> compute(const Shape& shape, const adl::Sequence& s, const Ar
     std::vector<T> memory = unwritten((scratch(params) + sizeof(T) - 1) / sizeof(T));
     kernel(params, memory.data());
   };
-  const adl::CellKernels<T> kernels = adl::entry<Cell, T>();
+  const adl::CellKernels<T> kernels = adl::entry<Cell, T, Factor>();
   constexpr int64_t U = adl::unit_block(Cell::kGates);
   const int64_t units = adl::blocks(shape.H, U) * U;
   const adl::Weights<T> weights{shape.I, shape.H, shape.P, in(a.w_ih), in(a.w_hh), in(a.b_ih), in(a.b_hh), in(a.w_hr)};
@@ -110,11 +118,11 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
 
-bool close(const std::vector<T>& values, const Reals& exact) {
+bool close(const std::vector<T>& values, const Reals& exact, double tolerance) {
   double largest = 0;
   for (double value : exact) largest = std::max(largest, std::abs(value));
   for (size_t k = 0; k < exact.size(); ++k)
-    if (!(std::abs(values[k] - exact[k]) <= kTolerance * largest)) return false;  // nor a NaN
+    if (!(std::abs(values[k] - exact[k]) <= tolerance * largest)) return false;  // nor a NaN
   return true;
 }
 
@@ -137,9 +145,9 @@ int check(const Shape& shape) {
   const std::vector<Output> three = compute<Cell>(shape, s, arrays);
   int wrong = 0;
   for (size_t k = 0; k < one.size(); ++k) {
-    const char* fault = !close(one[k].values, *one[k].exact)         ? "is wrong"
-                        : !same_bits(one[k].values, three[k].values) ? "depends on the number of threads"
-                                                                     : nullptr;
+    const char* fault = !close(one[k].values, *one[k].exact, kTolerance<Cell>) ? "is wrong"
+                        : !same_bits(one[k].values, three[k].values)           ? "depends on the number of threads"
+                                                                               : nullptr;
     if (fault) std::printf("%s, %s: %s %s\n", Cell::kName, shape.name, one[k].name, fault), ++wrong;
   }
   return wrong;

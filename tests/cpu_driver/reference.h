@@ -36,7 +36,7 @@ void reference(const adl::Sequence& s, int64_t I, int64_t H, int64_t P, Arrays& 
     for (int64_t k = 0; k < s.T; ++k) {
       const int64_t t = adl::step_at(s, back ? s.T - 1 - k : k);
       for (int64_t b = 0; b < s.batch_sizes[t]; ++b)
-        visit(s.offsets[t] + b, b, adl::row_before(s, t, b), adl::row_after(s, t, b) < 0);
+        visit(s.offsets[t] + b, b, adl::row_before(s, t, b), adl::last_row(s, b) == s.offsets[t] + b);
     }
   };
 
