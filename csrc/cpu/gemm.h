@@ -111,6 +111,13 @@ ADL_INLINE void tile_of(int64_t rows, Left<E> left, const E* b, const S* init, i
   }
 }
 
+// Asks for rows of `width` elements, to come into L1 (kLevel 3) or L2 (2).
+template <int kLevel, class E>
+ADL_INLINE void prefetch(const E* rows, int64_t stride, int64_t count, int64_t width) {
+  for (int64_t r = 0; r < count; ++r)
+    for (int64_t k = 0; k < width; k += 64 / int(sizeof(E))) __builtin_prefetch(rows + r * stride + k, 0, kLevel);
+}
+
 // init: C_0, with rows ldi apart; 0 for one row that stands for all.
 template <class E, class S, int kWidth, bool kTransposed = false>
 __attribute__((noinline)) void product(int64_t M, Left<E> left, const E* b, const S* init, int64_t ldi, S* c,
@@ -128,18 +135,24 @@ __attribute__((noinline)) void product(int64_t M, Left<E> left, const E* b, cons
       const int64_t pieces = left.pieces - piece < group ? left.pieces - piece : group;
       Left<E> block{nullptr, left.stride, left.K - k < most ? left.K - k : most, pieces, left.apart};
       const E* a = left.a + piece * left.apart + k * column;
-      // The next rows of B come into L2 meanwhile, a share with every tile: from L3 they would come too late. With
-      // few tiles the shares would be large enough to hold up the work.
-      const E* next = b + pieces * block.K * kWidth;
-      const int64_t tiles = (M - 1) / Shape::kRows + 1;
-      const int64_t share = tiles < 8 ? 0 : pieces * block.K * Shape::kStep / tiles;
+      // Memory is asked for ahead of time: the rows of A that the next tile reads, and of what comes after this
+      // block a share with every tile. With few tiles the shares would be large enough to hold up the work.
+      const E* next_b = b + pieces * block.K * kWidth;
+      const int64_t tiles = (M - 1) / Shape::kRows + 1, share = tiles < 8 ? 0 : pieces * block.K / tiles + 1;
       for (int n = 0; n < kWidth; n += Shape::kStep) {
         for (int64_t i = 0; i < tiles; ++i) {  // of about one size: a last one of one or two rows would be slow
-          const int64_t m = i * M / tiles, rows = (i + 1) * M / tiles - m;
-          for (const E* end = next + share; next < end; next += 64 / sizeof(E)) __builtin_prefetch(next, 0, 2);
+          const int64_t m = i * M / tiles, next = (i + 1) * M / tiles, after = (i + 2) * M / tiles;
+          prefetch<3>(init + m * ldi + n, ldi, ldi == 0 ? 0 : next - m, Shape::kStep);
+          prefetch<2>(next_b + i * share * kWidth + n, kWidth, n == 0 ? share : 0, kWidth);
+          if constexpr (kTransposed) {
+            prefetch<2>(a + (block.K + i * share) * column, column, n == 0 ? share : 0, M);
+          } else {
+            for (int64_t k = 0; k < pieces && n == 0 && i + 1 < tiles; ++k)
+              prefetch<3>(a + k * left.apart + next * row, row, after - next, block.K);
+          }
           block.a = a + m * row;
-          tile_of<E, S, kWidth, Shape::kRows, kTransposed>(rows, block, b + n, init + m * ldi + n, ldi, c + m * ldc + n,
-                                                           ldc);
+          tile_of<E, S, kWidth, Shape::kRows, kTransposed>(next - m, block, b + n, init + m * ldi + n, ldi,
+                                                           c + m * ldc + n, ldc);
         }
       }
       b += pieces * block.K * kWidth;

@@ -37,17 +37,16 @@ constexpr int64_t kTaskRows = 96;
 // Rows packed at once for a weight gradient: 128 KiB of floats a panel, an eighth of L2.
 constexpr int64_t kPackedRows = 512;
 
-// How the J blocks of units and the Q panels of columns of a weight gradient become tasks: two for each
-// thread, so that they finish together. Units are split first: a task reads its own gradients of the
-// gates, the largest of all operands, once for all its panels.
+// How the J blocks of units and the Q panels of columns of a weight gradient become tasks: one for each
+// thread, as every task packs all rows of its panels. Units are split first: a task reads its own
+// gradients of the gates, the largest of all operands, once for all its panels.
 struct Split {
   int64_t J, Q;
   int64_t units, panels;  // per task
 
   Split(int64_t J, int64_t Q, int64_t threads) : J(J), Q(Q) {
-    const int64_t wanted = 2 * threads;
-    units = blocks(J, at_most(J, wanted));
-    panels = at_least(blocks(Q, at_least(at_most(Q, blocks(wanted, blocks(J, units))), 1)), 1);
+    units = blocks(J, at_most(J, threads));
+    panels = at_least(blocks(Q, at_least(at_most(Q, blocks(threads, blocks(J, units))), 1)), 1);
   }
 
   struct Task {
