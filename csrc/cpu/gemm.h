@@ -13,9 +13,9 @@ namespace {
 
 constexpr int kBlock = 128;  // most elements per accumulation; 128 x 64 of B fill two thirds of L1
 constexpr int kPanel = 64;   // columns per panel where the cell does not decide
-constexpr int kHalf = 32;    // columns of a last panel that is at most half full
 
-ADL_INLINE int64_t panel_width(int64_t columns) { return columns <= kHalf ? kHalf : kPanel; }
+// A last panel that is not full may be narrower.
+ADL_INLINE int64_t panel_width(int64_t columns) { return columns <= 32 ? 32 : columns <= 48 ? 48 : kPanel; }
 
 template <class Mul>
 using Element = typename Operand<Mul>::Element;
@@ -165,10 +165,14 @@ __attribute__((noinline)) void product(int64_t M, Left<E> left, const E* b, cons
 template <class E, class S, bool kTransposed = false>
 ADL_INLINE void panel_product(int64_t columns, int64_t M, Left<E> left, const E* b, const S* init, int64_t ldi, S* c,
                               int64_t ldc) {
-  if (panel_width(columns) == kPanel)
-    product<E, S, kPanel, kTransposed>(M, left, b, init, ldi, c, ldc);
-  else
-    product<E, S, kHalf, kTransposed>(M, left, b, init, ldi, c, ldc);
+  switch (panel_width(columns)) {
+    case 32:
+      return product<E, S, 32, kTransposed>(M, left, b, init, ldi, c, ldc);
+    case 48:
+      return product<E, S, 48, kTransposed>(M, left, b, init, ldi, c, ldc);
+    default:
+      return product<E, S, kPanel, kTransposed>(M, left, b, init, ldi, c, ldc);
+  }
 }
 
 // One row of elements for a panel of B: those of the rows `first` and `second` of a matrix, which follow each other

@@ -16,6 +16,8 @@ struct Gradients {
   using T = Sum<Mul>;
   using V = Simd<T>;
   static constexpr int kUnits = L::kUnits, kRow = L::kRow, kColumns = L::kColumns, kPack = Operand<Mul>::kPack;
+  // Rows packed at once for a weight gradient: one block of a product, so that the panels of all columns stay in L2.
+  static constexpr int64_t kPackedRows = kBlock * kPack;
 
   BackwardScan<Cell, Io, Mul> scan;
   const Backward<Io>& p = scan.p;

@@ -34,8 +34,6 @@ ADL_INLINE int64_t chunk_steps(const Sequence& s) { return 1 + 95 / at_least(s.B
 
 // Rows per task of the products after the scan: with 64 columns of C they fill half of L1.
 constexpr int64_t kTaskRows = 96;
-// Rows packed at once for a weight gradient: 128 KiB of floats a panel, an eighth of L2.
-constexpr int64_t kPackedRows = 512;
 
 // How the J blocks of units and the Q panels of columns of a weight gradient become tasks: one for each
 // thread, as every task packs all rows of its panels. Units are split first: a task reads its own
