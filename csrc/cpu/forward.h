@@ -134,19 +134,21 @@ struct ForwardScan {
       }
     }
 
-    // Rows of step t in the gates of the chunk that starts at t0. Each sequence has a place of its own:
-    // threads that split the batch may be in different chunks.
+    bool whole() const { return rows.begin == 0 && rows.end == f.s.B; }
+
+    // Rows of step t in the gates of the chunk that starts at t0: without gaps, but where threads split the batch, who
+    // may be in different chunks, each sequence has a place of its own.
     T* gates(int64_t j, int64_t t, int64_t t0) const {
-      return f.gates + (j * f.gate_rows + (t - t0) * f.s.B + rows.begin) * kRow;
+      const int64_t row = whole() ? f.s.offsets[t] - f.s.offsets[t0] : (t - t0) * f.s.B + rows.begin;
+      return f.gates + (j * f.gate_rows + row) * kRow;
     }
 
     int64_t active(int64_t t) const { return at_most(rows.end, f.s.batch_sizes[t]) - rows.begin; }
 
-    // gates = W_ih x + b for the steps t0..t1: one product when their rows lie together.
+    // gates = W_ih x + b for the steps t0..t1.
     void project_input(int64_t j, int64_t t0, int64_t t1) {
       const int64_t* offsets = f.s.offsets;
-      if (rows.begin == 0 && rows.end == f.s.B && f.s.batch_sizes[t1] == f.s.B)
-        return project_rows(j, offsets[t0], offsets[t1 + 1] - offsets[t0], gates(j, t0, t0));
+      if (whole()) return project_rows(j, offsets[t0], offsets[t1 + 1] - offsets[t0], gates(j, t0, t0));
       for (int64_t t = t0; t <= t1; ++t) project_rows(j, offsets[t] + rows.begin, active(t), gates(j, t, t0));
     }
 
