@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import _VF, Tensor
+from torch.utils.checkpoint import checkpoint
 
 from . import reference
 from ._cells import CELLS, Cell
@@ -33,6 +34,7 @@ def lstm(
     dropout: float = 0.0,
     training: bool = False,
     batch_sizes: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """LSTM (Hochreiter & Schmidhuber 1997), with a forget gate and optionally a projection.
 
@@ -51,6 +53,8 @@ def lstm(
         dropout: probability of zeroing an output between layers, while training.
         training: whether to drop out.
         batch_sizes: those of a PackedSequence, [T] int64 on the CPU.
+        recompute: keep no gates for backward, which runs the layer once more instead
+            (torch.utils.checkpoint): less memory, a third more time in training.
 
     Returns:
         output [T, B, D P] (or as the input is laid out), (h_n [L D, B, P], c_n [L D, B, H]).
@@ -58,7 +62,7 @@ def lstm(
     Raises:
         RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
     """
-    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes)
+    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes, recompute)
     output, h_n, c_n = recurrent(CELLS["lstm"], input, hx, weights, *options)
     return output, (h_n, c_n)
 
@@ -74,6 +78,7 @@ def gru(
     dropout: float = 0.0,
     training: bool = False,
     batch_sizes: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """GRU (Cho et al. 2014), the reset gate applied after the product.
 
@@ -82,7 +87,7 @@ def gru(
 
     Args, Returns, Raises: as :func:`lstm`, with three gates r z n and one state h.
     """
-    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes)
+    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes, recompute)
     output, h_n = recurrent(CELLS["gru"], input, None if hx is None else (hx,), weights, *options)
     return output, h_n
 
@@ -99,6 +104,7 @@ def rnn(
     dropout: float = 0.0,
     training: bool = False,
     batch_sizes: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Elman RNN (Elman 1990), nonlinearity "tanh" or "relu".
 
@@ -110,7 +116,7 @@ def rnn(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes)
+    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes, recompute)
     cell = CELLS[f"rnn_{nonlinearity}"]
     output, h_n = recurrent(cell, input, None if hx is None else (hx,), weights, *options)
     return output, h_n
@@ -127,6 +133,7 @@ def recurrent(
     dropout: float,
     training: bool,
     batch_sizes: Tensor | None,
+    recompute: bool = False,
 ) -> list[Tensor]:
     """Output and final states of any cell; arguments as in :func:`lstm`, hx a sequence."""
     directions = 2 if bidirectional else 1
@@ -146,7 +153,7 @@ def recurrent(
         )
     if x.device.type in DEVICES and x.dtype in DTYPES:
         output, *finals = _layers(
-            cell, x, states, list(weights), num_layers, dropout, training, batch_sizes
+            cell, x, states, list(weights), num_layers, dropout, training, batch_sizes, recompute
         )
     else:
         options = (len(weights) // count >= 4, num_layers, dropout, training, bidirectional)
@@ -163,9 +170,12 @@ def _layers(
     dropout: float,
     training: bool,
     batch_sizes: Tensor | None,
+    recompute: bool,
 ) -> list[Tensor]:
     """One op per layer, dropout between them; hx [L D, B, ...] as the final states returned."""
     layer = functools.partial(_definition, cell) if reference.wanted() else cell.op
+    if recompute and torch.is_grad_enabled():
+        layer = functools.partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
     if num_layers == 1:
         return layer(x, hx, weights, batch_sizes)
     finals: list[list[Tensor]] = []

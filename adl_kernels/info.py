@@ -48,7 +48,9 @@ def main() -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
-    print("\nADL_ISA=default|avx2|avx512|avx512bf16 chooses a lower instruction set when adl_kernels loads.")
+    print(
+        "\nADL_ISA=default|avx2|avx512|avx512bf16 chooses a lower instruction set when adl_kernels loads."
+    )
 
 
 if __name__ == "__main__":

@@ -24,11 +24,15 @@ CELL_OF_MODE = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU"
 class Recurrent(nn.RNNBase):
     """What LSTM, GRU and RNN have in common: the argument contract of torch.nn's layers."""
 
+    # Set to True on a layer to keep no gates for backward, which runs the layer once more instead:
+    # less memory, a third more time in training.
+    recompute = False
+
     def forward(
         self, input: Tensor | PackedSequence, hx: Hidden | None = None
     ) -> tuple[Tensor | PackedSequence, Hidden]:
         """Runs the layer; see the class for the shapes."""
-        if self.num_layers == 1 and not torch.compiler.is_compiling():
+        if self.num_layers == 1 and not (self.recompute or torch.compiler.is_compiling()):
             result = _C.eager(
                 CELLS[CELL_OF_MODE[self.mode]].index,
                 self._parameters,
@@ -99,6 +103,7 @@ class Recurrent(nn.RNNBase):
             self.dropout,
             self.training,
             batch_sizes,
+            self.recompute,
         )
 
     def _check_state_sizes(self, states: tuple[Tensor, ...], batch: int) -> None:
@@ -139,6 +144,10 @@ class LSTM(Recurrent):
         bidirectional: whether a second scan runs from the end; then D = 2, else D = 1.
         proj_size: width P of h if it is projected to fewer features than H; 0 for none, P = H.
         device, dtype: of the parameters; float64, float32, bfloat16 or float16.
+
+    Attributes:
+        recompute: False. Set to True to keep no gates for backward, which then runs the layer once
+            more: less memory, a third more time in training.
 
     Shapes:
         input [T, B, I], [B, T, I] with batch_first, unbatched [T, I], or a PackedSequence;

@@ -120,3 +120,33 @@ def test_tracing(kind: str) -> None:
         traced = torch.jit.trace(ours, (random(T, B, I),))
     x = random(T + 2, B + 1, I)
     same_tensors(traced(x), theirs(x))
+
+
+@every_kind
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_recomputed_gates_are_the_same(kind: str, packed: bool, num_layers: int) -> None:
+    _, layer = pair(kind, num_layers=num_layers, bidirectional=True, dropout=0.2 * (num_layers - 1))
+    x = random(T, B, I).requires_grad_()
+    lengths, found = torch.tensor([2, 5, 4]), []
+    for layer.recompute in (False, True):
+        torch.manual_seed(3)
+        y = layer(pack_padded_sequence(x, lengths, enforce_sorted=False) if packed else x)[0]
+        y = y.data if packed else y
+        found.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+    assert all(map(torch.equal, *found))
+
+
+def test_recomputing_keeps_no_gates() -> None:
+    _, layer = pair("LSTM", 8, 16, num_layers=2)
+    kept = []
+    for layer.recompute in (False, True):
+        kept.append(0)
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept[-1] += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            layer(random(T, B, 8))
+    assert kept[1] < kept[0] / 2
