@@ -1,5 +1,23 @@
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 def cells() -> list[dict[str, Any]]: ...
 def isa() -> str: ...
 def fma_gflops(threads: int, seconds: float) -> float: ...
+def bf16_gflops(threads: int, seconds: float) -> float: ...
+def read_gbytes(bytes: int, threads: int, seconds: float) -> float: ...
+def eager(
+    cell: int,
+    parameters: dict[str, Tensor | None],
+    names: Sequence[str],
+    input: Any,
+    hx: Any,
+    directions: int,
+    batch_first: bool,
+    step: bool,
+) -> Any: ...
+def set_definition(
+    definition: Callable[[str, list[Tensor], list[Tensor | None], list[bool]], list[Tensor | None]],
+) -> None: ...

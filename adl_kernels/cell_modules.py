@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from . import _C, _errors, functional
 from ._cells import CELLS, Cell
 
-
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 

@@ -49,7 +49,8 @@ def main() -> None:
     for name, value in rows:
         print(f"{name:<{width}}  {value}")
     print(
-        "\nADL_ISA=default|avx2|avx512|avx512bf16 chooses a lower instruction set when adl_kernels loads."
+        "\nADL_ISA=default|avx2|avx512|avx512bf16 chooses a lower instruction set when adl_kernels "
+        "loads."
     )
 
 

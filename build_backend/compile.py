@@ -16,7 +16,7 @@ from .errors import BuildError
 from .torch_info import TorchInfo
 
 CXX_FLAGS = "-std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra".split()
-# The last one: g++ 12 takes a register that its own AVX-512 header leaves open for a mistake of ours.
+# The last one: g++ 12 takes a register that its own AVX-512 header leaves open for our mistake.
 KERNEL_FLAGS = (
     "-fno-exceptions -ffp-contract=fast -fno-math-errno -fno-trapping-math "
     "-Wno-maybe-uninitialized".split()
