@@ -25,8 +25,8 @@ demo: $(BUILD_STAMP) ## train a small model with torch and with adl_kernels, sid
 test: $(BUILD_STAMP) ## run the tests
 	$(BIN)/python -m pytest -n 2 tests
 
-bench: $(BUILD_STAMP) ## measure against torch, results to bench/results
-	$(BIN)/python -m bench rnn --save
+bench: $(BUILD_STAMP) ## measure against torch, results to bench/results (40 minutes)
+	$(BIN)/python -m bench rnn --grid full --save
 
 lint: $(BUILD_STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check .

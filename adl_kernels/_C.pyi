@@ -1,4 +1,4 @@
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +10,7 @@ def bf16_gflops(threads: int, seconds: float) -> float: ...
 def read_gbytes(bytes: int, threads: int, seconds: float) -> float: ...
 def eager(
     cell: int,
-    parameters: dict[str, Tensor | None],
+    parameters: Mapping[str, Tensor | None],
     names: Sequence[str],
     input: Any,
     hx: Any,

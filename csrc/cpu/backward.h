@@ -54,7 +54,7 @@ struct BackwardScan {
   void run(int index, int threads) {
     prepare(index, threads);
     barrier.meet();
-    Worker worker{*this, splits_rows(s, threads), {0, s.B}, {0, J}, {0, QH}, {0, QP}};
+    Worker worker{*this, splits_rows(s, threads, QP, QP * panel() * sizeof(E)), {0, s.B}, {0, J}, {0, QH}, {0, QP}};
     if (worker.by_rows) {
       worker.rows = share_rows(s, index, threads);
     } else {  // units and columns of dh are owned together, by whole panels: a thread reads its own dh only

@@ -66,7 +66,7 @@ struct ForwardScan {
     in_team(s.threads, barrier, [this](int index, int threads) {
       prepare(index, threads);
       barrier.meet();
-      Worker worker{*this, splits_rows(s, threads), {0, s.B}, {0, J}, {0, Q}};
+      Worker worker{*this, splits_rows(s, threads, J, J * EP * kColumns * sizeof(E)), {0, s.B}, {0, J}, {0, Q}};
       if (worker.by_rows) {
         worker.rows = share_rows(s, index, threads);
       } else {

@@ -28,7 +28,7 @@ struct Gradients {
   const int64_t packed_panels = at_least(split_ih.panels, split_hh.panels);
   const int64_t packed_rows = blocks(at_most(kPackedRows, s.N), kPack);
   const int64_t dw_rows = scan.direct ? 0 : packed_panels * split_ih.units * kColumns;
-  const int64_t buffer_rows = at_least(at_least(dw_rows, kTaskRows), padded(w.P));
+  const int64_t buffer_rows = at_least(at_least(dw_rows, task_rows(s)), padded(w.P));
   const int64_t pair_columns = kPack == 1 ? 0 : at_least(kColumns, scan.ldp);
 
   E* w_ih;    // [QI, J, G, U, 64]
@@ -82,7 +82,7 @@ struct Gradients {
     void finish() {
       const Backward<Io>& p = f.p;
       deal(f.s.B, [&](int64_t b) { write_initial(b); });
-      if (p.dx) deal(blocks(f.s.N, kTaskRows), [&](int64_t k) { write_dx(k * kTaskRows); });
+      if (p.dx) deal(blocks(f.s.N, task_rows(f.s)), [&](int64_t k) { write_dx(k * task_rows(f.s)); });
       if (p.dw_ih) {
         const auto x = [&](int64_t row) { return p.x + row * f.w.I; };
         deal(f.split_ih.tasks(),
@@ -107,7 +107,7 @@ struct Gradients {
     }
 
     void write_dx(int64_t row) {
-      const int64_t count = at_most(kTaskRows, f.s.N - row), I = f.w.I;
+      const int64_t count = at_most(task_rows(f.s), f.s.N - row), I = f.w.I;
       for (int64_t q = 0; q < f.QI; ++q) {
         f.scan.times_transposed(row, count, f.w.w_ih, I, q, f.w_ih, Cell::kIh, L::kFirstIh, kZeros<T>, 0, buffer,
                                 kPanel);

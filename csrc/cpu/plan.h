@@ -25,15 +25,19 @@ ADL_INLINE Range share(int64_t count, int64_t index, int64_t of) {
 ADL_INLINE int64_t padded(int64_t size) { return blocks(size, kPanel) * kPanel; }
 
 // From 8 rows a thread on, threads split the batch and never wait for each other. Below, the products
-// would have too few rows to hide the loads of the weights: threads split the units and meet every step.
-ADL_INLINE bool splits_rows(const Sequence& s, int threads) { return threads == 1 || s.B >= 8 * threads; }
+// would have too few rows to hide the loads of the weights: threads split the units, in `parts` blocks, and meet every
+// step. So they do when the weights of a step (bytes) are beyond L2: then each thread reads but its share of them.
+ADL_INLINE bool splits_rows(const Sequence& s, int threads, int64_t parts, int64_t bytes) {
+  const bool far = bytes > (2 << 20) && parts >= 2 * threads && s.B < 128 * threads;
+  return threads == 1 || (s.B >= 8 * threads && !far);
+}
 
-// Steps whose input projection is done at once: enough rows that a panel of weights, once in L1, is used
-// about a hundred times, few enough that their pre-activations are still in L2 when the scan comes by.
-ADL_INLINE int64_t chunk_steps(const Sequence& s) { return 1 + 95 / at_least(s.B, 1); }
+// Steps whose input projection is done at once: enough rows that weights which come from far away are used some
+// hundred times, few enough that their pre-activations are near when the scan comes by.
+ADL_INLINE int64_t chunk_steps(const Sequence& s) { return 1 + 255 / at_least(s.B, 1); }
 
-// Rows per task of the products after the scan: with 64 columns of C they fill half of L1.
-constexpr int64_t kTaskRows = 96;
+// Rows per task of the gradient of x: as many for the same reason, but some tasks for every thread.
+ADL_INLINE int64_t task_rows(const Sequence& s) { return at_least(96, at_most(256, s.N / (4 * s.threads))); }
 
 // How the J blocks of units and the Q panels of columns of a weight gradient become tasks: one for each
 // thread, as every task packs all rows of its panels. Units are split first: a task reads its own
