@@ -40,6 +40,11 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_rnn(commands)
     _add_demo(commands)
+    commands.add_parser(
+        "recompute",
+        help="time and memory of layers that recompute their gates (half a minute)",
+        description="Four layers in training, to bench/results/cpu-recompute.json.",
+    )
     table = commands.add_parser(
         "table",
         help="print a JSON file of `rnn` as Markdown tables",
@@ -246,6 +251,17 @@ def run_rnn(options: argparse.Namespace) -> int:
     return int(any(row["status"] != "ok" for row in rows))
 
 
+def run_recompute(options: argparse.Namespace) -> int:
+    from bench import machine, recompute, run
+
+    found = list(recompute.measure(run.Settings(jobs=())))
+    for row in found:
+        print(f"{row['where']:40} {row['what']:8} {row['value']:.2f}")
+    content = {"machine": machine.facts(options.arguments), "recomputing / keeping": found}
+    _write(RESULTS / "cpu-recompute.json", content)
+    return 0
+
+
 def _write(path: Path, content: dict[str, Any]) -> None:
     from bench import report
 
@@ -287,7 +303,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         machine.use_steady_malloc(options.arguments)
     try:
-        commands = {"rnn": run_rnn, "demo": run_demo, "table": run_table, "picture": run_picture}
+        commands = {
+            "rnn": run_rnn,
+            "demo": run_demo,
+            "recompute": run_recompute,
+            "table": run_table,
+            "picture": run_picture,
+        }
         return commands[options.command](options)
     except ValueError as error:
         print(error, file=sys.stderr)

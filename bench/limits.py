@@ -46,7 +46,7 @@ def denormals(case: Case, settings: Settings) -> Iterator[Extra]:
                         value.mul_(DENORMAL)
                 steps = make_step(other, tiny, mode), make_step(normal, problem, mode)
                 where = f"{cell} {case.name}, {place}, {mode}"
-                yield _extra("denormal", mode, where, 1 / _speedup(*steps, mode, settings))
+                yield _extra("denormal", mode, where, 1 / speedup(*steps, mode, settings))
 
 
 def medium(cases: Sequence[Case], settings: Settings) -> Iterator[Extra]:
@@ -60,7 +60,7 @@ def medium(cases: Sequence[Case], settings: Settings) -> Iterator[Extra]:
                     step = make_step(ours, problem, mode)
                     steps = _under("medium", step), _under("highest", step)
                     where = f"{cell} {case.name}"
-                    yield _extra("medium", mode, where, _speedup(*steps, mode, settings))
+                    yield _extra("medium", mode, where, speedup(*steps, mode, settings))
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -73,7 +73,7 @@ def _under(precision: str, step: Step) -> Step:
     return under
 
 
-def _speedup(faster: Step, slower: Step, mode: str, settings: Settings) -> float:
+def speedup(faster: Step, slower: Step, mode: str, settings: Settings) -> float:
     sides = Side(faster), Side(slower)
     with torch.set_grad_enabled(mode == "train"):
         race(*sides, settings)
@@ -88,16 +88,18 @@ def memory(cases: Sequence[Case]) -> Iterator[Extra]:
     for cell in ("lstm", "gru"):
         for case in cases:
             job = Job(cell, "f32", case)
-            ours, theirs = (machine.in_new_process(_peak_memory, job, side) for side in (0, 1))
+            ours, theirs = (machine.in_new_process(peak_memory, job, side) for side in (0, 1))
             yield _extra("memory", "train", f"{cell} {case.name}", ours / theirs)
 
 
-def _peak_memory(job: Job, side: int) -> int:
+def peak_memory(job: Job, side: int, recompute: bool = False) -> int:
     """By how many bytes a training step raises the process's peak memory; side 1 is torch."""
     tiny = build(Job(job.cell, job.dtype, Case("tiny", 2, 2, 8, 8)))
     gate.gradients(tiny[side], tiny[2])  # libraries and threads are there from now on
     *modules, problem = build(job)
     module: nn.Module = modules[side]
+    if recompute:
+        module.recompute = True
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _status("VmRSS")

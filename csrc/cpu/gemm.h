@@ -34,13 +34,11 @@ struct Left {
 // Registers of kLanes elements of B, and how they multiply.
 template <class E>
 struct Lanes {
-  using S = E;
   using Register = typename Simd<E>::Register;
   static ADL_INLINE void multiply_add(Register& sum, E a, Register b) { sum += a * b; }
 };
 template <>
 struct Lanes<Pair> {
-  using S = float;
   typedef uint32_t Register __attribute__((vector_size(kVectorBytes)));
   static ADL_INLINE void multiply_add(Simd<float>::Register& sum, Pair a, Register b) {
 #if defined(__AVX512BF16__)
@@ -147,8 +145,8 @@ __attribute__((noinline)) void product(int64_t M, Left<E> left, const E* b, cons
           if constexpr (kTransposed) {
             prefetch<2>(a + (block.K + i * share) * column, column, n == 0 ? share : 0, M);
           } else {
-            for (int64_t k = 0; k < pieces && n == 0 && i + 1 < tiles; ++k)
-              prefetch<3>(a + k * left.apart + next * row, row, after - next, block.K);
+            for (int64_t part = 0; part < pieces && n == 0 && i + 1 < tiles; ++part)
+              prefetch<3>(a + part * left.apart + next * row, row, after - next, block.K);
           }
           block.a = a + m * row;
           tile_of<E, S, kWidth, Shape::kRows, kTransposed>(next - m, block, b + n, init + m * ldi + n, ldi,
