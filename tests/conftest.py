@@ -1,7 +1,31 @@
 """Fixtures that every test gets."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
+
+EMULATOR = Path(__file__).parent / "cuda_on_cpu"
+collect_ignore = ["cuda_on_cpu"]
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--cuda-on-cpu",
+        choices=("fast", "asan", "race"),
+        help="run the CUDA kernels, emulated, where otherwise the ops on the CPU would run",
+    )
+
+
+def pytest_configure(config):
+    variant = config.getoption("--cuda-on-cpu")
+    if variant is not None:
+        collect_ignore.remove(EMULATOR.name)
+        sys.path.insert(0, str(EMULATOR))
+        from library import take_over
+
+        take_over(variant)
 
 
 @pytest.fixture(autouse=True)
