@@ -190,6 +190,7 @@ void find_library() {
 }  // namespace
 
 void begin_launch() {
+  find_library();
   ++d.launch;
   d.actors.clear();
   d.tags.clear();
@@ -243,15 +244,13 @@ ADL_ACCESSES(4)
 ADL_ACCESSES(8)
 ADL_ACCESSES(16)
 
-    void __tsan_read_range(void* p, unsigned long n) {
-  access(p, n, kRead, __builtin_return_address(0));
-}
+void __tsan_read_range(void* p, unsigned long n) { access(p, n, kRead, __builtin_return_address(0)); }
 void __tsan_write_range(void* p, unsigned long n) { access(p, n, kWrite, __builtin_return_address(0)); }
 void __tsan_vptr_read(void*) {}
 void __tsan_vptr_update(void*, void*) {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
-void __tsan_init() { find_library(); }
+void __tsan_init() {}
 void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 void __tsan_atomic_signal_fence(int) {}
 
