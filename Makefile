@@ -11,7 +11,7 @@ BUILD_STAMP := $(VENV)/.stamp-build
 
 BUILD_SOURCES := setup.py pyproject.toml $(wildcard build_backend/*.py)
 CSRC := $(shell find csrc -type f)
-FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC)) $(wildcard tests/cpu_driver/*)
+FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/cpu_driver/* tests/cuda_on_cpu/*))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench lint format clean
