@@ -68,8 +68,6 @@ class Plan:
     def torch_objects(self) -> Iterator[Object]:
         """Sources that may include torch or Python headers."""
         includes = [sysconfig.get_path("include"), *self.torch.include_dirs]
-        if self.cuda_home:
-            includes.append(self.cuda_home / "include")
         built = [f"-DADL_ISA_{isa.upper()}" for isa in self.isas if isa != "default"]
         flags = [
             *self.common_flags(),
@@ -78,8 +76,13 @@ class Plan:
             *(["-DADL_WITH_CUDA"] if self.cuda_home else []),
             *(f"-isystem{folder}" for folder in includes),
         ]
+        cuda_flags = [*flags, *(f"-isystem{folder}" for folder in self.cuda_include_dirs())]
         for source in torch_sources(self.root):
-            yield Object("cxx", source, object_name(self.root, source, "torch"), flags)
+            name = object_name(self.root, source, "torch")
+            if not is_cuda_source(source):
+                yield Object("cxx", source, name, flags)
+            elif self.cuda_home:
+                yield Object("cxx", source, name, cuda_flags)
 
     def kernel_objects(self) -> Iterator[Object]:
         """Torch-free sources, once for each instruction set."""
@@ -93,6 +96,12 @@ class Plan:
         flags = [*NVCC_FLAGS, *choices.gencode_flags(), f"-I{self.root / 'csrc'}"]
         for source in cuda_sources(self.root):
             yield Object("nvcc", source, object_name(self.root, source, "cuda"), flags)
+
+    def cuda_include_dirs(self) -> list[Path]:
+        """The toolkit's headers, then those of cuBLAS and others that came with torch as wheels."""
+        if self.cuda_home is None:
+            return []
+        return [self.cuda_home / "include", *self.torch.nvidia_include_dirs]
 
     def common_flags(self) -> list[str]:
         return [*CXX_FLAGS, *OPENMP, f"-I{self.root / 'csrc'}", *env_flags("CXXFLAGS")]
@@ -112,6 +121,11 @@ def torch_sources(root: Path) -> list[Path]:
     csrc = root / "csrc"
     cpu = (path for path in csrc.glob("cpu/*.cpp") if not path.name.startswith("isa_"))
     return [csrc / "module.cpp", *sorted(csrc.glob("ops/*.cpp")), *sorted(cpu)]
+
+
+def is_cuda_source(path: Path) -> bool:
+    """Whether a source of csrc/ops is for CUDA builds alone."""
+    return path.parent.name == "ops" and path.name.startswith("cuda")
 
 
 def kernel_sources(root: Path, isa: str) -> list[Path]:
