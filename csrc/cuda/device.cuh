@@ -17,10 +17,11 @@
 #include <cooperative_groups.h>
 
 #define ADL_SHARED(T, name, n) __shared__ T name[n]
-#define ADL_DYNAMIC_SHARED(name)                                       \
+#define ADL_DYNAMIC_SHARED(name)                                      \
   extern __shared__ __align__(16) unsigned char adl_dynamic_shared[]; \
   unsigned char* name = adl_dynamic_shared
-#define ADL_SPIN_WHILE(condition) while (condition) __nanosleep(32)
+#define ADL_SPIN_WHILE(condition) \
+  while (condition) __nanosleep(32)
 
 namespace adl {
 
@@ -137,10 +138,9 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], 
 }
 
 __device__ __forceinline__ void mma_f16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 __device__ __forceinline__ void mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {

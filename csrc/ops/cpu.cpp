@@ -1,11 +1,65 @@
-// The ops on the CPU: check, allocate, fill the structs, call the scan.
-#include <ATen/ops/zeros.h>
-#include <torch/library.h>
+// The ops on the CPU: fill the structs, call the scan.
+#include <ATen/Context.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/Parallel.h>
 
-#include "ops/layer.h"
+#include <thread>
+
+#include "cpu/kernels.h"
+#include "ops/fork.h"
+#include "ops/recurrent.h"
 
 namespace adl {
 namespace {
+
+// A call below this many operations is over before a second thread has woken up.
+constexpr int64_t kWorthAThread = 1 << 20;
+
+template <class Cell>
+Sequence sequence(const Layer<Cell>& layer, int64_t d) {
+  const LayerShape& s = layer.s;
+  const int64_t work = 2 * s.N * Cell::kGates * s.H * (s.I + s.P);
+  const bool serial = at::in_parallel_region() || work < kWorthAThread;
+  return {s.T, s.B, s.N, layer.batch_sizes.data(), layer.offsets.data(), d == 1, serial ? 1 : at::get_num_threads()};
+}
+
+template <class T, class Cell>
+Weights<T> weights_of(const Layer<Cell>& layer, int64_t d) {
+  const LayerShape& s = layer.s;
+  const Tensor* w = layer.weights.data() + d * s.per_direction;
+  Weights<T> out{s.I, s.H, s.P, pointer<T>(w[0]), pointer<T>(w[1]), nullptr, nullptr, nullptr};
+  if (s.bias) out.b_ih = pointer<T>(w[2]), out.b_hh = pointer<T>(w[3]);
+  if (s.projection) out.w_hr = pointer<T>(w[s.per_direction - 1]);
+  return out;
+}
+
+// The kernels for tensors of type T, which `type` was converted to. Float32 layers follow
+// torch.set_float32_matmul_precision: "medium" allows products in bfloat16.
+template <class T>
+const Kernels<T>& kernels_for(at::ScalarType type) {
+  if constexpr (std::is_same_v<T, float>) {
+    const bool rounds = at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM;
+    if (type == at::kFloat && rounds && rounding_kernels()) return *rounding_kernels();
+  }
+  return kernels<T>();
+}
+
+// Calls f with a number of the C++ type that this type is computed in.
+template <class F>
+void with_number(at::ScalarType type, F f) {
+  if (type == at::kDouble) return f(double{});
+  if (type == at::kBFloat16) return f(BFloat16{});
+  f(float{});
+}
+
+template <class Params>
+void call(int64_t (*scratch)(const Params&), void (*kernel)(const Params&, void*), const Params& params) {
+  const Tensor memory = at::detail::empty_cpu({scratch(params)}, at::kByte, /*pin_memory=*/false, std::nullopt);
+  if (params.sequence.threads > 1 && lost_its_team())
+    std::thread(kernel, params, memory.mutable_data_ptr()).join();
+  else
+    kernel(params, memory.mutable_data_ptr());
+}
 
 template <class Cell, class T>
 void scan_forward(const Layer<Cell>& layer, at::ScalarType type, const Tensor& y, const Tensors& h_n,
@@ -15,8 +69,8 @@ void scan_forward(const Layer<Cell>& layer, at::ScalarType type, const Tensor& y
   const bool save = !saved.empty();
   for (int64_t d = 0; d < s.D; ++d) {
     Forward<T> p{};
-    p.sequence = layer.sequence(d);
-    p.weights = layer.template weights_of<T>(d);
+    p.sequence = sequence(layer, d);
+    p.weights = weights_of<T>(layer, d);
     p.x = pointer<T>(layer.x);
     p.h_0 = pointer<T>(layer.hx[0], d);
     p.y = pointer<T>(y) + d * s.P;
@@ -30,35 +84,6 @@ void scan_forward(const Layer<Cell>& layer, at::ScalarType type, const Tensor& y
   }
 }
 
-template <class Cell>
-Tensors forward(const Tensor& x, at::TensorList hx, at::TensorList weights, const std::optional<Tensor>& batch_sizes,
-                bool save) {
-  const Layer<Cell> layer(Cell::kName, x, hx, weights, batch_sizes);
-  const Tensor y = empty(layer.y_sizes(), layer.type);
-  Tensors h_n, saved;
-  for (const Tensor& h : layer.hx) h_n.push_back(layer.empty() ? h.clone() : empty(h.sizes(), layer.type));
-  if (save)
-    for (const auto& sizes : layer.saved_sizes()) saved.push_back(empty(sizes, layer.type));
-  if (!layer.empty())
-    with_number(layer.type, [&]<class T>(T) { scan_forward<Cell, T>(layer, x.scalar_type(), y, h_n, saved); });
-  Tensors out{to_type(y, x.scalar_type())};
-  for (const Tensor& h : h_n) out.push_back(to_type(h, x.scalar_type()));
-  out.insert(out.end(), saved.begin(), saved.end());
-  return out;
-}
-
-template <class Cell>
-Tensors forward_only(const Tensor& x, at::TensorList hx, at::TensorList weights,
-                     const std::optional<Tensor>& batch_sizes) {
-  return forward<Cell>(x, hx, weights, batch_sizes, false);
-}
-
-template <class Cell>
-Tensors forward_saving(const Tensor& x, at::TensorList hx, at::TensorList weights,
-                       const std::optional<Tensor>& batch_sizes) {
-  return forward<Cell>(x, hx, weights, batch_sizes, true);
-}
-
 template <class Cell, class T>
 void scan_backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors& grads, const Tensor& y,
                    at::TensorList saved, const Tensors& out) {
@@ -66,8 +91,8 @@ void scan_backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors&
   const CellKernels<T>& kernel = kernels_for<T>(type).cells[index_of<Cell>()];
   for (int64_t d = 0; d < s.D; ++d) {
     Backward<T> p{};
-    p.sequence = layer.sequence(d);
-    p.weights = layer.template weights_of<T>(d);
+    p.sequence = sequence(layer, d);
+    p.weights = weights_of<T>(layer, d);
     p.x = pointer<T>(layer.x);
     p.h_0 = pointer<T>(layer.hx[0], d);
     p.y = pointer<T>(y) + d * s.P;
@@ -94,73 +119,55 @@ void scan_backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors&
   }
 }
 
-void check_tensor_of_forward(const char* op, const char* name, const Tensor& t, at::IntArrayRef sizes,
-                             const Tensor& x) {
-  TORCH_CHECK(t.sizes() == sizes && t.scalar_type() == x.scalar_type() && t.device() == x.device() && t.is_contiguous(),
-              op, ": ", name, " must be as the forward op left it, contiguous ", x.scalar_type(), " ", sizes, ", got ",
-              t.scalar_type(), " ", t.sizes());
-}
-
-template <class Cell>
-Tensors backward(const c10::List<std::optional<Tensor>>& grads_in, const Tensor& x, at::TensorList hx,
-                 at::TensorList weights, const std::optional<Tensor>& batch_sizes, const Tensor& y_in,
-                 at::TensorList saved, const c10::List<bool>& needs) {
-  static const std::string name = std::string(Cell::kName) + "_backward";
-  const char* op = name.c_str();
-  const Layer<Cell> layer(op, x, hx, weights, batch_sizes);
-  const Tensor y = prepare(y_in, layer.type);
-  check_tensor_of_forward(op, "y", y, layer.y_sizes(), layer.x);
-  const auto saved_sizes = layer.saved_sizes();
-  TORCH_CHECK(saved.size() == saved_sizes.size(), op, ": saved must hold ", saved_sizes.size(), " tensors, got ",
-              saved.size());
-  for (size_t k = 0; k < saved.size(); ++k) check_tensor_of_forward(op, "saved", saved[k], saved_sizes[k], layer.x);
-  TORCH_CHECK(needs.size() == 1 + weights.size(), op, ": needs must have an entry for x and each of the ",
-              weights.size(), " weights, got ", needs.size());
-  TORCH_CHECK(grads_in.size() == 1 + hx.size(), op, ": grads must have an entry for y and each final state, ",
-              1 + hx.size(), " in all, got ", grads_in.size());
-  Tensors grads;
-  for (size_t k = 0; k < grads_in.size(); ++k) {
-    const std::optional<Tensor> grad = grads_in.get(k);
-    grads.push_back(grad && grad->defined() ? prepare(*grad, layer.type) : Tensor());
-    if (grads[k].defined())
-      check_tensor_of_forward(op, "a gradient", grads[k], k == 0 ? y.sizes() : hx[k - 1].sizes(), layer.x);
+struct Cpu {
+  // float16 is converted at the door, and what is saved for it is float.
+  static at::ScalarType compute_type(const char* op, const Tensor& x) {
+    switch (x.scalar_type()) {
+      case at::kDouble:
+      case at::kFloat:
+      case at::kBFloat16:
+        return x.scalar_type();
+      case at::kHalf:
+        return at::kFloat;
+      default:
+        TORCH_CHECK(false, op, ": x must be float64, float32, bfloat16 or float16, got ", x.scalar_type());
+    }
   }
 
-  Tensors out;
-  const auto allocate = [&](const Tensor& like, bool wanted) {
-    if (!wanted)
-      out.push_back(empty({0}, layer.type));
-    else if (layer.empty())
-      out.push_back(at::zeros(like.sizes(), layer.x.options()));
-    else
-      out.push_back(empty(like.sizes(), layer.type));
-  };
-  allocate(x, needs.get(0));
-  for (const Tensor& h : hx) allocate(h, true);
-  for (size_t k = 0; k < weights.size(); ++k) allocate(weights[k], needs.get(k + 1));
-  if (layer.empty()) {
-    for (size_t k = 1; k < grads.size(); ++k)
-      if (grads[k].defined()) out[k].copy_(grads[k]);
-  } else {
-    with_number(layer.type, [&]<class T>(T) { scan_backward<Cell, T>(layer, x.scalar_type(), grads, y, saved, out); });
+  static Tensor empty(at::IntArrayRef sizes, at::ScalarType type, const Tensor&) {
+    return at::detail::empty_cpu(sizes, type, /*pin_memory=*/false, std::nullopt);
   }
-  for (Tensor& t : out) t = to_type(t, x.scalar_type());
-  return out;
-}
 
-template <class Cell>
-void implement(torch::Library& m) {
-  const std::string name = Cell::kName;
-  m.impl(name.c_str(), forward_only<Cell>);
-  m.impl((name + "_forward").c_str(), forward_saving<Cell>);
-  m.impl((name + "_backward").c_str(), backward<Cell>);
-}
+  // gates [D, J, N, pre, U] and c [D, J, N, U], J blocks of U units; h_cell [D, N, H] with a projection.
+  template <class Cell>
+  static std::vector<std::vector<int64_t>> saved_sizes(const LayerShape& s) {
+    constexpr int64_t U = unit_block(Cell::kGates);
+    const int64_t J = blocks(s.H, U);
+    std::vector<std::vector<int64_t>> sizes;
+    if (Cell::kSavesGates) sizes.push_back({s.D, J, s.N, Cell::kPre, U});
+    if (Cell::kHasC) sizes.push_back({s.D, J, s.N, U});
+    if (s.projection) sizes.push_back({s.D, s.N, s.H});
+    return sizes;
+  }
+
+  template <class Cell>
+  static void forward(const Layer<Cell>& layer, at::ScalarType type, const Tensor& y, const Tensors& h_n,
+                      const Tensors& saved) {
+    with_number(layer.type, [&]<class T>(T) { scan_forward<Cell, T>(layer, type, y, h_n, saved); });
+  }
+
+  template <class Cell>
+  static void backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors& grads, const Tensor& y,
+                       at::TensorList saved, const Tensors& out) {
+    with_number(layer.type, [&]<class T>(T) { scan_backward<Cell, T>(layer, type, grads, y, saved, out); });
+  }
+};
 
 }  // namespace
 }  // namespace adl
 
 TORCH_LIBRARY_IMPL(adl_kernels, CPU, m) {
-#define ADL_IMPLEMENT(Cell) adl::implement<adl::Cell>(m);
+#define ADL_IMPLEMENT(Cell) adl::implement<adl::Cpu, adl::Cell>(m);
   ADL_CELLS(ADL_IMPLEMENT)
 #undef ADL_IMPLEMENT
 }

@@ -1,0 +1,311 @@
+// The block-resident tier: a block runs all steps of some sequences in one direction, with W_hh in its registers
+// (what does not fit there, in shared memory) and the states in shared memory. Blocks need not know of each other.
+//
+// A warp holds all gates of 16 units, see tile.cuh; so the lane that owns a sum owns the unit, and its state stays
+// in registers. States are double-buffered: one barrier a step.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/step.cuh"
+#include "cuda/tile.cuh"
+
+namespace adl {
+
+// What a lane is responsible for: units u and u + 1 of kOwn sequences each.
+struct Lane {
+  int warp, lane, g, t, u;
+  __device__ __forceinline__ Lane() {
+    warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, u = warp * kTile + 2 * g;
+  }
+};
+
+// W_hh of a block. Forward sums over states, the rows of states are h; backward over units, they are dgates.
+template <class Cell, class T, class Tile, bool backward>
+struct Resident {
+  static constexpr int kGates = Cell::kGates;
+  static constexpr int kHeld = register_tiles(kGates, Tile::kArithmetic);
+  static constexpr int kParts = Tile::kArithmetic.words / 4;  // of 16 bytes
+  using State = typename Tile::State;
+  using Sum = typename Tile::Sum;
+
+  Tile held[kGates][kHeld];
+  uint4* spilled;  // [warps, tiles beyond kHeld, gates, parts, 32 lanes]
+  int n;           // tiles along the states
+  Lane lane;
+
+  // W_hh (its transpose) at gate q of this lane's unit i and the state k of the tile.
+  __device__ __forceinline__ Tile load(const T* w_hh, int64_t H, int q, int tile) const {
+    T w[2][4];
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const int64_t unit = lane.u + i, state = tile * kTile + 4 * lane.t + k;
+        const int64_t row = q * H + (backward ? state : unit), column = backward ? unit : state;
+        w[i][k] = unit < H && state < H ? w_hh[row * H + column] : from_acc<T>(0);
+      }
+    Tile out;
+    out.set(w);
+    return out;
+  }
+
+  __device__ __forceinline__ uint4* spilled_at(int tile, int q) const {
+    return spilled + ((int64_t(lane.warp) * (n - kHeld) + tile - kHeld) * kGates + q) * kParts * 32 + lane.lane;
+  }
+
+  // Only this lane reads what it spills: no barrier is needed.
+  __device__ __forceinline__ Resident(const T* w_hh, int64_t H, uint4* shared) : spilled(shared), n(tiles(H)) {
+#pragma unroll
+    for (int q = 0; q < kGates; ++q)
+#pragma unroll
+      for (int tile = 0; tile < kHeld; ++tile) held[q][tile] = load(w_hh, H, q, tile);
+    if constexpr (kHeld < kMaxTiles)
+      for (int tile = kHeld; tile < n; ++tile)
+        for (int q = 0; q < kGates; ++q) {
+          const Tile one = load(w_hh, H, q, tile);
+          uint4* to = spilled_at(tile, q);
+#pragma unroll
+          for (int part = 0; part < kParts; ++part) to[part * 32] = reinterpret_cast<const uint4*>(&one)[part];
+        }
+  }
+
+  // states: [rows, stride], in backward a row is [gates, 16 n].
+  __device__ __forceinline__ void multiply(const State* states, int stride, Sum (&sums)[kGates]) const {
+    const auto operand = [&](int tile, int q) {
+      return Tile::operand(states + (backward ? q * n * kTile : 0) + tile * kTile, stride, lane.g, lane.t);
+    };
+#pragma unroll
+    for (int tile = 0; tile < kHeld; ++tile)
+      if (tile < n) {
+        typename Tile::Operand o = operand(tile, 0);
+#pragma unroll
+        for (int q = 0; q < kGates; ++q) {
+          if (backward && q > 0) o = operand(tile, q);
+          held[q][tile].add(sums[q], o);
+        }
+      }
+    if constexpr (kHeld < kMaxTiles)
+      for (int tile = kHeld; tile < n; ++tile) {
+        typename Tile::Operand o = operand(tile, 0);
+#pragma unroll
+        for (int q = 0; q < kGates; ++q) {
+          if (backward && q > 0) o = operand(tile, q);
+          Tile one;
+          const uint4* from = spilled_at(tile, q);
+#pragma unroll
+          for (int part = 0; part < kParts; ++part) reinterpret_cast<uint4*>(&one)[part] = from[part * 32];
+          one.add(sums[q], o);
+        }
+      }
+  }
+};
+
+// Shared memory: the spilled weights, then two buffers of states, zero at first.
+template <class Tile>
+struct Buffers {
+  using State = typename Tile::State;
+  State* of;
+  int stride, size;
+
+  __device__ __forceinline__ Buffers(unsigned char* shared, int64_t weights, int rows, int width_stride)
+      : of(reinterpret_cast<State*>(shared + weights)), stride(width_stride), size(rows * width_stride) {
+    for (int k = threadIdx.x; k < 2 * size; k += blockDim.x) of[k] = Tile::state(0.0f);
+    __syncthreads();
+  }
+  __device__ __forceinline__ State* operator[](int turn) const { return of + turn * size; }
+};
+
+template <class Cell, class T, class Tile>
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    block_forward(const __grid_constant__ Directions<ForwardScan<T>> directions, int rows) {
+  constexpr int kOwn = Tile::kOwn, kGates = Cell::kGates;
+  constexpr Arithmetic a = Tile::kArithmetic;
+  const ForwardScan<T>& s = directions.of[blockIdx.y];
+  const Lane lane;
+  const int stride = state_stride(state_width(s.H, kGates, false), a);
+  const int64_t weights = block_shared_bytes(s.H, kGates, a, false) - int64_t(2) * a.rows * stride * a.state_bytes;
+  const int64_t first = int64_t(blockIdx.x) * rows;
+
+  ADL_DYNAMIC_SHARED(shared);
+  const Resident<Cell, T, Tile, false> w(s.w_hh, s.H, reinterpret_cast<uint4*>(shared));
+  const Buffers<Tile> states(shared, weights, a.rows, stride);
+
+  float h[2][kOwn], c[2][kOwn], bias[2][Cell::kPre];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    load_bias<Cell>(s, lane.u + i, bias[i]);
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) {
+      const int column = kOwn * lane.t + j;
+      const int64_t at = (first + column) * s.H + lane.u + i;
+      const bool mine = lane.u + i < s.H && column < rows && first + column < s.steps.B;
+      h[i][j] = mine ? s.h[at] : 0.0f;
+      c[i][j] = mine && Cell::kHasC ? s.c[at] : 0.0f;
+      states[0][column * stride + lane.u + i] = Tile::state(h[i][j]);
+    }
+  }
+  __syncthreads();
+
+  float gx[2][kOwn][kGates];
+  const auto active = [&](int64_t n) {
+    const int64_t count = count_of(s.steps, step_of(s.steps, n)) - first;
+    return static_cast<int>(count < rows ? count : rows);
+  };
+  const auto load = [&](int64_t n, int count) {
+    const int64_t row = row_of(s.steps, step_of(s.steps, n)) + first;
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int j = 0; j < kOwn; ++j)
+        if (kOwn * lane.t + j < count && lane.u + i < s.H)
+          load_gx<Cell>(s, row + kOwn * lane.t + j, lane.u + i, gx[i][j]);
+  };
+  int turn = 0, count = active(s.steps.begin);
+  load(s.steps.begin, count);
+  for (int64_t n = s.steps.begin; n < s.steps.end; ++n) {
+    const int64_t row = row_of(s.steps, step_of(s.steps, n)) + first;
+    const bool more = n + 1 < s.steps.end;
+    const int next_count = more ? active(n + 1) : 0;
+    if (count > 0) {
+      typename Tile::Sum sums[kGates];
+      w.multiply(states[turn], stride, sums);
+      float gh[2][kOwn][kGates];
+#pragma unroll
+      for (int q = 0; q < kGates; ++q) {
+        float out[2][kOwn];
+        Tile::finish(sums[q], lane.t, out);
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+          for (int j = 0; j < kOwn; ++j) gh[i][j][q] = out[i][j];
+      }
+      turn ^= 1;
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j) {
+          const int column = kOwn * lane.t + j;
+          if (column < count && lane.u + i < s.H)
+            forward_unit<Cell>(s, row + column, lane.u + i, bias[i], gx[i][j], gh[i][j], h[i][j], c[i][j]);
+          states[turn][column * stride + lane.u + i] = Tile::state(h[i][j]);
+        }
+    }
+    if (more) load(n + 1, next_count);
+    if (count > 0) __syncthreads();
+    count = next_count;
+  }
+
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) {
+      const int column = kOwn * lane.t + j;
+      if (lane.u + i >= s.H || column >= rows || first + column >= s.steps.B) continue;
+      const int64_t at = (first + column) * s.H + lane.u + i;
+      s.h[at] = h[i][j];
+      if (Cell::kHasC) s.c[at] = c[i][j];
+    }
+}
+
+template <class Cell, class T, class Tile>
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    block_backward(const __grid_constant__ Directions<BackwardScan<T>> directions, int rows) {
+  constexpr int kOwn = Tile::kOwn, kGates = Cell::kGates;
+  constexpr Arithmetic a = Tile::kArithmetic;
+  const BackwardScan<T>& s = directions.of[blockIdx.y];
+  const Lane lane;
+  const int stride = state_stride(state_width(s.H, kGates, true), a), gate_stride = tiles(s.H) * kTile;
+  const int64_t weights = block_shared_bytes(s.H, kGates, a, true) - int64_t(2) * a.rows * stride * a.state_bytes;
+  const int64_t first = int64_t(blockIdx.x) * rows;
+
+  ADL_DYNAMIC_SHARED(shared);
+  const Resident<Cell, T, Tile, true> w(s.w_hh, s.H, reinterpret_cast<uint4*>(shared));
+  const Buffers<Tile> states(shared, weights, a.rows, stride);
+
+  float dh[2][kOwn], dc[2][kOwn];
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) {
+      const int column = kOwn * lane.t + j;
+      const int64_t at = (first + column) * s.H + lane.u + i;
+      const bool mine = lane.u + i < s.H && column < rows && first + column < s.steps.B;
+      dh[i][j] = mine ? s.dh[at] : 0.0f;
+      dc[i][j] = mine && Cell::kHasC ? s.dc[at] : 0.0f;
+    }
+
+  // dL/dh of the step before: what came by the way around W_hh is there already.
+  const auto add_product = [&](const typename Tile::State* dgates) {
+    typename Tile::Sum sums[kGates];
+    w.multiply(dgates, stride, sums);
+#pragma unroll
+    for (int q = 0; q < kGates; ++q) {
+      float out[2][kOwn];
+      Tile::finish(sums[q], lane.t, out);
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j) dh[i][j] += out[i][j];
+    }
+  };
+  const auto active = [&](int64_t t) {
+    const int64_t count = count_of(s.steps, t) - first;
+    return static_cast<int>(count < rows ? count : rows);
+  };
+  Kept<Cell, T> kept[2][kOwn];
+  const auto load = [&](int64_t t, int count) {
+    const int64_t row = row_of(s.steps, t) + first;
+    const Before from = before(s.steps, t);
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int j = 0; j < kOwn; ++j) {
+        const int column = kOwn * lane.t + j;
+        if (column < count && lane.u + i < s.H)
+          load_kept(s, first + column, row + column, from, lane.u + i, kept[i][j]);
+      }
+  };
+
+  const auto step = [&](int64_t n) { return step_of(s.steps, s.steps.T - 1 - n); };
+  int turn = 0, count = active(step(0));
+  load(step(0), count);
+  for (int64_t n = 0; n < s.steps.T; ++n) {
+    const int64_t row = row_of(s.steps, step(n)) + first;
+    const bool more = n + 1 < s.steps.T;
+    const int next_count = more ? active(step(n + 1)) : 0;
+    if (count > 0) {
+      add_product(states[turn]);
+      turn ^= 1;
+#pragma unroll
+      for (int i = 0; i < 2; ++i)
+#pragma unroll
+        for (int j = 0; j < kOwn; ++j) {
+          const int column = kOwn * lane.t + j;
+          const bool runs = column < count && lane.u + i < s.H;
+          if (runs) backward_unit(s, row + column, lane.u + i, kept[i][j], dh[i][j], dc[i][j]);
+        // A sequence that has ended passes its dh on as it is.
+#pragma unroll
+          for (int q = 0; q < kGates; ++q)
+            states[turn][column * stride + q * gate_stride + lane.u + i] =
+                Tile::state(runs ? kept[i][j].gates[hh<Cell>(q)] : 0.0f);
+        }
+    }
+    if (more) load(step(n + 1), next_count);
+    if (count > 0) __syncthreads();
+    count = next_count;
+  }
+  add_product(states[turn]);
+
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < kOwn; ++j) {
+      const int column = kOwn * lane.t + j;
+      if (lane.u + i >= s.H || column >= rows || first + column >= s.steps.B) continue;
+      const int64_t at = (first + column) * s.H + lane.u + i;
+      s.dh[at] = dh[i][j];
+      if (Cell::kHasC) s.dc[at] = dc[i][j];
+    }
+}
+
+}  // namespace adl

@@ -1,0 +1,42 @@
+// The launchers of the CUDA kernels: plain pointers and a stream in, the launch's error out.
+#pragma once
+
+#include "cells/cells.h"
+#include "cuda/launch.h"
+#include "cuda/recurrent.h"
+
+namespace adl::cuda {
+
+template <class T>
+struct CellKernels {
+  // One step of `count` sequences from `row` on; gh [count, G, H] W_hh h, computed before.
+  cudaError_t (*streaming_forward)(const ForwardScan<T>&, int64_t row, int64_t count, const Acc<T>* gh, cudaStream_t);
+  // Leaves dgates, of which the caller adds W_hh^T dgates to dh.
+  cudaError_t (*streaming_backward)(const BackwardScan<T>&, int64_t row, int64_t count, Before, cudaStream_t);
+  // All steps; float32 is multiplied as tf32 if `tf32`. Null for double.
+  cudaError_t (*block_forward)(const Directions<ForwardScan<T>>&, bool tf32, const Gpu&, cudaStream_t);
+  cudaError_t (*block_backward)(const Directions<BackwardScan<T>>&, bool tf32, const Gpu&, cudaStream_t);
+  bool (*block_fits)(int64_t H, bool backward, bool tf32, const Gpu&);
+};
+
+template <class T>
+struct Kernels {
+  CellKernels<T> cells[kCells];  // in the order of the list
+  // out [N, P]: the h before each row's step, for the gradient of W_hh.
+  cudaError_t (*previous_states)(const Steps&, int64_t P, const T* y, int64_t y_stride, const T* h_0, T* out,
+                                 cudaStream_t);
+  // to = from, [rows, width] with rows to_stride and from_stride apart.
+  cudaError_t (*copy_rows)(T* to, int64_t to_stride, const T* from, int64_t from_stride, int64_t rows, int64_t width,
+                           cudaStream_t);
+  // to = round(a + b), b null for none.
+  cudaError_t (*add_rows)(T* to, int64_t to_stride, const Acc<T>* a, int64_t a_stride, const T* b, int64_t b_stride,
+                          int64_t rows, int64_t width, cudaStream_t);
+};
+
+cudaError_t store_numbers(const int64_t* from_host, int64_t count, int64_t* to, cudaStream_t);
+
+// Instantiated for double, float, bfloat16 and float16.
+template <class T>
+const Kernels<T>& kernels();
+
+}  // namespace adl::cuda

@@ -1,0 +1,69 @@
+// Plain parameter structs of the CUDA scans: one direction of one layer without its projections. No torch here.
+//
+// Rows are (step, sequence) pairs, as in csrc/recurrent.h; G gates and `pre` values per unit: see csrc/cells.
+// All pointers are the device's.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/types.h"
+
+namespace adl {
+
+struct Steps {
+  int64_t T, B;            // steps, sequences
+  const int64_t* offsets;  // [T + 1] first row of each step; null: t * B
+  bool reverse;            // scan from the last step to the first
+  int64_t begin, end;      // the part of the scan to run, 0 .. T in the order of the scan
+};
+
+// Where the state before a step stands: in the rows of another step, or for the sequences from `count` on
+// (all of them at the first step of the scan) in h_0 and c_0.
+struct Before {
+  int64_t row, count;
+};
+
+template <class T>
+struct ForwardScan {
+  Steps steps;
+  int64_t H;
+  const T* w_hh;      // [G * H, H]
+  const T* b_ih;      // [G * H] or null
+  const T* b_hh;      // [G * H] or null
+  const Acc<T>* gx;   // [rows, G, H] W_ih x, rows gx_stride apart
+  int64_t gx_stride;  //
+  int64_t gx_first;   // the row of the layer that is the first of gx
+  Acc<T>* h;          // [B, H] the state, in before `begin`, out after `end`; null: the cell does not read it
+  Acc<T>* c;          // [B, H] likewise; null for cells without c
+  T* h_rounded;       // [B, H] h for the next product; null: that is h itself
+  T* y;               // [N, H], rows y_stride apart
+  int64_t y_stride;   //
+  T* gates;           // [N, pre, H] kept for backward, possibly where gx lies; null: not kept
+  T* kept_c;          // [N, H] kept for backward; null: not kept
+};
+
+template <class T>
+struct BackwardScan {
+  Steps steps;
+  int64_t H;
+  const T* w_hh;     // [G * H, H]
+  const T* h_0;      // [B, H]
+  const T* c_0;      // [B, H]; null for cells without c
+  const T* y;        // [N, H], rows y_stride apart
+  int64_t y_stride;  //
+  const T* gates;    // [N, pre, H] as forward left them; null for cells that keep none
+  const T* kept_c;   // [N, H] likewise
+  const T* dy;       // [N, H], rows y_stride apart, or null
+  Acc<T>* dh;        // [B, H] in dL/dh_n, out dL/dh_0
+  Acc<T>* dc;        // [B, H] in dL/dc_n, out dL/dc_0; null for cells without c
+  T* dgates;         // [N, pre, H] gradients of the pre-activations
+};
+
+// The directions of a layer, scanned at the same time.
+template <class Scan>
+struct Directions {
+  int count;
+  Scan of[2];
+};
+
+}  // namespace adl

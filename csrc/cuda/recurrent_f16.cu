@@ -1,0 +1,3 @@
+#include "cuda/table.cuh"
+
+template const adl::cuda::Kernels<adl::Half>& adl::cuda::kernels();

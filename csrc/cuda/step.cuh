@@ -1,0 +1,133 @@
+// One unit of one sequence at one step: what every tier does around its product.
+#pragma once
+
+#include "cells/cells.h"
+#include "cuda/real.cuh"
+#include "cuda/recurrent.h"
+
+namespace adl {
+
+__device__ __forceinline__ int64_t step_of(const Steps& s, int64_t i) { return s.reverse ? s.T - 1 - i : i; }
+
+__device__ __forceinline__ int64_t row_of(const Steps& s, int64_t t) { return s.offsets ? s.offsets[t] : t * s.B; }
+
+// Sequences that are under way at step t; they are the first ones.
+__device__ __forceinline__ int64_t count_of(const Steps& s, int64_t t) {
+  return s.offsets ? s.offsets[t + 1] - s.offsets[t] : s.B;
+}
+
+__device__ __forceinline__ Before before(const Steps& s, int64_t t) {
+  const int64_t other = s.reverse ? t + 1 : t - 1;
+  if (other < 0 || other >= s.T) return {0, 0};
+  return {row_of(s, other), count_of(s, other)};
+}
+
+// The maps kIh and kHh of a cell. Device code has no arrays of a class, but numbers: four bits for each gate.
+template <int n>
+constexpr unsigned digits(const int (&map)[n]) {
+  unsigned code = 0;
+  for (int k = 0; k < n; ++k) code |= unsigned(map[k]) << 4 * k;
+  return code;
+}
+template <class Cell>
+__device__ __forceinline__ int ih(int gate) {
+  constexpr unsigned code = digits(Cell::kIh);
+  return code >> 4 * gate & 15;
+}
+template <class Cell>
+__device__ __forceinline__ int hh(int gate) {
+  constexpr unsigned code = digits(Cell::kHh);
+  return code >> 4 * gate & 15;
+}
+
+// The biases of a unit, for each of its pre-activations.
+template <class Cell, class T>
+__device__ __forceinline__ void load_bias(const ForwardScan<T>& s, int64_t u, Acc<T> (&bias)[Cell::kPre]) {
+#pragma unroll
+  for (int p = 0; p < Cell::kPre; ++p) bias[p] = 0;
+  if (!s.b_ih || u >= s.H) return;
+#pragma unroll
+  for (int k = 0; k < Cell::kGates; ++k) {
+    bias[ih<Cell>(k)] += to_acc(s.b_ih[k * s.H + u]);
+    bias[hh<Cell>(k)] += to_acc(s.b_hh[k * s.H + u]);
+  }
+}
+
+template <class Cell, class T>
+__device__ __forceinline__ void load_gx(const ForwardScan<T>& s, int64_t row, int64_t u, Acc<T> (&gx)[Cell::kGates]) {
+  const Acc<T>* from = s.gx + (row - s.gx_first) * s.gx_stride + u;
+#pragma unroll
+  for (int k = 0; k < Cell::kGates; ++k) gx[k] = from[k * s.H];
+}
+
+// gx: W_ih x; gh: W_hh h. h and c: the state, in at t - 1, out at t.
+template <class Cell, class T>
+__device__ __forceinline__ void forward_unit(const ForwardScan<T>& s, int64_t row, int64_t u,
+                                             const Acc<T> (&bias)[Cell::kPre], const Acc<T> (&gx)[Cell::kGates],
+                                             const Acc<T> (&gh)[Cell::kGates], Acc<T>& h, Acc<T>& c) {
+  using V = Real<Acc<T>>;
+  V pre[Cell::kPre], h_v(h), c_v(c);
+#pragma unroll
+  for (int p = 0; p < Cell::kPre; ++p) pre[p] = V(bias[p]);
+#pragma unroll
+  for (int k = 0; k < Cell::kGates; ++k) {
+    pre[ih<Cell>(k)].v += gx[k];
+    pre[hh<Cell>(k)].v += gh[k];
+  }
+  Cell::forward(pre, h_v, c_v);
+  h = h_v.v, c = c_v.v;
+
+  s.y[row * s.y_stride + u] = from_acc<T>(h);
+  if (Cell::kSavesGates && s.gates) {
+    T* gates = s.gates + row * (Cell::kPre * s.H) + u;
+#pragma unroll
+    for (int p = 0; p < Cell::kPre; ++p) gates[p * s.H] = from_acc<T>(pre[p].v);
+  }
+  if (Cell::kHasC && s.kept_c) s.kept_c[row * s.H + u] = from_acc<T>(c);
+}
+
+// What backward reads of a unit at a step.
+template <class Cell, class T>
+struct Kept {
+  Acc<T> gates[Cell::kPre], h_prev, h, c_prev, c, dy;
+};
+
+template <class Cell, class T>
+__device__ __forceinline__ void load_kept(const BackwardScan<T>& s, int64_t b, int64_t row, const Before& before,
+                                          int64_t u, Kept<Cell, T>& kept) {
+  const bool begun = b < before.count;
+  if constexpr (Cell::kSavesGates) {
+    const T* gates = s.gates + row * (Cell::kPre * s.H) + u;
+#pragma unroll
+    for (int p = 0; p < Cell::kPre; ++p) kept.gates[p] = to_acc(gates[p * s.H]);
+  }
+  if constexpr (Cell::kHasC) {
+    kept.c = to_acc(s.kept_c[row * s.H + u]);
+    kept.c_prev = to_acc(begun ? s.kept_c[(before.row + b) * s.H + u] : s.c_0[b * s.H + u]);
+  } else {
+    kept.h = to_acc(s.y[row * s.y_stride + u]);
+    kept.h_prev = to_acc(begun ? s.y[(before.row + b) * s.y_stride + u] : s.h_0[b * s.H + u]);
+  }
+  kept.dy = s.dy ? to_acc(s.dy[row * s.y_stride + u]) : Acc<T>(0);
+}
+
+// dh and dc: in dL/dh_t without dy, and dL/dc_t; out the part of dL/dh_{t-1} that bypasses W_hh, and dL/dc_{t-1}.
+// Leaves the gradients of the pre-activations in kept.gates.
+template <class Cell, class T>
+__device__ __forceinline__ void backward_unit(const BackwardScan<T>& s, int64_t row, int64_t u, Kept<Cell, T>& kept,
+                                              Acc<T>& dh, Acc<T>& dc) {
+  using V = Real<Acc<T>>;
+  V gates[Cell::kPre], dh_v(dh + kept.dy), dc_v(dc);
+#pragma unroll
+  for (int p = 0; p < Cell::kPre; ++p) gates[p] = V(kept.gates[p]);
+  Cell::backward(gates, V(kept.h_prev), V(kept.h), V(kept.c_prev), V(kept.c), dh_v, dc_v);
+  dh = dh_v.v, dc = dc_v.v;
+  T* dgates = s.dgates + row * (Cell::kPre * s.H) + u;
+#pragma unroll
+  for (int p = 0; p < Cell::kPre; ++p) {
+    kept.gates[p] = gates[p].v;
+    dgates[p * s.H] = from_acc<T>(gates[p].v);
+  }
+}
+
+}  // namespace adl

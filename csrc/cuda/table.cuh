@@ -1,0 +1,102 @@
+// Launches the kernels of one number type and fills its table.
+#pragma once
+
+#include "cuda/block.cuh"
+#include "cuda/kernels.h"
+#include "cuda/streaming.cuh"
+
+namespace adl::cuda {
+
+inline dim3 unit_grid(int64_t rows, int64_t units) {
+  return dim3(unsigned(rows), unsigned((units + kUnitThreads - 1) / kUnitThreads));
+}
+
+template <class Cell, class T>
+cudaError_t start_streaming_forward(const ForwardScan<T>& s, int64_t row, int64_t count, const Acc<T>* gh,
+                                    cudaStream_t stream) {
+  return launch(streaming_forward<Cell, T>, unit_grid(count, s.H), unit_threads(s.H), stream, {}, s, row, gh);
+}
+
+template <class Cell, class T>
+cudaError_t start_streaming_backward(const BackwardScan<T>& s, int64_t row, int64_t count, Before before,
+                                     cudaStream_t stream) {
+  return launch(streaming_backward<Cell, T>, unit_grid(count, s.H), unit_threads(s.H), stream, {}, s, row, before);
+}
+
+template <class Cell, class Tile, bool backward, class Scan, class Kernel>
+cudaError_t start_block(Kernel kernel, const Directions<Scan>& d, const Gpu& gpu, cudaStream_t stream) {
+  const int64_t B = d.of[0].steps.B, H = d.of[0].H;
+  const int rows = block_rows(B, d.count, Tile::kArithmetic, gpu);
+  LaunchOptions options;
+  options.shared_bytes = block_shared_bytes(H, Cell::kGates, Tile::kArithmetic, backward);
+  const dim3 grid(unsigned((B + rows - 1) / rows), unsigned(d.count));
+  return launch(kernel, grid, unsigned(32 * tiles(H)), stream, options, d, rows);
+}
+
+template <class Cell, class T>
+cudaError_t start_block_forward(const Directions<ForwardScan<T>>& d, bool tf32, const Gpu& gpu, cudaStream_t stream) {
+  if constexpr (sizeof(T) == 2)
+    return start_block<Cell, HalfTile<T>, false>(block_forward<Cell, T, HalfTile<T>>, d, gpu, stream);
+  else if (tf32)
+    return start_block<Cell, Tf32Tile, false>(block_forward<Cell, T, Tf32Tile>, d, gpu, stream);
+  else
+    return start_block<Cell, FloatTile, false>(block_forward<Cell, T, FloatTile>, d, gpu, stream);
+}
+
+template <class Cell, class T>
+cudaError_t start_block_backward(const Directions<BackwardScan<T>>& d, bool tf32, const Gpu& gpu, cudaStream_t stream) {
+  if constexpr (sizeof(T) == 2)
+    return start_block<Cell, HalfTile<T>, true>(block_backward<Cell, T, HalfTile<T>>, d, gpu, stream);
+  else if (tf32)
+    return start_block<Cell, Tf32Tile, true>(block_backward<Cell, T, Tf32Tile>, d, gpu, stream);
+  else
+    return start_block<Cell, FloatTile, true>(block_backward<Cell, T, FloatTile>, d, gpu, stream);
+}
+
+template <class Cell, class T>
+bool fits(int64_t H, bool backward, bool tf32, const Gpu& gpu) {
+  const Arithmetic a = sizeof(T) == 2 ? kHalfTensorCores : tf32 ? kTf32TensorCores : kFloatFma;
+  return block_fits(H, Cell::kGates, a, backward, gpu);
+}
+
+template <class Cell, class T>
+constexpr CellKernels<T> cell_kernels() {
+  if constexpr (sizeof(T) == 8)
+    return {start_streaming_forward<Cell, T>, start_streaming_backward<Cell, T>, nullptr, nullptr, nullptr};
+  else
+    return {start_streaming_forward<Cell, T>, start_streaming_backward<Cell, T>, start_block_forward<Cell, T>,
+            start_block_backward<Cell, T>, fits<Cell, T>};
+}
+
+template <class T>
+cudaError_t start_previous_states(const Steps& steps, int64_t P, const T* y, int64_t y_stride, const T* h_0, T* out,
+                                  cudaStream_t stream) {
+  const int64_t groups = (steps.B + kRowThreads - 1) / kRowThreads;
+  const dim3 grid(unsigned(steps.T), unsigned(groups < 1024 ? groups : 1024));
+  return launch(previous_states<T>, grid, dim3(32, kRowThreads), stream, {}, steps, P, y, y_stride, h_0, out);
+}
+
+template <class T>
+cudaError_t start_copy_rows(T* to, int64_t to_stride, const T* from, int64_t from_stride, int64_t rows, int64_t width,
+                            cudaStream_t stream) {
+  return launch(store_rows<T, T>, unit_grid(rows, width), unit_threads(width), stream, {}, to, to_stride, from,
+                from_stride, static_cast<const T*>(nullptr), int64_t(0), width);
+}
+
+template <class T>
+cudaError_t start_add_rows(T* to, int64_t to_stride, const Acc<T>* a, int64_t a_stride, const T* b, int64_t b_stride,
+                           int64_t rows, int64_t width, cudaStream_t stream) {
+  return launch(store_rows<T, Acc<T>>, unit_grid(rows, width), unit_threads(width), stream, {}, to, to_stride, a,
+                a_stride, b, b_stride, width);
+}
+
+template <class T>
+const Kernels<T>& kernels() {
+#define ADL_CELL_KERNELS(Cell) cell_kernels<Cell, T>(),
+  static constexpr Kernels<T> kTable{
+      {ADL_CELLS(ADL_CELL_KERNELS)}, start_previous_states<T>, start_copy_rows<T>, start_add_rows<T>};
+#undef ADL_CELL_KERNELS
+  return kTable;
+}
+
+}  // namespace adl::cuda

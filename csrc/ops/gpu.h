@@ -1,0 +1,74 @@
+// What the CUDA ops ask of torch: device, stream, cuBLAS.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/types.h"
+#include "ops/layer.h"
+
+#ifdef ADL_CUDA_ON_CPU  // in the tests
+#include "gpu_on_cpu.h"
+#else
+
+#include <ATen/Context.h>
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAGuard.h>
+
+namespace adl {
+namespace {
+
+// As torch has it for nn.LSTM: torch.backends.cudnn.rnn.fp32_precision, or cudnn.allow_tf32.
+inline bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
+
+// The device of a tensor and its current stream, for the time of a call.
+class Device {
+ public:
+  explicit Device(const Tensor& x) : guard_(x.device()), stream_(at::cuda::getCurrentCUDAStream()) {}
+
+  cudaStream_t stream() const { return stream_; }
+
+  Gpu facts() const {
+    const cudaDeviceProp& p = *at::cuda::getCurrentDeviceProperties();
+    return {p.multiProcessorCount, p.sharedMemPerBlockOptin};
+  }
+
+  // c = op(a) op(b), or c += that: row-major, c [m, n], op(a) [m, k], op(b) [k, n], rows ld apart as they lie.
+  template <class To, class From>
+  void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const From* a, int64_t lda,
+               const From* b, int64_t ldb, To* c, int64_t ldc, bool accumulate) const {
+    if (m == 0 || n == 0) return;
+    if (k == 0) {
+      if (!accumulate) C10_CUDA_CHECK(cudaMemset2DAsync(c, ldc * sizeof(To), 0, n * sizeof(To), m, stream_));
+      return;
+    }
+    using Scale = Acc<From>;
+    const Scale one = 1, beta = accumulate ? 1 : 0;
+    const bool is_float = std::is_same_v<From, float>, tf32 = is_float && allows_tf32();
+    std::optional<at::NoTF32Guard> exact;
+    if (is_float && !tf32) exact.emplace();
+    const cublasComputeType_t compute = std::is_same_v<From, double> ? CUBLAS_COMPUTE_64F
+                                        : tf32                       ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                                                     : CUBLAS_COMPUTE_32F;
+    // cuBLAS sees columns where we have rows, so it computes the transpose.
+    TORCH_CUDABLAS_CHECK(cublasGemmEx_64(at::cuda::getCurrentCUDABlasHandle(), transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N,
+                                         transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, n, m, k, &one, b, type<From>(), ldb,
+                                         a, type<From>(), lda, &beta, c, type<To>(), ldc, compute,
+                                         CUBLAS_GEMM_DEFAULT));
+  }
+
+ private:
+  template <class T>
+  static constexpr cudaDataType_t type() {
+    return std::is_same_v<T, double>   ? CUDA_R_64F
+           : std::is_same_v<T, float>  ? CUDA_R_32F
+           : std::is_same_v<T, BFloat> ? CUDA_R_16BF
+                                       : CUDA_R_16F;
+  }
+
+  c10::cuda::CUDAGuard guard_;
+  cudaStream_t stream_;
+};
+
+}  // namespace
+}  // namespace adl
+
+#endif

@@ -1,0 +1,33 @@
+// What the emulator tells the race detector; nothing at all in a build without it.
+#pragma once
+
+#include <cstddef>
+
+namespace emulator {
+
+struct ThreadView;
+
+namespace race {
+
+#ifdef ADL_EMULATOR_RACE
+void begin_launch();                        // all that happened before is ordered before it
+void* make_thread(const ThreadView* view);  // until the next begin_launch()
+void run_thread(void* thread);              // null: the host
+void release(const void* tag);              // what the thread did so far is ordered before ...
+void acquire(const void* tag);              // ... what it does after this
+void read(const void* p, size_t bytes);     // by the running thread
+void write(const void* p, size_t bytes);    // the same
+void forget(const void* tag);               // it will stand for something else
+#else
+inline void begin_launch() {}
+inline void* make_thread(const ThreadView*) { return nullptr; }
+inline void run_thread(void*) {}
+inline void release(const void*) {}
+inline void acquire(const void*) {}
+inline void read(const void*, size_t) {}
+inline void write(const void*, size_t) {}
+inline void forget(const void*) {}
+#endif
+
+}  // namespace race
+}  // namespace emulator

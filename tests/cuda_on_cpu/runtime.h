@@ -1,0 +1,123 @@
+// What the emulator's own files share.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "emulator.h"
+
+namespace emulator {
+
+struct Fiber {
+  void* stack_pointer = nullptr;
+  unsigned char* stack = nullptr;  // null: the host's
+  void* fake_stack = nullptr;      // ASan's
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+  unsigned bytes, valid;
+};
+
+struct Thread;
+
+// Lanes of a warp that meet at one statement.
+struct Meeting : Lanes {
+  Site site;
+  unsigned mask = 0, arrived = 0, left = 0;
+  std::vector<Thread*> waiting;
+  bool complete() const { return arrived == mask; }
+};
+
+struct Warp {
+  unsigned exists = 0, exited = 0;  // lanes
+  uint32_t priority = 0;
+  std::vector<Meeting*> meetings;
+};
+
+struct Barrier {
+  Site site{};
+  std::vector<Thread*> waiting;
+  unsigned round = 0;
+  char tags[2];  // their addresses stand for the rounds, by turns
+};
+
+struct Array {
+  unsigned char* data = nullptr;
+  size_t bytes = 0;
+};
+
+struct Block {
+  unsigned index = 0, live = 0, cluster = 0, rank = 0;
+  bool started = false;
+  Barrier barrier;
+  std::vector<Warp> warps;
+  std::vector<Thread> threads;
+  unsigned char* shared = nullptr;
+  std::unordered_map<const void*, Array> arrays;
+  size_t array_bytes = 0;
+};
+
+struct Thread : ThreadView {
+  Warp* warp = nullptr;
+  Block* in = nullptr;
+  Fiber* fiber = nullptr;  // null before it starts
+  void* race = nullptr;
+  Site site{"not started", "", 0};
+  bool done = false;
+  std::vector<std::vector<Copy>> copies;  // by group; the last one is open
+};
+
+enum class Schedule { kFifo, kLifo, kRandom };
+
+struct Settings {
+  Schedule schedule;
+  unsigned resident, preempt, multiprocessors;
+  uint64_t seed;
+};
+const Settings& settings();
+
+// The launch under way.
+struct Launch {
+  LaunchShape shape;
+  const std::function<void()>* body = nullptr;
+  std::vector<Block> blocks;  // those under way
+  std::vector<Barrier> clusters;
+  Barrier grid;
+  unsigned live = 0;   // threads of these blocks that have not ended
+  unsigned spins = 0;  // since the last progress
+  std::string error;
+};
+extern Launch current;
+
+inline Thread* me() { return static_cast<Thread*>(self); }
+
+// ---- fibers.cpp
+extern Fiber host_fiber;
+Fiber* get_fiber();
+void put_fiber(Fiber* fiber);
+void switch_fiber(Fiber* from, Fiber* to);
+void begin_host();   // the launch may come from another stack than the last
+void run_threads();  // in cuda_on_cpu.cpp: what a fiber does, for ever
+
+// ---- schedule.cpp
+void begin_schedule(size_t threads);
+uint32_t random_number();
+void make_ready(Thread* thread);
+Thread* next_ready();
+void become(Thread* thread);  // null: the host
+void resume(Thread* thread);
+void suspend(Site site);  // until someone calls make_ready()
+std::string who_waits();
+
+// ---- collectives.cpp
+void wait_at(Barrier& barrier, unsigned expected, Site site);
+void open_if_full(Barrier& barrier, unsigned expected);
+
+// ---- log.cpp
+void count_launch(const void* kernel, uint64_t threads);
+
+}  // namespace emulator
