@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from devices import DEVICE
 from torch import Tensor
 
 from adl_kernels import reference
@@ -64,6 +66,10 @@ class Layer:
             self, x=tensors[0], hx=tensors[1 : 1 + states], weights=tensors[1 + states :]
         )
 
+    def to(self, dtype: torch.dtype) -> Layer:
+        """The same numbers, in another dtype."""
+        return self.with_tensors([t.to(dtype) for t in self.tensors])
+
     def ours(self) -> list[Tensor]:
         return CELLS[self.case.cell].op(self.x, self.hx, self.weights, self.batch_sizes)
 
@@ -72,11 +78,22 @@ class Layer:
 
     def torchs(self) -> list[Tensor]:
         run = getattr(torch._VF, self.case.cell)
-        hx = self.hx if len(self.hx) == 2 else self.hx[0]
+        hx = [h.contiguous() for h in self.hx]  # cuDNN takes no others
+        hx = hx if len(hx) == 2 else hx[0]
         options = (self.case.bias, 1, 0.0, True, self.case.D == 2)
         if self.batch_sizes is None:
             return list(run(self.x, hx, self.weights, *options, False))
         return list(run(self.x, self.batch_sizes, hx, self.weights, *options))
+
+
+def gradients(
+    layer: Layer, run: Callable[[Layer], list[Tensor]], cotangents: list[Tensor]
+) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+    """Outputs, and gradients of x, hx and weights."""
+    tensors = [t.detach().clone(memory_format=torch.preserve_format) for t in layer.tensors]
+    tensors = [t.requires_grad_() for t in tensors]
+    outputs = run(layer.with_tensors(tensors))
+    return outputs, torch.autograd.grad(outputs, tensors, cotangents)
 
 
 def make(case: Case) -> Layer:
@@ -87,7 +104,7 @@ def make(case: Case) -> Layer:
 
     def tensor(*shape: int, scale: float = 1.0) -> Tensor:
         wide = torch.randn(*shape[:-1], shape[-1] + 3, dtype=torch.float64) * scale
-        return wide.to(case.dtype)[..., 2 : 2 + shape[-1]]
+        return wide.to(DEVICE, case.dtype)[..., 2 : 2 + shape[-1]]
 
     batch_sizes = None
     rows: tuple[int, ...] = (case.T, case.B)

@@ -20,6 +20,8 @@ from bench import cases, gate, goals, limits, machine, report, run
 from bench.__main__ import main
 from bench.peak import Peak
 
+pytestmark = pytest.mark.cpu_only
+
 TINY = cases.Case("tiny", T=3, B=2, I=5, H=7)
 QUICK = ["--quick", "--cases", "3x2x5x7", "--threads", "1"]
 

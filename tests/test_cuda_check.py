@@ -9,6 +9,8 @@ import cuda_check
 import pytest
 from cuda_check import Outcome, Unit, Usage
 
+pytestmark = pytest.mark.cpu_only
+
 # Of nvcc 13.0.88: no stack, a stack frame, a spill.
 REPORT = """\
 ptxas info    : 0 bytes gmem
@@ -36,13 +38,13 @@ SPILLING = "_ZN3adl8spillingILi64EEEvPKfPf"
 
 # A kernel that calls a function which was not inlined.
 CALLED = """\
-ptxas info    : Compiling entry function '_Z6kernelPf' for 'sm_90a'
-ptxas info    : Function properties for _Z6kernelPf
+ptxas info    : Compiling entry function '_Z6kernelPfi' for 'sm_90a'
+ptxas info    : Function properties for _Z6kernelPfi
+    32 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 21 registers, used 0 barriers, 32 bytes cumulative stack size
+ptxas info    : Compile time = 5.451 ms
+ptxas info    : Function properties for _Z6helperPKfi
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 24 registers, used 0 barriers, 16 bytes cumulative stack size
-ptxas info    : Compile time = 5.0 ms
-ptxas info    : Function properties for _Z5helperf
-    16 bytes stack frame, 8 bytes spill stores, 8 bytes spill loads
 """
 SERIAL = (
     "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are "
@@ -64,8 +66,8 @@ def test_report_of_ptxas() -> None:
 
 def test_functions_that_are_called_count_too() -> None:
     assert cuda_check.parse(CALLED) == {
-        "_Z6kernelPf": Usage(registers=24, shared=0, stack=0, spill=0),
-        "_Z5helperf": Usage(registers=None, shared=0, stack=16, spill=16),
+        "_Z6kernelPfi": Usage(registers=21, shared=0, stack=32, spill=0),
+        "_Z6helperPKfi": Usage(registers=None, shared=0, stack=0, spill=0),
     }
 
 

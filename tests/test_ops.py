@@ -8,7 +8,8 @@ import sys
 
 import pytest
 import torch
-from layers import Case, make
+from devices import DEVICE
+from layers import Case, gradients, make
 from tolerance import assert_accurate
 
 from adl_kernels import _C
@@ -16,6 +17,7 @@ from adl_kernels._cells import CELLS
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 RAGGED = (9, 9, 6, 5, 1, 1, 1)
+THREADS = (1, 2) if DEVICE == "cpu" else (1,)
 
 CASES = [
     *(Case(cell, 7, 3, 5, 33, dtype) for cell in CELLS for dtype in (F64, F32, BF16, F16)),
@@ -42,23 +44,8 @@ CASES = [
 ]
 
 
-def gradients(layer, run, cotangents):
-    tensors = [t.detach().clone(memory_format=torch.preserve_format) for t in layer.tensors]
-    tensors = [t.requires_grad_() for t in tensors]
-    outputs = run(layer.with_tensors(tensors))
-    return outputs, torch.autograd.grad(outputs, tensors, cotangents)
-
-
-def widened(layer):
-    return layer.with_tensors([t.double() for t in layer.tensors])
-
-
-def narrowed(layer):
-    return layer.with_tensors([t.float() for t in layer.tensors])
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("count", [1, 2], ids=["1thread", "2threads"])
+@pytest.mark.parametrize("count", THREADS, ids=lambda count: f"{count}threads")
 def test_outputs_and_all_gradients(case, count, threads):
     threads(count)
     layer = make(case)
@@ -68,16 +55,16 @@ def test_outputs_and_all_gradients(case, count, threads):
         y, *states = layer.reference()
     # A loss that reaches the final states, through gradients with strides of their own.
     cotangents = [
-        torch.randn(*t.shape[:-1], 2 * t.shape[-1], dtype=F64).to(case.dtype)[..., ::2]
+        torch.randn(*t.shape[:-1], 2 * t.shape[-1], dtype=F64).to(DEVICE, case.dtype)[..., ::2]
         for t in [y, *states]
     ]
-    exact = gradients(widened(layer), type(layer).reference, [c.double() for c in cotangents])
+    exact = gradients(layer.to(F64), type(layer).reference, [c.double() for c in cotangents])
     torchs = gradients(layer, type(layer).torchs, cotangents)
     ours = gradients(layer, type(layer).ours, cotangents)
     if case.dtype == F64:
-        small, given = narrowed(layer), [c.float() for c in cotangents]
+        small, given = layer.to(F32), [c.float() for c in cotangents]
         torchs_small = gradients(small, type(layer).torchs, given)
-        exact_small = gradients(widened(small), type(layer).reference, [c.double() for c in given])
+        exact_small = gradients(small.to(F64), type(layer).reference, [c.double() for c in given])
     for kind, labels in enumerate((["y", "h_n", "c_n"], names)):
         for k, label in enumerate(labels[: len(ours[kind])]):
             float32 = None
@@ -90,9 +77,10 @@ def test_outputs_and_all_gradients(case, count, threads):
 
 
 def test_uninitialised_memory_is_poisoned():
-    assert torch.empty(3).isnan().all()
+    assert torch.empty(3, device=DEVICE).isnan().all()
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("shape", [(50, 3, 40, 130), (20, 40, 64, 96), (5, 1, 700, 657)], ids=str)
 def test_results_do_not_depend_on_the_number_of_threads(cell, shape, threads):
@@ -173,6 +161,7 @@ def test_inference_keeps_nothing():
     assert not any("forward" in name for name in calls)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512", "avx512bf16"])
 def test_every_instruction_set_that_this_cpu_has(isa):
     """A fresh process forced to one set passes the self-test; asking for too much is an error."""

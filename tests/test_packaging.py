@@ -15,6 +15,8 @@ from adl_kernels import _build_check, _build_info
 from build_backend import choices, compile, target, torch_info
 from build_backend.errors import BuildError
 
+pytestmark = pytest.mark.cpu_only
+
 GB = 2**30
 
 

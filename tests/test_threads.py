@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import adl_kernels
 from adl_kernels._cells import CELLS
 
+pytestmark = pytest.mark.cpu_only
+
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
 LAYER_H = Path(__file__).parent.parent / "csrc/ops/layer.h"
 RAGGED = tuple(k // 2 + 12 for k in range(34, 0, -1))
