@@ -18,7 +18,7 @@ CSRC := $(shell find csrc -type f)
 FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC)) $(wildcard tests/cpu_driver/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench cuda-check cuda-build lint format clean
+.PHONY: help demo test bench cuda-check cuda-build gpu lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ cuda-check: ## compile the CUDA kernels for every architecture; needs the toolki
 cuda-build: $(CUDA_STAMP) ## build and import against a CUDA torch, in .venv-cuda; needs no GPU
 	ADL_CUDA=1 $(VENV_CUDA)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
 	cd $(VENV_CUDA) && bin/python -m adl_kernels.info
+
+gpu: ## build, test and measure on a GPU with the Python at hand, no network (8 minutes)
+	$(PYTHON) tests/gpu
 
 lint: $(BUILD_STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check .
