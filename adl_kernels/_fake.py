@@ -15,21 +15,41 @@ def _states(x: Tensor, hx: list[Tensor]) -> list[Tensor]:
 
 
 def _saved(cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
-    """The shapes of csrc/ops/layer.h: J blocks of U units, N rows."""
+    """What the forward op keeps for backward, in the layout of x's device."""
     directions = hx[0].shape[0]
     rows = x.shape[0] * x.shape[1] if x.dim() == 3 else x.shape[0]
-    units = cell.unit_block
     hidden_size = weights[0].shape[0] // cell.gates
-    count = (hidden_size + units - 1) // units
-    shapes: list[tuple[int, ...]] = []
-    if cell.saves_gates:
-        shapes.append((directions, count, rows, cell.pre_activations, units))
-    if cell.has_c:
-        shapes.append((directions, count, rows, units))
+    layout = LAYOUTS.get(x.device.type, _cpu_layout)
+    shapes, dtype = layout(cell, rows, hidden_size, x.dtype)
     if len(weights) // directions % 2:  # a projection
-        shapes.append((directions, rows, hidden_size))
-    dtype = torch.float32 if x.dtype == torch.float16 else x.dtype
-    return [x.new_empty(shape, dtype=dtype) for shape in shapes]
+        shapes.append((rows, hidden_size))
+    return [x.new_empty((directions, *shape), dtype=dtype) for shape in shapes]
+
+
+Shapes = list[tuple[int, ...]]
+
+
+def _cpu_layout(
+    cell: Cell, rows: int, hidden_size: int, dtype: torch.dtype
+) -> tuple[Shapes, torch.dtype]:
+    """csrc/ops/cpu.cpp: blocks of units; float16 is computed in float32."""
+    units = cell.unit_block
+    count = (hidden_size + units - 1) // units
+    gates: Shapes = [(count, rows, cell.pre_activations, units)] if cell.saves_gates else []
+    c: Shapes = [(count, rows, units)] if cell.has_c else []
+    return gates + c, torch.float32 if dtype == torch.float16 else dtype
+
+
+def _cuda_layout(
+    cell: Cell, rows: int, hidden_size: int, dtype: torch.dtype
+) -> tuple[Shapes, torch.dtype]:
+    """csrc/ops/cuda.cpp."""
+    gates: Shapes = [(rows, cell.pre_activations, hidden_size)] if cell.saves_gates else []
+    c: Shapes = [(rows, hidden_size)] if cell.has_c else []
+    return gates + c, dtype
+
+
+LAYOUTS = {"cpu": _cpu_layout, "cuda": _cuda_layout}
 
 
 def _register(cell: Cell) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import devices
 import pytest
 import torch
 
+EMULATOR = Path(__file__).parent / "cuda_on_cpu"
+collect_ignore = ["cuda_on_cpu", "gpu"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--cuda-on-cpu",
+        choices=("fast", "asan", "race"),
+        help="run the CUDA kernels, emulated, where otherwise the ops on the CPU would run",
+    )
     parser.addoption(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where the layers under test run"
     )
@@ -19,12 +28,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "cpu_only: says nothing about other devices; deselected by --device cuda"
     )
-    devices.use(config.getoption("device"))
+    devices.use(config.getoption("--device"))
+    if devices.DEVICE != "cpu":
+        collect_ignore.remove("gpu")
+    variant = config.getoption("--cuda-on-cpu")
+    if variant is not None:
+        collect_ignore.remove(EMULATOR.name)
+        sys.path.insert(0, str(EMULATOR))
+        from library import take_over
 
-
-def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    """tests/gpu is for GPUs alone."""
-    return True if collection_path.name == "gpu" and devices.DEVICE == "cpu" else None
+        take_over(variant)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -66,10 +65,6 @@ class Layer:
             self, x=tensors[0], hx=tensors[1 : 1 + states], weights=tensors[1 + states :]
         )
 
-    def to(self, dtype: torch.dtype) -> Layer:
-        """The same numbers, in another dtype."""
-        return self.with_tensors([t.to(dtype) for t in self.tensors])
-
     def ours(self) -> list[Tensor]:
         return CELLS[self.case.cell].op(self.x, self.hx, self.weights, self.batch_sizes)
 
@@ -84,16 +79,6 @@ class Layer:
         if self.batch_sizes is None:
             return list(run(self.x, hx, self.weights, *options, False))
         return list(run(self.x, self.batch_sizes, hx, self.weights, *options))
-
-
-def gradients(
-    layer: Layer, run: Callable[[Layer], list[Tensor]], cotangents: list[Tensor]
-) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """Outputs, and gradients of x, hx and weights."""
-    tensors = [t.detach().clone(memory_format=torch.preserve_format) for t in layer.tensors]
-    tensors = [t.requires_grad_() for t in tensors]
-    outputs = run(layer.with_tensors(tensors))
-    return outputs, torch.autograd.grad(outputs, tensors, cotangents)
 
 
 def make(case: Case) -> Layer:

@@ -6,11 +6,14 @@ the detector of racecheck.cpp. `build("fast", [Path("tests/cuda_on_cpu/wrappers.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import shlex
 import subprocess
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -33,8 +36,8 @@ def compiler() -> list[str]:
 
 def cuda_headers() -> Path | None:
     """The toolkit's, whose types are the real ones; types_on_cpu.h stands in for them."""
-    places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
-    folders = [Path(p) / "include" for p in places if p]
+    named = [Path(os.environ[v]) for v in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(v)]
+    folders = [p / "include" for p in [*named, *sorted(Path("/usr/local").glob("cuda*"))]]
     return next((f for f in folders if (f / "cuda_bf16.h").exists()), None)
 
 
@@ -57,27 +60,34 @@ def compile_all(commands: list[list[str]], jobs: int = 2) -> None:
         list(pool.map(run, commands))
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """One process at a time: the tests run in several."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def runtime(variant: str, headers: bool = True) -> list[Path]:
-    """The emulator's own objects: made once per state of its sources, whoever asks."""
+    """The emulator's own objects, made once for every state of its sources."""
     names = [*RUNTIME, "racecheck"] if variant == "race" else RUNTIME
     flags = [*compile_flags(headers=headers), *RUNTIME_FLAGS[variant]]
     state = hashlib.sha256(shlex.join([*compiler(), *flags]).encode())
     for path in sorted([*HERE.glob("*.h"), *(HERE / f"{name}.cpp" for name in names)]):
         state.update(path.read_bytes())
     folder = ROOT / "build" / f"emulator-{variant}" / state.hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
     objects = [folder / f"{name}.o" for name in names]
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    command = [*compiler(), *flags, "-c"]
+    with locked(folder / "lock"):
         if not (folder / "complete").exists():
-            compile_all(
-                [
-                    [*compiler(), *flags, "-c", str(HERE / f"{o.stem}.cpp"), "-o", str(o)]
-                    for o in objects
-                ]
-            )
+            compile_all([[*command, str(HERE / f"{o.stem}.cpp"), "-o", str(o)] for o in objects])
             (folder / "complete").touch()
     return objects
+
+
+def fingerprint(command: list[list[str]], files: list[str]) -> list[object]:
+    return [command, {f: os.stat(f).st_mtime_ns if os.path.exists(f) else 0 for f in files}]
 
 
 def build(
@@ -92,23 +102,34 @@ def build(
 ) -> Path:
     """A program, or with `shared` a library, from sources with kernels in them.
 
-    `flags` are added when compiling, `link` when linking. `csrc` is where cuda/device.cuh is found.
+    It is made when out of date. `flags` are added when compiling, `link` when linking. `csrc` is
+    where cuda/device.cuh is found.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
     objects = [output.parent / f"{output.name}.{i}.{s.stem}.o" for i, s in enumerate(sources)]
     common = [*compile_flags(csrc, headers), *KERNEL_FLAGS[variant], *(flags or [])]
-    compile_all(
-        [
-            [*compiler(), *common, "-x", "c++", "-c", str(source), "-o", str(o)]
-            for source, o in zip(sources, objects, strict=True)
-        ]
-    )
+    commands = [
+        [*compiler(), *common, "-MMD", "-x", "c++", "-c", str(source), "-o", str(o)]
+        for source, o in zip(sources, objects, strict=True)
+    ]
     # Two libraries in one process must not share an emulator, nor its CUDA functions with torch's.
     kind = ["-shared", "-Wl,-Bsymbolic"] if shared else ["-rdynamic"]
     parts = [str(o) for o in [*objects, *runtime(variant, headers)]]
-    run(
-        [*compiler(), *kind, *LINK_FLAGS[variant], *parts, "-o", str(output), "-ldl", *(link or [])]
-    )
-    for o in objects:
-        o.unlink()
+    linking = [*compiler(), *kind, *LINK_FLAGS[variant], *parts, "-o", str(output), "-ldl"]
+    linking += link or []
+
+    stamp = output.parent / f"{output.name}.stamp"
+    with locked(output.parent / f"{output.name}.lock"):
+        if output.exists() and stamp.exists():
+            made = json.loads(stamp.read_text())
+            if made == fingerprint([*commands, linking], list(made[1])):
+                return output
+        compile_all(commands)
+        run(linking)
+        files = []
+        for o in objects:
+            rule = o.with_suffix(".d").read_text().replace("\\\n", " ")
+            files += rule.split(": ", 1)[1].split()
+            o.with_suffix(".d").unlink()
+            o.unlink()
+        stamp.write_text(json.dumps(fingerprint([*commands, linking], sorted(set(files)))))
     return output

@@ -56,8 +56,12 @@ void tear_down(Block& block) {
 // Blocks of a cluster see each other's shared memory, but neither before the owner has started nor after it
 // has ended: then it is NaN, and a write to it is a race.
 void wipe_shared(Block& block) {
-  race::write(block.shared, current.shape.shared_bytes);
-  memset(block.shared, 0xFF, current.shape.shared_bytes);
+  const auto wipe = [](unsigned char* p, size_t bytes) {
+    race::write(p, bytes);
+    memset(p, 0xFF, bytes);
+  };
+  wipe(block.shared, current.shape.shared_bytes);
+  for (auto& [key, array] : block.arrays) wipe(array.data, array.bytes);
 }
 
 void begin_thread() {

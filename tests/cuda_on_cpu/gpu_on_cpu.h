@@ -1,6 +1,10 @@
 // TEST ONLY: csrc/ops/gpu.h for kernels that run on the CPU.
 #pragma once
 
+#include <ATen/ops/add.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
+
 #include <cstdlib>
 
 namespace adl {
@@ -20,17 +24,30 @@ class Device {
   // Few multiprocessors, so that small batches fill them and blocks get several sequences.
   Gpu facts() const { return {4, 227 * 1024}; }
 
+  // As cuBLAS: sums in float or double, whatever is multiplied.
   template <class To, class From>
   void product(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t k, const From* a, int64_t lda,
                const From* b, int64_t ldb, To* c, int64_t ldc, bool accumulate) const {
-    for (int64_t i = 0; i < m; ++i)
-      for (int64_t j = 0; j < n; ++j) {
-        Acc<From> sum = 0;
-        for (int64_t l = 0; l < k; ++l)
-          sum += to_acc(a[transpose_a ? l * lda + i : i * lda + l]) * to_acc(b[transpose_b ? j * ldb + l : l * ldb + j]);
-        To& out = c[i * ldc + j];
-        out = from_acc<To>(accumulate ? to_acc(out) + sum : sum);
-      }
+    const Tensor left = matrix(a, transpose_a ? k : m, transpose_a ? m : k, lda);
+    const Tensor right = matrix(b, transpose_b ? n : k, transpose_b ? k : n, ldb);
+    const at::ScalarType type = std::is_same_v<From, double> ? at::kDouble : at::kFloat;
+    Tensor out = matrix(c, m, n, ldc);
+    const Tensor sum = at::mm((transpose_a ? left.t() : left).to(type), (transpose_b ? right.t() : right).to(type));
+    out.copy_(accumulate ? at::add(sum, out) : sum);
+  }
+
+ private:
+  template <class T>
+  static Tensor matrix(const T* p, int64_t rows, int64_t columns, int64_t ld) {
+    const auto type = std::is_same_v<T, double>   ? at::kDouble
+                      : std::is_same_v<T, float>  ? at::kFloat
+                      : std::is_same_v<T, BFloat> ? at::kBFloat16
+                                                  : at::kHalf;
+    // The sanitizers do not look into torch.
+    for (int64_t i = 0; i < rows && columns > 0; ++i)
+      for (const T* end : {p + i * ld, p + i * ld + columns - 1})
+        static_cast<void>(*reinterpret_cast<const volatile char*>(end));
+    return at::from_blob(const_cast<T*>(p), {rows, columns}, {ld, 1}, at::TensorOptions(type));
   }
 };
 

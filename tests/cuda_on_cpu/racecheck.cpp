@@ -190,6 +190,7 @@ void find_library() {
 }  // namespace
 
 void begin_launch() {
+  find_library();
   ++d.launch;
   d.actors.clear();
   d.tags.clear();
@@ -239,17 +240,17 @@ extern "C" {
   ADL_ACCESS(unaligned_write##bytes, bytes, kWrite)
 ADL_ACCESSES(1)
 ADL_ACCESSES(2)
-ADL_ACCESSES(4) ADL_ACCESSES(8) ADL_ACCESSES(16)
+ADL_ACCESSES(4)
+ADL_ACCESSES(8)
+ADL_ACCESSES(16)
 
-    void __tsan_read_range(void* p, unsigned long n) {
-  access(p, n, kRead, __builtin_return_address(0));
-}
+void __tsan_read_range(void* p, unsigned long n) { access(p, n, kRead, __builtin_return_address(0)); }
 void __tsan_write_range(void* p, unsigned long n) { access(p, n, kWrite, __builtin_return_address(0)); }
 void __tsan_vptr_read(void*) {}
 void __tsan_vptr_update(void*, void*) {}
 void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
-void __tsan_init() { find_library(); }
+void __tsan_init() {}
 void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 void __tsan_atomic_signal_fence(int) {}
 
@@ -263,23 +264,23 @@ void __tsan_atomic_signal_fence(int) {}
     access(p, sizeof(T), kAtomicWrite, __builtin_return_address(0));                          \
     return __atomic_compare_exchange_n(p, c, v, weak, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);    \
   }
-#define ADL_ATOMICS(bits, T)                                                                                 \
-  T __tsan_atomic##bits##_load(const volatile T* p, int) {                                                   \
-    access(p, sizeof(T), kAtomicRead, __builtin_return_address(0));                                          \
-    return __atomic_load_n(p, __ATOMIC_SEQ_CST);                                                             \
-  }                                                                                                          \
-  void __tsan_atomic##bits##_store(volatile T* p, T v, int) {                                                \
-    access(p, sizeof(T), kAtomicWrite, __builtin_return_address(0));                                         \
-    __atomic_store_n(p, v, __ATOMIC_SEQ_CST);                                                                \
-  }                                                                                                          \
-  T __tsan_atomic##bits##_exchange(volatile T* p, T v, int) {                                                \
-    access(p, sizeof(T), kAtomicWrite, __builtin_return_address(0));                                         \
-    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);                                                      \
-  }                                                                                                          \
-  ADL_FETCH(bits, T, add)                                                                                    \
-  ADL_FETCH(bits, T, sub)                                                                                    \
-  ADL_FETCH(bits, T, and) ADL_FETCH(bits, T, or) ADL_FETCH(bits, T, xor) ADL_COMPARE(bits, T, strong, false) \
-      ADL_COMPARE(bits, T, weak, true)
+#define ADL_ATOMICS(bits, T)                                         \
+  T __tsan_atomic##bits##_load(const volatile T* p, int) {           \
+    access(p, sizeof(T), kAtomicRead, __builtin_return_address(0));  \
+    return __atomic_load_n(p, __ATOMIC_SEQ_CST);                     \
+  }                                                                  \
+  void __tsan_atomic##bits##_store(volatile T* p, T v, int) {        \
+    access(p, sizeof(T), kAtomicWrite, __builtin_return_address(0)); \
+    __atomic_store_n(p, v, __ATOMIC_SEQ_CST);                        \
+  }                                                                  \
+  T __tsan_atomic##bits##_exchange(volatile T* p, T v, int) {        \
+    access(p, sizeof(T), kAtomicWrite, __builtin_return_address(0)); \
+    return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST);              \
+  }                                                                  \
+  ADL_FETCH(bits, T, add)                                            \
+  ADL_FETCH(bits, T, sub)                                            \
+  ADL_FETCH(bits, T, and)                                            \
+  ADL_FETCH(bits, T, or) ADL_FETCH(bits, T, xor) ADL_COMPARE(bits, T, strong, false) ADL_COMPARE(bits, T, weak, true)
 ADL_ATOMICS(8, uint8_t) ADL_ATOMICS(16, uint16_t) ADL_ATOMICS(32, uint32_t) ADL_ATOMICS(64, uint64_t)
 
 }  // extern "C"

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from devices import DEVICE
-from layers import Case, gradients, make
+from layers import Case, make
 from pairs import KINDS
+from test_ops import assert_layer_is_accurate, gradients, widened
 from tolerance import assert_accurate
 from torch import nn
 
@@ -49,21 +50,10 @@ def tf32(request: pytest.FixtureRequest):
     torch.backends.cudnn.allow_tf32 = before
 
 
-def assert_as_accurate_as_cudnn(case: Case) -> None:
-    layer = make(case)
-    cotangents = [torch.randn_like(t) for t in layer.ours()]
-    exact = gradients(layer.to(F64), type(layer).torchs, [c.double() for c in cotangents])
-    torchs = gradients(layer, type(layer).torchs, cotangents)
-    ours = gradients(layer, type(layer).ours, cotangents)
-    for kind, labels in enumerate((["y", "h_n", "c_n"], layer.names)):
-        for label, *three in zip(labels, ours[kind], torchs[kind], exact[kind], strict=False):
-            assert_accurate(*three, f"{'d' * kind}{label}")
-
-
 @pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"], indirect=True)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_at_most_twice_the_error_of_cudnn(case: Case, tf32: None) -> None:
-    assert_as_accurate_as_cudnn(case)
+    assert_layer_is_accurate(case)
 
 
 @pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"], indirect=True)
@@ -77,14 +67,14 @@ def test_every_tier(case: Case, tier: str, tf32: None, monkeypatch: pytest.Monke
         if "does not serve" in str(error):  # this GPU's blocks have too little shared memory
             pytest.skip(str(error))
         raise
-    assert_as_accurate_as_cudnn(case)
+    assert_layer_is_accurate(case)
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_backward_in_another_tier_than_forward(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make(Case(cell, 20, 9, 24, 64, F32))
     cotangents = [torch.randn_like(t) for t in layer.ours()]
-    exact = gradients(layer.to(F64), type(layer).torchs, [c.double() for c in cotangents])
+    exact = gradients(widened(layer), type(layer).torchs, [c.double() for c in cotangents])
     torchs = gradients(layer, type(layer).torchs, cotangents)
     for tiers in (("block", "streaming"), ("streaming", "block")):
         tensors = [t.detach().clone().requires_grad_() for t in layer.tensors]

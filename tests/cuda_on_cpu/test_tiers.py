@@ -1,0 +1,99 @@
+"""Every tier of the CUDA kernels, emulated: `pytest --cuda-on-cpu VARIANT tests/cuda_on_cpu`.
+
+Small cases, because they run under many schedules, the race detector and the sanitizers.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from layers import Case, make
+from test_ops import assert_layer_is_accurate, gradients, widened
+
+from adl_kernels._cells import CELLS
+
+F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
+RAGGED = (4, 4, 3, 1, 1)
+TF32_ERROR = 3e-3  # of the largest value; its own unit in the last place is 1e-3
+
+BLOCK = [
+    *(Case(cell, 4, 5, 3, 18, dtype, D=2) for cell in CELLS for dtype in (F32, BF16, F16)),
+    *(Case(cell, 4, 5, 3, 20, F32, D=2, lengths=RAGGED) for cell in CELLS),
+    *(Case(cell, 3, 1, 2, 1, BF16, bias=False) for cell in CELLS),
+    # Weights that do not fit into registers lie in shared memory.
+    Case("lstm", 2, 3, 2, 70, F32),
+    Case("gru", 2, 3, 2, 90, F32, D=2),
+    # As many sequences for a block as it takes.
+    Case("lstm", 2, 33, 2, 17, BF16),
+    Case("gru", 2, 33, 2, 17, F32),
+    # As many units.
+    Case("lstm", 2, 2, 1, 128, BF16),
+]
+STREAMING = [
+    *(Case(cell, 3, 2, 3, 33, dtype) for cell in CELLS for dtype in (F64, F32, BF16, F16)),
+    *(Case(cell, 4, 5, 3, 7, F32, D=2, lengths=RAGGED) for cell in CELLS),
+    *(Case("lstm", 3, 4, 5, 9, dtype, D=2, P=4) for dtype in (F32, BF16)),
+    Case("lstm", 4, 5, 3, 7, F64, D=2, P=3, bias=False, lengths=RAGGED),
+    Case("gru", 2, 2, 3, 300, F32),
+]
+
+
+@pytest.fixture
+def tier(monkeypatch):
+    return lambda name: monkeypatch.setenv("ADL_CUDA_TIER", name)
+
+
+@pytest.mark.parametrize("case", BLOCK, ids=str)
+def test_block_resident(case, tier):
+    tier("block")
+    assert_layer_is_accurate(case)
+
+
+@pytest.mark.parametrize("case", STREAMING, ids=str)
+def test_streaming(case, tier):
+    tier("streaming")
+    assert_layer_is_accurate(case)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("hidden_size", [18, 90])
+def test_tf32(cell, hidden_size, tier, monkeypatch):
+    tier("block")
+    case = Case(cell, 3, 5, 3, hidden_size, F32)
+    layer = make(case)
+    cotangents = [torch.randn_like(t) for t in layer.ours()]
+    exact = gradients(widened(layer), type(layer).reference, [c.double() for c in cotangents])
+    plain = gradients(layer, type(layer).ours, cotangents)
+    monkeypatch.setenv("ADL_EMULATED_TF32", "1")
+    rounded = gradients(layer, type(layer).ours, cotangents)
+    for ours, without, truth in zip(sum(rounded, ()), sum(plain, ()), sum(exact, ()), strict=True):
+        assert (ours - truth).abs().max() <= TF32_ERROR * truth.abs().max()
+    assert not torch.equal(rounded[0][0], plain[0][0])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_nan_stays_in_its_sequence(cell, tier):
+    tier("block")
+    layer = make(Case(cell, 3, 9, 2, 17, BF16))
+    clean = layer.ours()
+    layer.x[1, 3, 0] = float("nan")
+    dirty = layer.ours()
+    others = [b for b in range(9) if b != 3]
+    for a, b in zip(clean, dirty, strict=True):
+        assert torch.equal(a[:, others], b[:, others])
+        assert b[:, 3].isnan().any()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("lstm", 2, 2, 2, 129, BF16),
+        Case("lstm", 2, 2, 2, 9, F32, P=3),
+        Case("gru", 2, 2, 2, 9, F64),
+    ],
+    ids=str,
+)
+def test_a_tier_that_does_not_serve_says_so(case, tier):
+    tier("block")
+    with pytest.raises(RuntimeError, match="ADL_CUDA_TIER=block does not serve hidden size"):
+        make(case).ours()

@@ -1,0 +1,164 @@
+"""The emulator that runs CUDA kernels on the CPU: right ones pass, wrong ones are noticed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from cuda_on_cpu.build import HERE, ROOT, VARIANTS, build
+
+RUNS = [("fifo", 0), ("lifo", 0), *(("random", seed) for seed in range(1, 6))]
+
+
+@pytest.fixture(scope="session")
+def programs() -> dict[str, Path]:
+    """Every program in every variant, as `wrappers-fast`."""
+    todo = [
+        (variant, HERE / name) for variant in VARIANTS for name in ("wrappers.cu", "faults.cpp")
+    ]
+
+    def make(variant: str, source: Path) -> Path:
+        return build(variant, [source], ROOT / f"build/emulator-{variant}/{source.stem}")
+
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(lambda args: make(*args), todo))
+    return {f"{s.stem}-{v}": path for (v, s), path in zip(todo, paths, strict=True)}
+
+
+def run(*command: object, schedule: str = "fifo", seed: int = 0, **environment: object):
+    settings = {"ADL_EMULATOR_SCHEDULE": schedule, "ADL_EMULATOR_SEED": seed, **environment}
+    return subprocess.run(
+        [str(c) for c in command],
+        env={**os.environ, **{k: str(v) for k, v in settings.items()}},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_wrappers(programs, variant):
+    for schedule, seed in RUNS:
+        done = run(programs[f"wrappers-{variant}"], schedule=schedule, seed=seed)
+        assert done.returncode == 0, f"{schedule} {seed}: {done.stdout}"
+        assert done.stdout.count(": ok\n") == 19
+
+
+def test_wrappers_without_cuda_headers():
+    """types_on_cpu.h rounds as CUDA's types do."""
+    output = ROOT / "build/emulator-fast/wrappers-without-headers"
+    done = run(build("fast", [HERE / "wrappers.cu"], output, headers=False))
+    assert done.returncode == 0, done.stdout
+
+
+# Noticed in every variant.
+ERRORS = {
+    "large_array": "80000 bytes in shared arrays of fixed size",
+    "two_lines": "__syncthreads: threads of one barrier are at lines ",
+    "lanes_gone": "__shfl_xor_sync: the mask 0xffffffff names lanes that have exited",
+    "partial_warp": "__shfl_xor_sync: the mask 0xffffffff names lanes that do not exist",
+    "divergent": "divergent warp: __shfl_xor_sync at line ",
+    "outside_mask": "__shfl_sync reads lane 3, which is not in the mask",
+    "not_in_mask": "__shfl_sync: the calling lane is not in the mask",
+    "deadlock": "deadlock: no thread can run",
+    "livelock": "livelock: a spin-wait",
+    "grid_barrier": "grid barrier in a launch that is not cooperative",
+    "grid_left": "a thread has exited, but others wait for it at a grid barrier",
+    "trap": "__trap",
+    "large_block": "blocks of 2048 x 1 x 1 threads",
+    "large_shared": "307200 bytes of shared memory",
+    "large_cooperative": "a cooperative launch of 1000 blocks where 264 fit",
+    "odd_cluster": "3 blocks are not a multiple of the cluster's 2",
+    "misaligned_copy": "copy_async: misaligned address",
+    "unfinished_copy": "a thread ended with a copy_async under way",
+    "misaligned_matrix": "load_matrices: misaligned row",
+    "no_such_block": "shared_of: the cluster has no block of rank 2",
+}
+NANS = ["unwritten_array", "unwritten_dynamic", "early_read", "block_not_started", "block_ended"]
+SANITIZER = {
+    "global_write": "heap-buffer-overflow",
+    "global_read": "heap-buffer-overflow",
+    "dynamic_overrun": "heap-buffer-overflow",
+    "array_overrun": "index 64 out of bounds for type 'float [64]'",
+    "misaligned_float4": "misaligned address",
+    "overflow": "signed integer overflow",
+    "deep": "stack-overflow",
+}
+# The access that is not ordered, and the line of the other one.
+RACES = {
+    "same_place": "write by block (0,0,0) thread (1,0,0) at faults.cpp:",
+    "lost_update": "read by block (0,0,0) thread (1,0,0) at faults.cpp:",
+    "next_block": "read by block (1,0,0) thread (0,0,0) at faults.cpp:",
+    "shuffle_as_barrier": "is not ordered after the write by block (0,0,0)",
+    "no_release": "read by block (1,0,0) thread (0,0,0) at faults.cpp:",
+    "no_acquire": "read by block (1,0,0) thread (0,0,0) at faults.cpp:",
+    "block_ended": "at its begin or end",
+    "block_not_started": "at its begin or end",
+}
+RIGHT = ["release_acquire", "threads_return", "atomic_sum"]
+
+
+@pytest.mark.parametrize("fault", ERRORS)
+def test_errors(programs, fault):
+    for variant in VARIANTS:
+        done = run(programs[f"faults-{variant}"], fault)
+        expected = f"error: cuda_on_cpu: {ERRORS[fault]}"
+        assert done.returncode == 2 and expected in done.stdout, f"{variant}: {done.stdout}"
+
+
+def test_errors_say_who_waits_where(programs):
+    message = run(programs["faults-fast"], "deadlock").stdout
+    assert "62 thread(s): __syncthreads" in message, message
+    assert "2 thread(s): __syncwarp" in message, message
+    assert "faults.cpp:" in message and "e.g. block (0,0,0) thread (1,0,0)" in message, message
+
+
+@pytest.mark.parametrize("fault", NANS)
+def test_nobody_wrote_what_is_read(programs, fault):
+    done = [run(programs["faults-fast"], fault, schedule=s) for s in ("fifo", "lifo")]
+    assert "NaN\n" in [d.stdout for d in done]
+
+
+@pytest.mark.parametrize("fault", SANITIZER)
+def test_sanitizers(programs, fault):
+    done = run(programs["faults-asan"], fault)
+    assert done.returncode and SANITIZER[fault] in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("fault", RACES)
+def test_races(programs, fault):
+    done = run(programs["faults-race"], fault)
+    assert done.returncode == 66 and RACES[fault] in done.stdout, done.stdout
+
+
+@pytest.mark.parametrize("fault", RIGHT)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_false_alarm(programs, variant, fault):
+    for schedule, seed in RUNS:
+        done = run(programs[f"faults-{variant}"], fault, schedule=schedule, seed=seed)
+        assert done.returncode == 0 and "done\n" in done.stdout, done.stdout
+
+
+def test_launches_are_counted(programs, tmp_path):
+    log = tmp_path / "log"
+    for _ in range(2):
+        assert run(programs["wrappers-fast"], ADL_EMULATOR_LOG=log).returncode == 0
+    lines = [line.split("\t") for line in log.read_text().splitlines()]
+    assert (
+        lines.count(
+            [
+                "1",
+                "384",
+                "adl::gemm(__nv_bfloat16 const*, __nv_bfloat16 const*, float*, int, int, int)",
+            ]
+        )
+        == 0
+    )
+    counts = {name: (int(launches), int(threads)) for launches, threads, name in lines}
+    assert counts["void adl::column_sums<float>(float const*, float*, int, int)"] == (1, 256)
+    assert len(lines) == 2 * len(counts)
