@@ -93,8 +93,11 @@ class Plan:
                 yield Object("cxx", source, object_name(self.root, source, isa), flags)
 
     def cuda_objects(self) -> Iterator[Object]:
-        flags = [*NVCC_FLAGS, *choices.gencode_flags(), f"-I{self.root / 'csrc'}"]
-        for source in cuda_sources(self.root):
+        sources = cuda_sources(self.root)
+        threads = choices.nvcc_threads(choices.jobs_here(), len(sources))
+        flags = [*NVCC_FLAGS, *choices.gencode_flags(), f"--threads={threads}"]
+        flags.append(f"-I{self.root / 'csrc'}")
+        for source in sources:
             yield Object("nvcc", source, object_name(self.root, source, "cuda"), flags)
 
     def cuda_include_dirs(self) -> list[Path]:
@@ -188,11 +191,8 @@ def compile_all(plan: Plan, folder: Path) -> list[str]:
     nvcc = str(plan.cuda_home / "bin/nvcc") if plan.cuda_home else "nvcc"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text(ninja_text(objects, folder, cxx, nvcc))
-    jobs = choices.max_jobs(
-        os.environ.get("MAX_JOBS"), choices.available_cores(), choices.available_memory()
-    )
     sys.stdout.flush()
-    run = subprocess.run([find_ninja(), "-C", str(folder), "-j", str(jobs)])
+    run = subprocess.run([find_ninja(), "-C", str(folder), "-j", str(choices.jobs_here())])
     if run.returncode != 0:
         raise BuildError("the C++ sources did not compile; the compiler's message is above.")
     return [str(folder / item.name) for item in objects]

@@ -183,10 +183,7 @@ def compile_all(units: Sequence[Unit], nvcc: Path) -> list[Outcome]:
     FOLDER.mkdir(parents=True, exist_ok=True)
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
     sources = sources_digest() + version.stdout
-    jobs = choices.max_jobs(
-        os.environ.get("MAX_JOBS"), choices.available_cores(), choices.available_memory()
-    )
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(choices.jobs_here()) as pool:
         return list(pool.map(lambda unit: compile_unit(unit, nvcc, sources), units))
 
 

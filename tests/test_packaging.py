@@ -166,6 +166,11 @@ def test_max_jobs(setting, cores, memory, jobs):
     assert choices.max_jobs(setting, cores, memory) == jobs
 
 
+@pytest.mark.parametrize("jobs, files, threads", [(2, 4, 1), (16, 4, 4), (64, 4, 5), (8, 0, 5)])
+def test_idle_jobs_compile_other_architectures(jobs, files, threads):
+    assert choices.nvcc_threads(jobs, files) == threads
+
+
 @pytest.mark.parametrize("setting", ["0", "-1", "all"])
 def test_max_jobs_must_be_a_positive_number(setting):
     with pytest.raises(BuildError, match="MAX_JOBS must be a positive whole number"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 
 from adl_kernels import _C
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-DEVICE = os.environ.get("ADL_TEST_DEVICE", "cuda")
+DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cuda"
 
 
 def train(cell: dict, dtype: torch.dtype, H: int, packed: bool) -> None:
@@ -24,10 +25,19 @@ def train(cell: dict, dtype: torch.dtype, H: int, packed: bool) -> None:
     torch.autograd.grad(sum(y.sum() for y in outputs), tensors)
 
 
-for tier in ("block", "streaming"):
-    os.environ["ADL_CUDA_TIER"] = tier
+def main() -> None:
+    for tier, dtypes in (("block", DTYPES[:3]), ("streaming", DTYPES)):
+        os.environ["ADL_CUDA_TIER"] = tier
+        for cell in _C.cells():
+            for dtype in dtypes:
+                for H in (20, 96):  # where all weights fit into registers, and where not
+                    torch.backends.cudnn.allow_tf32 = H == 96
+                    train(cell, dtype, H, packed=H == 20)
+    torch.backends.cudnn.allow_tf32 = False
+    os.environ["ADL_CUDA_TIER"] = "block"
     for cell in _C.cells():
-        for dtype in DTYPES if tier == "streaming" else DTYPES[:3]:
-            for H in (20, 128):
-                train(cell, dtype, H, packed=H == 20)
-print("done")
+        train(cell, torch.float32, 96, packed=False)
+    print("done")
+
+
+main()
