@@ -2,22 +2,26 @@
 PYTHON ?= python3
 # Pinned: a bare `torch` is the newest release, with gigabytes of CUDA libraries.
 TORCH ?= torch==2.13.0
+# Of `make cuda-build`; those gigabytes.
+TORCH_CUDA ?= torch==2.14.1
 
 VENV := .venv
 BIN := $(VENV)/bin
 # The stamp carries the torch asked for, so that `make test TORCH=...` sets up again.
 ENV_STAMP := $(VENV)/.stamp-env-$(subst /,_,$(TORCH))
 BUILD_STAMP := $(VENV)/.stamp-build
+VENV_CUDA := .venv-cuda
+CUDA_STAMP := $(VENV_CUDA)/.stamp-env-$(subst /,_,$(TORCH_CUDA))
 
 BUILD_SOURCES := setup.py pyproject.toml $(wildcard build_backend/*.py)
 CSRC := $(shell find csrc -type f)
 FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/cpu_driver/* tests/cuda_on_cpu/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test bench cuda-check cuda-build gpu lint format clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: $(BUILD_STAMP) ## train a small model with torch and with adl_kernels, side by side
 	$(BIN)/python -m bench demo
@@ -27,6 +31,18 @@ test: $(BUILD_STAMP) ## run the tests
 
 bench: $(BUILD_STAMP) ## measure against torch, results to bench/results (40 minutes)
 	$(BIN)/python -m bench rnn --grid full --save
+
+# With the Python of cuda-build, if it is there, the operators are parsed too.
+cuda-check: ## compile the CUDA kernels for every architecture; needs the toolkit, no GPU
+	$(firstword $(wildcard $(VENV_CUDA)/bin/python) $(PYTHON)) tests/cuda_check.py
+
+# info from another folder: in this one the sources would be imported, not what was installed.
+cuda-build: $(CUDA_STAMP) ## build and import against a CUDA torch, in .venv-cuda; needs no GPU
+	ADL_CUDA=1 $(VENV_CUDA)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
+	cd $(VENV_CUDA) && bin/python -m adl_kernels.info
+
+gpu: ## build, test and measure on a GPU with the Python at hand, no network (8 minutes)
+	$(PYTHON) tests/gpu
 
 lint: $(BUILD_STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check .
@@ -39,14 +55,20 @@ format: $(BUILD_STAMP) ## rewrite Python and C++ in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
 
-clean: ## remove what was built, and .venv
-	rm -rf $(VENV) build dist *.egg-info adl_kernels/*.so adl_kernels/_build_info.py
+clean: ## remove what was built, .venv and .venv-cuda
+	rm -rf $(VENV) $(VENV_CUDA) build dist *.egg-info adl_kernels/*.so adl_kernels/_build_info.py
 
 $(ENV_STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("needs Python 3.10 or newer: make PYTHON=/path/to/python3")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)" "setuptools>=77" ninja
 	rm -f $(VENV)/.stamp-*
+	touch $@
+
+$(CUDA_STAMP):
+	test -x $(VENV_CUDA)/bin/python || $(PYTHON) -m venv $(VENV_CUDA)
+	$(VENV_CUDA)/bin/python -m pip install --quiet "$(TORCH_CUDA)" "setuptools>=77" ninja
+	rm -f $(VENV_CUDA)/.stamp-*
 	touch $@
 
 $(BUILD_STAMP): $(ENV_STAMP) $(BUILD_SOURCES) $(CSRC)

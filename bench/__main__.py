@@ -1,4 +1,4 @@
-"""The command line: `python -m bench rnn`, `demo`, `table` and `picture`."""
+"""The command line: `python -m bench rnn`, `gpu`, `demo`, `table` and `picture`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.cases import CLASSES, DTYPES, GRIDS, MODES, NAMED, select
+from bench.cases import CLASSES, DTYPES, GRIDS, MODES, NAMED, jobs, parse_cases, select
 
+GPU_DTYPES = ("f32", "bf16", "tf32", "f16")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -39,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_rnn(commands)
+    _add_gpu(commands)
     _add_demo(commands)
     commands.add_parser(
         "recompute",
@@ -122,6 +124,37 @@ def _add_rnn(commands) -> None:
     _add_steady_malloc(rnn)
     add("--json", type=Path, metavar="PATH", help="write machine, rows and summary to PATH")
     add("--save", action="store_true", help="the same to bench/results/cpu-rnn.json, and a picture")
+
+
+def _add_gpu(commands) -> None:
+    gpu = commands.add_parser(
+        "gpu",
+        help="time LSTM, GRU and RNN layers on a GPU against torch.nn on cuDNN (4 minutes)",
+        description=(
+            "Times layers, forward and training, with CUDA events, ours and torch.nn's in turns; "
+            "every result is first compared with torch.nn in double precision. Also measures what "
+            "the GPU does at best, and judges the goals. Writes bench/results/<name of GPU>.json."
+        ),
+    )
+    add = gpu.add_argument
+    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the command itself")
+    add("--cells", type=_words(tuple(CLASSES)), default=tuple(CLASSES), metavar="LIST")
+    add(
+        "--dtypes",
+        type=_words(GPU_DTYPES),
+        default=GPU_DTYPES,
+        metavar="LIST",
+        help="of f32,bf16,tf32,f16 (default: all); tf32 is float32 that may be rounded to it",
+    )
+    add("--cases", metavar="LIST", help="names of cases or shapes TxBxIxH (default: the grid)")
+    add(
+        "--seconds",
+        type=float,
+        default=200.0,
+        metavar="S",
+        help="for all rows together; 0: three samples each (default: %(default)s)",
+    )
+    add("--json", type=Path, metavar="PATH", help="write to PATH instead")
 
 
 def _add_demo(commands) -> None:
@@ -251,6 +284,17 @@ def run_rnn(options: argparse.Namespace) -> int:
     return int(any(row["status"] != "ok" for row in rows))
 
 
+def run_gpu(options: argparse.Namespace) -> int:
+    from bench import gpu, gpu_grid
+
+    if options.cases is None:
+        chosen = gpu_grid.grid(options.cells, options.dtypes)
+    else:
+        chosen = jobs(parse_cases(options.cases, gpu_grid.NAMED), options.cells, options.dtypes)
+    settings = gpu.Settings(chosen, options.device, options.seconds)
+    return gpu.main(settings, options.arguments, options.json, RESULTS)
+
+
 def run_recompute(options: argparse.Namespace) -> int:
     from bench import machine, recompute, run
 
@@ -305,6 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         commands = {
             "rnn": run_rnn,
+            "gpu": run_gpu,
             "demo": run_demo,
             "recompute": run_recompute,
             "table": run_table,

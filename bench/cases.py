@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,8 @@ class Case:
     """One call: x is [T, B, I], the state [num_layers x directions, B, H].
 
     kind: "layer"; "stack", of several layers; "packed", a PackedSequence of lengths evenly spread
-    between 20 and T; "step", one step from a given state; "cell", the same by nn.LSTMCell etc.
+    between a fifth of T and T; "step", one step from a given state; "cell", the same by
+    nn.LSTMCell etc.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Case:
         """Of a PackedSequence: [T] how many sequences reach each step."""
         if self.kind != "packed":
             return None
-        lengths = torch.linspace(20, self.T, self.B).round()
+        lengths = torch.linspace(self.T / 5, self.T, self.B).round()
         return (lengths > torch.arange(self.T)[:, None]).sum(1)
 
     @property
@@ -162,17 +163,17 @@ def select(
     return tuple(sorted(found, key=lambda job: (cells.index(job.cell), dtypes.index(job.dtype))))
 
 
-def parse_cases(text: str) -> tuple[Case, ...]:
+def parse_cases(text: str, named: Mapping[str, Case] = NAMED) -> tuple[Case, ...]:
     """Cases from a comma-separated list of names or TxBxIxH shapes."""
-    return tuple(_case(word) for word in text.split(","))
+    return tuple(_case(word, named) for word in text.split(","))
 
 
-def _case(word: str) -> Case:
-    if word in NAMED:
-        return NAMED[word]
+def _case(word: str, named: Mapping[str, Case]) -> Case:
+    if word in named:
+        return named[word]
     shape = _SHAPE.fullmatch(word)
     if shape is None or "0" in shape.groups():
         raise ValueError(
-            f"bench: a case is one of {', '.join(NAMED)} or a shape TxBxIxH, got {word!r}"
+            f"bench: a case is one of {', '.join(named)} or a shape TxBxIxH, got {word!r}"
         )
     return Case(word, *map(int, shape.groups()))

@@ -210,7 +210,7 @@ def _rows_of(job: Job, settings: Settings, peak: Peak) -> Iterator[Row]:
     torch.set_num_threads(max(settings.threads))
     ours, theirs, problem = build(job)
     checked = settings.checked.get((job.cell, job.dtype, job.case.name))
-    checked = checked or _check(ours, theirs, problem, settings.modes)
+    checked = checked or check(ours, theirs, problem, settings.modes)
     for mode in settings.modes:
         for threads in settings.threads:
             torch.set_num_threads(threads)
@@ -229,7 +229,7 @@ def _rows_of(job: Job, settings: Settings, peak: Peak) -> Iterator[Row]:
             yield row
 
 
-def _check(
+def check(
     ours: nn.Module, theirs: nn.Module, problem: gate.Problem, modes: Sequence[str]
 ) -> dict[str, Row]:
     """What the gate says of each mode. With most threads: the bits do not depend on them."""

@@ -41,6 +41,15 @@ def max_jobs(setting: str | None, cores: int, memory: int) -> int:
     return int(setting)
 
 
+def jobs_here() -> int:
+    return max_jobs(os.environ.get("MAX_JOBS"), available_cores(), available_memory())
+
+
+def nvcc_threads(jobs: int, files: int) -> int:
+    """Architectures that each nvcc compiles at a time, so that all jobs have something to do."""
+    return max(1, min(len(gencode_flags()), jobs // max(1, files)))
+
+
 def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -68,8 +68,6 @@ class Plan:
     def torch_objects(self) -> Iterator[Object]:
         """Sources that may include torch or Python headers."""
         includes = [sysconfig.get_path("include"), *self.torch.include_dirs]
-        if self.cuda_home:
-            includes.append(self.cuda_home / "include")
         built = [f"-DADL_ISA_{isa.upper()}" for isa in self.isas if isa != "default"]
         flags = [
             *self.common_flags(),
@@ -78,8 +76,13 @@ class Plan:
             *(["-DADL_WITH_CUDA"] if self.cuda_home else []),
             *(f"-isystem{folder}" for folder in includes),
         ]
+        cuda_flags = [*flags, *(f"-isystem{folder}" for folder in self.cuda_include_dirs())]
         for source in torch_sources(self.root):
-            yield Object("cxx", source, object_name(self.root, source, "torch"), flags)
+            name = object_name(self.root, source, "torch")
+            if not is_cuda_source(source):
+                yield Object("cxx", source, name, flags)
+            elif self.cuda_home:
+                yield Object("cxx", source, name, cuda_flags)
 
     def kernel_objects(self) -> Iterator[Object]:
         """Torch-free sources, once for each instruction set."""
@@ -90,9 +93,18 @@ class Plan:
                 yield Object("cxx", source, object_name(self.root, source, isa), flags)
 
     def cuda_objects(self) -> Iterator[Object]:
-        flags = [*NVCC_FLAGS, *choices.gencode_flags(), f"-I{self.root / 'csrc'}"]
-        for source in cuda_sources(self.root):
+        sources = cuda_sources(self.root)
+        threads = choices.nvcc_threads(choices.jobs_here(), len(sources))
+        flags = [*NVCC_FLAGS, *choices.gencode_flags(), f"--threads={threads}"]
+        flags.append(f"-I{self.root / 'csrc'}")
+        for source in sources:
             yield Object("nvcc", source, object_name(self.root, source, "cuda"), flags)
+
+    def cuda_include_dirs(self) -> list[Path]:
+        """The toolkit's headers, then those of cuBLAS and others that came with torch as wheels."""
+        if self.cuda_home is None:
+            return []
+        return [self.cuda_home / "include", *self.torch.nvidia_include_dirs]
 
     def common_flags(self) -> list[str]:
         return [*CXX_FLAGS, *OPENMP, f"-I{self.root / 'csrc'}", *env_flags("CXXFLAGS")]
@@ -112,6 +124,11 @@ def torch_sources(root: Path) -> list[Path]:
     csrc = root / "csrc"
     cpu = (path for path in csrc.glob("cpu/*.cpp") if not path.name.startswith("isa_"))
     return [csrc / "module.cpp", *sorted(csrc.glob("ops/*.cpp")), *sorted(cpu)]
+
+
+def is_cuda_source(path: Path) -> bool:
+    """Whether a source of csrc/ops is for CUDA builds alone."""
+    return path.parent.name == "ops" and path.name.startswith("cuda")
 
 
 def kernel_sources(root: Path, isa: str) -> list[Path]:
@@ -174,11 +191,8 @@ def compile_all(plan: Plan, folder: Path) -> list[str]:
     nvcc = str(plan.cuda_home / "bin/nvcc") if plan.cuda_home else "nvcc"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text(ninja_text(objects, folder, cxx, nvcc))
-    jobs = choices.max_jobs(
-        os.environ.get("MAX_JOBS"), choices.available_cores(), choices.available_memory()
-    )
     sys.stdout.flush()
-    run = subprocess.run([find_ninja(), "-C", str(folder), "-j", str(jobs)])
+    run = subprocess.run([find_ninja(), "-C", str(folder), "-j", str(choices.jobs_here())])
     if run.returncode != 0:
         raise BuildError("the C++ sources did not compile; the compiler's message is above.")
     return [str(folder / item.name) for item in objects]

@@ -31,6 +31,11 @@ class TorchInfo:
         return [include, include / "torch" / "csrc" / "api" / "include"]
 
     @property
+    def nvidia_include_dirs(self) -> list[Path]:
+        """Of the wheels that a CUDA build from PyPI depends on: nvidia/cu13, nvidia/cublas, ..."""
+        return sorted((self.folder.parent / "nvidia").glob("*/include"))
+
+    @property
     def requirement(self) -> str:
         """The pin for the wheel: torch's C++ interface changes with every minor version."""
         return "torch=={}.{}.*".format(*self.minor)

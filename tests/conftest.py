@@ -1,24 +1,36 @@
-"""Fixtures that every test gets."""
+"""Fixtures that every test gets, and the device that tests are for."""
+
+from __future__ import annotations
 
 import sys
 from pathlib import Path
 
+import devices
 import pytest
 import torch
 
 EMULATOR = Path(__file__).parent / "cuda_on_cpu"
-collect_ignore = ["cuda_on_cpu"]
+collect_ignore = ["cuda_on_cpu", "gpu"]
 
 
-def pytest_addoption(parser):
+def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--cuda-on-cpu",
         choices=("fast", "asan", "race"),
         help="run the CUDA kernels, emulated, where otherwise the ops on the CPU would run",
     )
+    parser.addoption(
+        "--device", default="cpu", choices=("cpu", "cuda"), help="where the layers under test run"
+    )
 
 
-def pytest_configure(config):
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "cpu_only: says nothing about other devices; deselected by --device cuda"
+    )
+    devices.use(config.getoption("--device"))
+    if devices.DEVICE != "cpu":
+        collect_ignore.remove("gpu")
     variant = config.getoption("--cuda-on-cpu")
     if variant is not None:
         collect_ignore.remove(EMULATOR.name)
@@ -26,6 +38,14 @@ def pytest_configure(config):
         from library import take_over
 
         take_over(variant)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if devices.DEVICE == "cpu":
+        return
+    deselected = [item for item in items if item.get_closest_marker("cpu_only")]
+    config.hook.pytest_deselected(items=deselected)
+    items[:] = [item for item in items if not item.get_closest_marker("cpu_only")]
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+from devices import DEVICE
 from torch import Tensor
 
 from adl_kernels import reference
@@ -72,7 +73,8 @@ class Layer:
 
     def torchs(self) -> list[Tensor]:
         run = getattr(torch._VF, self.case.cell)
-        hx = self.hx if len(self.hx) == 2 else self.hx[0]
+        hx = [h.contiguous() for h in self.hx]  # cuDNN takes no others
+        hx = hx if len(hx) == 2 else hx[0]
         options = (self.case.bias, 1, 0.0, True, self.case.D == 2)
         if self.batch_sizes is None:
             return list(run(self.x, hx, self.weights, *options, False))
@@ -87,7 +89,7 @@ def make(case: Case) -> Layer:
 
     def tensor(*shape: int, scale: float = 1.0) -> Tensor:
         wide = torch.randn(*shape[:-1], shape[-1] + 3, dtype=torch.float64) * scale
-        return wide.to(case.dtype)[..., 2 : 2 + shape[-1]]
+        return wide.to(DEVICE, case.dtype)[..., 2 : 2 + shape[-1]]
 
     batch_sizes = None
     rows: tuple[int, ...] = (case.T, case.B)

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 import torch
+from devices import DEVICE
 from layers import Case, make
 
 from adl_kernels import reference
@@ -147,7 +148,7 @@ def test_gradient_is_the_unrecursive_sum_of_the_lectures(cell):
     layer = make(Case(cell, T, B, 2, size, F64))
     step, states = reference.STEPS[cell], len(layer.hx)
     w_ih, w_hh, b_ih, b_hh = layer.weights
-    targets = torch.randn(T, B, size, dtype=F64)
+    targets = torch.randn(T, B, size, dtype=F64, device=DEVICE)
 
     trajectory = [torch.cat([h[0] for h in layer.hx], 1)]  # [1, states * size]
     for x in layer.x:
@@ -161,7 +162,7 @@ def test_gradient_is_the_unrecursive_sum_of_the_lectures(cell):
     by_state, by_u = zip(*(jacobian(t, trajectory[t], w_hh) for t in range(T)), strict=True)
     total = torch.zeros_like(w_hh)
     for t in range(T):
-        row = torch.zeros(states * size, dtype=F64)
+        row = torch.zeros(states * size, dtype=F64, device=DEVICE)
         row[:size] = 2 * (trajectory[t + 1][0, :size] - targets[t, 0])  # dE_t/ds_t
         for k in range(t, -1, -1):
             total += torch.tensordot(row, by_u[k], 1)

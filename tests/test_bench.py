@@ -16,9 +16,11 @@ import adl_kernels
 # bench is not installed. Appended, so that it cannot shadow an installed adl_kernels.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from bench import cases, gate, goals, limits, machine, report, run
+from bench import cases, gate, goals, gpu, gpu_grid, limits, machine, report, run
 from bench.__main__ import main
 from bench.peak import Peak
+
+pytestmark = pytest.mark.cpu_only
 
 TINY = cases.Case("tiny", T=3, B=2, I=5, H=7)
 QUICK = ["--quick", "--cases", "3x2x5x7", "--threads", "1"]
@@ -451,3 +453,82 @@ def test_demo_refuses_different_learning(monkeypatch, tmp_path: Path, capsys) ->
     monkeypatch.setattr(adl_kernels, "convert", convert)
     assert demo(tmp_path, "--cells", "lstm") == 1
     assert "THE TWO DO NOT LEARN THE SAME" in capsys.readouterr().out
+
+
+TRY_GPU = ["gpu", "--device", "cpu", "--seconds", "0"]
+
+
+def test_gpu_command_without_a_gpu(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "gpu.json"
+    few = ["--cases", "512x1x3x4,30x2x5x7", "--cells", "lstm,gru", "--dtypes", "f32,bf16"]
+    assert main([*TRY_GPU, *few, "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "| lstm | f32 | 512, 1, 3, 4 | " in printed
+    assert "| LSTM f32, H ≤ 128, T = 512 | " in printed
+    found = json.loads(path.read_text())
+    assert {"gpu", "torch", "command", "date"} <= set(found["machine"])
+    assert {"copy_GB_s", "matmul_bf16_TFLOP_s", "launch_us"} <= set(found["ceilings"])
+    assert len(found["rows"]) == 2 * 2 * 2 * 2
+    for row in found["rows"]:
+        assert row["ratio"] > 0 and row["ours"]["samples"] == 3
+        assert row["ours"]["us_per_step"] == pytest.approx(1e6 * row["ours"]["median_s"] / row["T"])
+
+
+def test_gpu_command_says_wrong_and_failed(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(adl_kernels, "LSTM", Slightly)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("a kernel failed\nwith details")
+
+    monkeypatch.setattr(adl_kernels.GRU, "forward", fails)
+    quick = ["--cases", "30x2x5x7", "--cells", "lstm,gru", "--dtypes", "f32"]
+    assert main([*TRY_GPU, *quick]) == 1
+    printed = capsys.readouterr().out
+    assert "lstm f32 30, 2, 5, 7 infer: WRONG y is off by 1.0e-03" in printed
+    assert "gru f32 30, 2, 5, 7 train: FAILED a kernel failed\n" in printed
+
+
+def test_gpu_command_needs_a_gpu(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["gpu"]) == 2
+    assert "finds no GPU" in capsys.readouterr().err
+
+
+def test_gpu_time_runs_out(capsys) -> None:
+    jobs = cases.jobs([TINY], dtypes=("f32",))
+    assert list(gpu.measure(gpu.Settings(jobs, "cpu", seconds=1e-9))) == []
+    assert "out of time: 3 of 3 jobs left out" in capsys.readouterr().out
+
+
+def test_gpu_grid() -> None:
+    grid = gpu_grid.grid(tuple(cases.CLASSES), ("f32", "bf16", "tf32", "f16"))
+    assert len(set(grid)) == len(grid)
+    assert all(gpu_grid.NAMED[job.case.name] == job.case for job in grid)
+    sizes = {(job.case.T, job.case.B, job.case.H) for job in grid}
+    assert {(512, 1, 32), (512, 256, 128), (128, 32, 1024), (1024, 16, 768)} <= sizes
+    assert {job.dtype for job in grid if job.case == gpu_grid.BOX} == {"f16"}
+    packed = gpu_grid.NAMED["packed-128"].batch_sizes
+    assert packed[101] == 64 > packed[103] and packed[-1] == 1  # 20 % of 512 steps is 102.4
+    assert gpu.slug("NVIDIA H200") == "nvidia-h200"
+
+
+def gpu_row(job: cases.Job, ratio: float, mode: str = "infer", status: str = "ok") -> run.Row:
+    case = job.case
+    key = {"cell": job.cell, "dtype": job.dtype, "case": case.name, "kind": case.kind}
+    return key | {"T": case.T, "H": case.H, "mode": mode, "status": status, "ratio": ratio}
+
+
+def test_gpu_goals_are_judged() -> None:
+    grid = gpu_grid.grid(tuple(cases.CLASSES), ("f32", "bf16", "tf32", "f16"))
+    rows = [gpu_row(job, 2.0) for job in grid]
+    assert all(line[1].endswith(" met") and line[2] == "" for line in gpu_grid.goal_lines(rows))
+    assert len(gpu_grid.goal_lines(rows)) == len(gpu_grid.GOALS)
+    small = next(row for row in rows if (row["cell"], row["dtype"]) == ("gru", "bf16"))
+    small["ratio"] = 1.9
+    (line,) = (x for x in gpu_grid.goal_lines(rows) if x[0].startswith("GRU bf16, H ≤ 128"))
+    assert line[1] == "1.99 / 1.90 (2.00) MISSED"
+    small["status"] = "WRONG"
+    (line,) = (x for x in gpu_grid.goal_lines(rows) if x[0].startswith("GRU bf16, H ≤ 128"))
+    assert line[1] == "2.00 / 2.00 (2.00) MISSED, 1 WRONG"
+    judged = [row for row in rows if any(goal.about(row) for goal in gpu_grid.GOALS)]
+    assert len(judged) == len(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._dynamo.testing
+from devices import DEVICE
 from torch import nn
 
 import adl_kernels as adl
@@ -41,13 +42,13 @@ def nodes(graph):
 
 def make_input(module, T=5, B=3):
     shape = (B, T, module.input_size) if module.batch_first else (T, B, module.input_size)
-    return torch.randn(shape)
+    return torch.randn(shape, device=DEVICE)
 
 
 @pytest.mark.parametrize("cls, options", LAYERS)
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_fullgraph_has_one_node_per_layer(cls, options, training):
-    module = cls(6, 8, **options).train(training)
+    module = cls(6, 8, **options, device=DEVICE).train(training)
     backend = Graphs()
     compiled = torch.compile(module, backend=backend, fullgraph=True)
     x = make_input(module)
@@ -59,12 +60,12 @@ def test_fullgraph_has_one_node_per_layer(cls, options, training):
 
 @pytest.mark.parametrize("cls, options", LAYERS)
 def test_compiled_training_gives_the_same_gradients(cls, options):
-    module = cls(6, 8, **options)
+    module = cls(6, 8, **options, device=DEVICE)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     x = make_input(module)
     hx_shape = (module.num_layers * (2 if module.bidirectional else 1), 3)
-    h_0 = torch.randn(*hx_shape, module.proj_size or 8, requires_grad=True)
-    hx = (h_0, torch.randn(*hx_shape, 8)) if module.mode == "LSTM" else h_0
+    h_0 = torch.randn(*hx_shape, module.proj_size or 8, device=DEVICE, requires_grad=True)
+    hx = (h_0, torch.randn(*hx_shape, 8, device=DEVICE)) if module.mode == "LSTM" else h_0
     grads = []
     for run in (module, compiled):
         module.zero_grad()
@@ -78,7 +79,7 @@ def test_compiled_training_gives_the_same_gradients(cls, options):
 
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 def test_no_recompilation_for_another_length_or_batch(training):
-    module = adl.LSTM(6, 8, 2).train(training)
+    module = adl.LSTM(6, 8, 2, device=DEVICE).train(training)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(module, backend=counter, fullgraph=True, dynamic=True)
     compiled(make_input(module))
@@ -98,7 +99,8 @@ def test_the_graph_does_not_grow_with_the_length():
     for T in (3, 3000):
         torch._dynamo.reset()
         backend = Graphs()
-        torch.compile(adl.GRU(6, 8), backend=backend, fullgraph=True)(torch.randn(T, 2, 6))
+        module = adl.GRU(6, 8, device=DEVICE)
+        torch.compile(module, backend=backend, fullgraph=True)(make_input(module, T))
         sizes.append(len(backend.graphs[0].graph.nodes))
     assert sizes[0] == sizes[1]
 
@@ -115,7 +117,7 @@ def test_inductor_and_a_model_around_the_layer():
         def forward(self, tokens):
             return self.head(self.cell(self.rnn(self.embedding(tokens))[0][:, -1]).relu())
 
-    model, tokens = Model(), torch.randint(11, (3, 7))
+    model, tokens = Model().to(DEVICE), torch.randint(11, (3, 7), device=DEVICE)
     grads = []
     for run in (model, torch.compile(model, fullgraph=True)):
         model.zero_grad()
@@ -126,10 +128,10 @@ def test_inductor_and_a_model_around_the_layer():
 
 
 def test_compile_under_autocast():
-    module = adl.GRU(6, 8)
+    module = adl.GRU(6, 8, device=DEVICE)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     x = make_input(module)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         output, eager = compiled(x)[0], module(x)[0]
     assert output.dtype == eager.dtype == torch.bfloat16
     torch.testing.assert_close(output, eager)
@@ -137,7 +139,7 @@ def test_compile_under_autocast():
 
 @pytest.mark.parametrize("cls, options", LAYERS)
 def test_export_keeps_the_op_with_dynamic_length_and_batch(cls, options):
-    module = cls(6, 8, **options).eval()
+    module = cls(6, 8, **options, device=DEVICE).eval()
     x = make_input(module)
     T, B = torch.export.Dim("T", min=2), torch.export.Dim("B", min=2)
     order = (B, T) if module.batch_first else (T, B)

@@ -11,6 +11,8 @@ from torch import nn
 
 import adl_kernels as adl
 
+pytestmark = pytest.mark.cpu_only
+
 
 class Model(nn.Module):
     def __init__(self):

@@ -9,6 +9,8 @@ from tolerance import assert_accurate
 
 from adl_kernels._cells import CELLS
 
+pytestmark = pytest.mark.cpu_only
+
 SCALE = 1e-40
 
 

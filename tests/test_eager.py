@@ -15,6 +15,8 @@ import adl_kernels
 from adl_kernels import _C, cell_modules, functional
 from adl_kernels._cells import CELLS
 
+pytestmark = pytest.mark.cpu_only
+
 CELL_OF = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}
 every_class = pytest.mark.parametrize("kind", CELL_OF)
 

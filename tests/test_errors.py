@@ -1,4 +1,7 @@
-"""Wrong calls: torch.nn's exception with torch.nn's text, and then what was expected and came."""
+"""Wrong calls: torch.nn's exception with torch.nn's text, and then what was expected and came.
+
+The modules check before they compute; so only the operators themselves are tried on other devices.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from devices import DEVICE
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -20,7 +24,7 @@ T, B, I, H = 4, 2, 3, 5
 
 
 def zeros(*shape: int, **options: Any) -> Tensor:
-    return torch.zeros(shape, **options)
+    return torch.zeros(shape, **{"device": DEVICE} | options)
 
 
 def failure(call: Callable[[], Any]) -> tuple[type[Exception], str]:
@@ -189,6 +193,7 @@ def calls_of(kind: str) -> Calls:
     return LAYER_CALLS | (LSTM_CALLS if kind == "LSTM" else ONE_STATE_CALLS)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("kind, name", [(kind, name) for kind in LAYERS for name in calls_of(kind)])
 def test_layers(kind: str, name: str) -> None:
     theirs, ours = (cls(I, H, 2) for cls in LAYERS[kind])
@@ -196,6 +201,7 @@ def test_layers(kind: str, name: str) -> None:
     check(lambda: call(theirs), lambda: call(ours), DEVIATIONS.get((kind, name)), name in COMPLETE)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize(
     "name", ["input-4d", "features", "no-steps", "hx-2d", "hx-batch", "hx-3d-for-unbatched"]
@@ -209,6 +215,7 @@ def test_subclasses_of_layers(kind: str, name: str) -> None:
     check(lambda: call(theirs), lambda: call(ours), None, False)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("kind", LAYERS)
 def test_batch_first_and_projection_in_expected_sizes(kind: str) -> None:
     options = {"batch_first": True, "bidirectional": True}
@@ -223,6 +230,7 @@ def test_batch_first_and_projection_in_expected_sizes(kind: str) -> None:
         check(lambda c=call: c(theirs), lambda c=call: c(ours), None, False)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_weight_that_was_deleted_is_missed(kind: str) -> None:
     """torch's layers go on with the weight that is no longer there."""
@@ -234,6 +242,7 @@ def test_a_weight_that_was_deleted_is_missed(kind: str) -> None:
         ours(x)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l1"])
 def test_a_weight_set_to_none_is_named(kind: str, name: str) -> None:
@@ -246,6 +255,7 @@ def test_a_weight_set_to_none_is_named(kind: str, name: str) -> None:
     assert name in text
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("kind", LAYERS)
 def test_nothing_is_left_behind_by_an_error(kind: str) -> None:
     theirs, ours = (cls(I, H, 2) for cls in LAYERS[kind])
@@ -301,6 +311,7 @@ HINTS: dict[str, tuple[Callable[[], Any], str]] = {
 }
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("name", HINTS)
 def test_hints(name: str) -> None:
     call, hint = HINTS[name]
@@ -383,6 +394,7 @@ def calls_of_cell(kind: str) -> Calls:
     return CELL_CALLS | (LSTM_CELL_CALLS if kind == "LSTMCell" else ONE_STATE_CELL_CALLS)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     "kind, name", [(kind, name) for kind in CELLS for name in calls_of_cell(kind)]
 )
@@ -394,6 +406,7 @@ def test_cells(kind: str, name: str) -> None:
     check(lambda: call(theirs), lambda: call(ours), CELL_DEVIATIONS.get((kind, name)), complete)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("name", ["input-3d", "features", "hx-3d", "hx-width"])
 def test_subclasses_of_cells(kind: str, name: str) -> None:
@@ -402,6 +415,7 @@ def test_subclasses_of_cells(kind: str, name: str) -> None:
     check(lambda: call(theirs), lambda: call(ours), None, False)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("kind", CELLS)
 def test_a_weight_of_a_cell_set_to_none_is_named(kind: str) -> None:
     theirs, ours = (cls(I, H) for cls in CELLS[kind])
@@ -413,6 +427,7 @@ def test_a_weight_of_a_cell_set_to_none_is_named(kind: str) -> None:
     assert "weight_hh" in text
 
 
+@pytest.mark.cpu_only
 def test_unknown_nonlinearity_of_a_cell() -> None:
     theirs, ours = (cls(I, H, nonlinearity="sigmoid") for cls in CELLS["RNNCell"])
     assert failure(lambda: ours(x2)) == failure(lambda: theirs(x2))

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import adl_kernels
 
+pytestmark = pytest.mark.cpu_only
+
 SETUP = """
 import os, signal, sys, threading
 import torch

@@ -7,11 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from devices import DEVICE
 
 SECONDS = 6
 
 
-def fuzz(seed: int, seconds: float) -> None:
+def fuzz(seed: int, seconds: float, device: str) -> None:
     """Calls ops and modules with arguments that are mostly almost right."""
     import time
 
@@ -34,7 +35,7 @@ def fuzz(seed: int, seconds: float) -> None:
         if rng.random() < 0.03:
             shape = (*shape, size(2))
         dtype = rng.choice(dtypes) if rng.random() < 0.1 else torch.float32
-        t = torch.randn(shape).to(dtype)
+        t = torch.randn(shape).to(device, dtype)
         if rng.random() < 0.2 and t.dim() > 1:
             t = t.transpose(0, -1).contiguous().transpose(0, -1)
         if rng.random() < 0.1 and t.numel():
@@ -77,7 +78,7 @@ def fuzz(seed: int, seconds: float) -> None:
         I, H = rng.choice([1, 3, 20]), rng.choice([1, 4, 20])
         layers, both = rng.choice([1, 2]), rng.random() < 0.5
         first = rng.random() < 0.5
-        m = cls(I, H, layers, bidirectional=both, batch_first=first)
+        m = cls(I, H, layers, bidirectional=both, batch_first=first, device=device)
         T, B = rng.choice([0, 1, 5]), rng.choice([0, 1, 3])
         x = tensor(T, B, I)
         if rng.random() < 0.3 and x.dim() == 3:
@@ -97,7 +98,7 @@ def fuzz(seed: int, seconds: float) -> None:
         cls = rng.choice([adl.LSTMCell, adl.GRUCell, adl.RNNCell])
         I, H, B = rng.choice([1, 3]), rng.choice([0, 1, 20]), rng.choice([0, 1, 3])
         hx = tensor(B, H)
-        m = cls(I, H, bias=rng.random() < 0.7)
+        m = cls(I, H, bias=rng.random() < 0.7, device=device)
         m(tensor(B, I), rng.choice([None, hx, (hx, tensor(B, H))]))
 
     done = errors = 0
@@ -109,16 +110,19 @@ def fuzz(seed: int, seconds: float) -> None:
         except allowed as error:
             errors += 1
             assert str(error), "an error without a message"
+            assert "CUDA error" not in str(error), "a kernel did what it must not"
+    if device == "cuda":
+        torch.cuda.synchronize()  # what a kernel did wrong is said later
     print(f"{done} calls, {errors} refused")
     assert done > 100 and 0 < errors < done
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_never_crashes(seed):
-    command = [sys.executable, __file__, str(seed), str(SECONDS)]
+    command = [sys.executable, __file__, str(seed), str(SECONDS), DEVICE]
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, f"exit {run.returncode}\n{run.stdout}\n{run.stderr[-3000:]}"
 
 
 if __name__ == "__main__":
-    fuzz(int(sys.argv[1]), float(sys.argv[2]))
+    fuzz(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3])

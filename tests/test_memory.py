@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.cpu_only
+
 SLACK = 2**21  # of an allocator's rounding, in bytes
 
 SETUP = """

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICE
 from pairs import (
     CASES,
     MARKS,
@@ -57,7 +58,7 @@ def loaded_by_assignment(module: nn.RNNBase) -> nn.RNNBase:
 
 
 def loaded_into_empty(module: nn.RNNBase) -> nn.RNNBase:
-    new = copy.deepcopy(module).to("meta").to_empty(device="cpu")
+    new = copy.deepcopy(module).to("meta").to_empty(device=DEVICE)
     new.load_state_dict(module.state_dict(), strict=True)
     return new
 
@@ -92,7 +93,7 @@ KEEPING: dict[str, Callable[[Any], Any]] = {
     "old-pickle-with-all-weights": lambda m: m.__setstate__(
         m.__getstate__() | {"all_weights": m.all_weights}
     ),
-    "to-where-it-is": lambda m: m.to("cpu", torch.float64),
+    "to-where-it-is": lambda m: m.to(DEVICE, torch.float64),
     "load-state-dict-assign": loaded_by_assignment,
     "meta-to-empty-load": loaded_into_empty,
     "share-memory": lambda m: m.share_memory(),
@@ -180,7 +181,7 @@ ALTERING: dict[str, Callable[[Any], Any]] = {
     "parameter-in-place": lambda m: torch.no_grad()(m.bias_hh_l1_reverse.add_)(1),
     # Parameters that are parts of one vector, at odd addresses.
     "vector": lambda m: nn.utils.vector_to_parameters(
-        torch.linspace(-1, 1, sum(p.numel() for p in m.parameters()) + 1).double()[1:],
+        torch.linspace(-1, 1, sum(p.numel() for p in m.parameters()) + 1).to(DEVICE).double()[1:],
         m.parameters(),
     ),
     "initialised": lambda m: nn.init.orthogonal_(m.weight_hh_l0_reverse),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICE
 from pairs import (
     MARKS,
     B,
@@ -39,9 +40,11 @@ pytestmark = MARKS
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_training_has_torchs_loss_curve(kind: str, packed: bool) -> None:
     curves = []
-    for layer in pair(kind, num_layers=2, bidirectional=True, dropout=0.3, batch_first=True):
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+    options["dropout"] = 0.3 if DEVICE == "cpu" else 0.0  # cuDNN draws in its own way
+    for layer in pair(kind, **options):
         torch.manual_seed(5)
-        head = nn.Linear(2 * H, 2, dtype=torch.float64)
+        head = nn.Linear(2 * H, 2, dtype=torch.float64, device=DEVICE)
         optimizer = torch.optim.Adam([*layer.parameters(), *head.parameters()], lr=0.01)
         losses = []
         for step in range(5):
@@ -76,6 +79,7 @@ def test_states_carried_over_and_detached(kind: str) -> None:
     same_tensors(found[1], found[0])
 
 
+@pytest.mark.cpu_only
 @every_class
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_complex_modules_run_torchs_own_layer(kind: str, packed: bool) -> None:
@@ -104,6 +108,7 @@ def test_checkpointing_draws_the_same_dropout_again(kind: str) -> None:
     assert_same(got, expected, 0)
 
 
+@pytest.mark.cpu_only
 @every_class
 def test_shared_memory_is_shared(kind: str) -> None:
     _, ours = pair(kind)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICE
 from pairs import (
     CASES,
     CELL_NAMES,
@@ -49,7 +50,7 @@ def test_autocast(kind: str, dtype: torch.dtype, name: str) -> None:
     x = random(*case.shape, dtype=torch.float32)
     hx = None if case.hx is None else states(ours, B, torch.float32)
     expected = results(theirs, x, hx, case.pack(theirs))
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(DEVICE, dtype):
         got = results(ours, x, hx, case.pack(ours))
     scale = 8 * torch.finfo(dtype).eps
     for key, true in expected.items():
@@ -65,12 +66,12 @@ def test_autocast_takes_states_and_inputs_of_other_dtypes(kind: str) -> None:
     x, hx = random(T, B, I, dtype=torch.float32), states(ours, B, torch.float32)
     low = torch.bfloat16
     small = tuple(h.to(low) for h in hx) if is_lstm(ours) else hx.to(low)
-    with torch.autocast("cpu", low):
+    with torch.autocast(DEVICE, low):
         expected = ours(x, hx)
         for got in (ours(x, small), ours(x.to(low), hx), ours(x.to(low), small)):
             assert all(o.dtype == low for o in tensors(got))
             same_tensors(got, expected, 0)
-    with torch.autocast("cpu", enabled=False):
+    with torch.autocast(DEVICE, enabled=False):
         assert ours(x, hx)[0].dtype == torch.float32
 
 
@@ -79,7 +80,7 @@ def test_backward_outside_autocast(kind: str) -> None:
     _, ours = pair(kind, dtype=torch.float32)
     x, found = random(T, B, I, dtype=torch.float32), []
     for inside in (True, False):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(DEVICE, torch.bfloat16):
             y = ours(x)[0]
             if inside:
                 gradients = torch.autograd.grad(y.sum(), ours.parameters())
@@ -93,7 +94,7 @@ def test_backward_outside_autocast(kind: str) -> None:
 def test_autocast_under_vmap(kind: str) -> None:
     _, ours = pair(kind, dtype=torch.float32, num_layers=2)
     x = random(4, T, B, I, dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         expected = [torch.stack(o) for o in zip(*(outputs_of(ours)(one) for one in x), strict=True)]
         got = vmap(outputs_of(ours))(x)
     same_tensors(got, expected, 0.02)
@@ -103,7 +104,7 @@ def test_autocast_under_vmap(kind: str) -> None:
 def test_autocast_leaves_double_alone(kind: str) -> None:
     theirs, ours = pair(kind)
     x = random(T, B, I)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         same_tensors(ours(x, states(ours, B)), theirs(x, states(theirs, B)))
 
 
@@ -111,7 +112,7 @@ def test_autocast_leaves_double_alone(kind: str) -> None:
 def test_autocast_of_a_low_precision_module(kind: str) -> None:
     _, ours = pair(kind, dtype=torch.bfloat16)
     x = random(T, B, I, dtype=torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         same_tensors(ours(x), ours.float()(x), 0)
 
 
@@ -216,6 +217,7 @@ def test_jacobians(kind: str, jacobian: Callable[..., Any]) -> None:
     same_tensors(jacobian(lambda x: ours(x)[0])(x), expected)
 
 
+@pytest.mark.cpu_only
 @every_kind
 def test_jvp_and_vjp(kind: str) -> None:
     theirs, ours = pair(kind, num_layers=2, bidirectional=True)
@@ -230,6 +232,7 @@ def test_jvp_and_vjp(kind: str) -> None:
     same_tensors([*outputs, *ours_pull(upstream)], [*expected[0], *pull(upstream)])
 
 
+@pytest.mark.cpu_only
 @every_kind
 def test_dual_numbers_in_inputs_and_weights(kind: str) -> None:
     theirs, ours = pair(kind)
@@ -262,6 +265,7 @@ def test_dual_numbers_in_float32(kind: str) -> None:
     same_tensors(got, expected, 1e-5)
 
 
+@pytest.mark.cpu_only
 @every_class
 def test_hessians(kind: str) -> None:
     theirs, ours = pair(kind)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import DEVICE
 from pairs import (
     BOTH,
     CASES,
@@ -72,6 +73,7 @@ ATTRIBUTES = (
 ).split()
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("name", CONSTRUCTIONS)
 def test_constructor_makes_the_same_module(name: str) -> None:
     kind, args, options = CONSTRUCTIONS[name]
@@ -162,6 +164,7 @@ def failure(cls: type, *args: Any, **kwargs: Any) -> tuple[type, str]:
     pytest.fail(f"{cls} accepted {args} {kwargs}")
 
 
+@pytest.mark.cpu_only
 @every_kind
 @pytest.mark.parametrize("name", BAD_CONSTRUCTIONS)
 def test_constructor_refuses_what_torch_refuses(kind: str, name: str) -> None:
@@ -170,12 +173,14 @@ def test_constructor_refuses_what_torch_refuses(kind: str, name: str) -> None:
     assert failure(ours, *args, **kwargs, **extra) == failure(theirs, *args, **kwargs, **extra)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("name", BAD_PROJECTIONS)
 def test_constructor_refuses_bad_projections(name: str) -> None:
     bad = BAD_PROJECTIONS[name]
     assert failure(adl_kernels.LSTM, 4, 7, **bad) == failure(nn.LSTM, 4, 7, **bad)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("kind", ["GRU", "RNN_TANH", "RNN_RELU"])
 @pytest.mark.parametrize("proj_size", [0, 3])
 def test_only_lstm_has_projections(kind: str, proj_size: int) -> None:
@@ -185,6 +190,7 @@ def test_only_lstm_has_projections(kind: str, proj_size: int) -> None:
     assert expected[0] is ValueError and "only supported for LSTM" in expected[1]
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(
     "args, kwargs",
     [
@@ -201,6 +207,7 @@ def test_rnn_refuses_other_nonlinearities(args: Any, kwargs: Any) -> None:
     assert failure(adl_kernels.RNN, *args, **kwargs) == failure(nn.RNN, *args, **kwargs)
 
 
+@pytest.mark.cpu_only
 @every_kind
 def test_dropout_on_one_layer_warns(kind: str) -> None:
     theirs, ours, extra = KINDS[kind]
@@ -222,7 +229,7 @@ def test_is_an_rnnbase_with_its_methods(kind: str) -> None:
     assert ours.extra_repr() == theirs.extra_repr()
     assert ours.get_expected_hidden_size(x, None) == theirs.get_expected_hidden_size(x, None)
     assert ours.get_expected_hidden_size(x, sizes) == theirs.get_expected_hidden_size(x, sizes)
-    hx, order = states(ours, B), torch.tensor([2, 0, 1])
+    hx, order = states(ours, B), torch.tensor([2, 0, 1], device=DEVICE)
     same_tensors(ours.permute_hidden(hx, order), theirs.permute_hidden(hx, order))
     assert ours.permute_hidden(hx, None) is hx
     ours.check_forward_args(x, hx, None)
@@ -336,6 +343,7 @@ def test_states_given_are_never_written(kind: str) -> None:
     same_tensors([x, hx], before, 0)
 
 
+@pytest.mark.cpu_only
 @every_class
 def test_dropout_can_be_changed_and_is_off_in_eval(kind: str) -> None:
     theirs, ours = pair(kind, num_layers=3, dropout=0.2)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from devices import DEVICE
 from layers import Case, make
 from tolerance import assert_accurate
 
@@ -16,6 +17,7 @@ from adl_kernels._cells import CELLS
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 RAGGED = (9, 9, 6, 5, 1, 1, 1)
+THREADS = (1, 2) if DEVICE == "cpu" else (1,)
 
 CASES = [
     *(Case(cell, 7, 3, 5, 33, dtype) for cell in CELLS for dtype in (F64, F32, BF16, F16)),
@@ -66,7 +68,7 @@ def assert_layer_is_accurate(case):
         y, *states = layer.reference()
     # A loss that reaches the final states, through gradients with strides of their own.
     cotangents = [
-        torch.randn(*t.shape[:-1], 2 * t.shape[-1], dtype=F64).to(case.dtype)[..., ::2]
+        torch.randn(*t.shape[:-1], 2 * t.shape[-1], dtype=F64).to(DEVICE, case.dtype)[..., ::2]
         for t in [y, *states]
     ]
     exact = gradients(widened(layer), type(layer).reference, [c.double() for c in cotangents])
@@ -88,16 +90,17 @@ def assert_layer_is_accurate(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("count", [1, 2], ids=["1thread", "2threads"])
+@pytest.mark.parametrize("count", THREADS, ids=lambda count: f"{count}threads")
 def test_outputs_and_all_gradients(case, count, threads):
     threads(count)
     assert_layer_is_accurate(case)
 
 
 def test_uninitialised_memory_is_poisoned():
-    assert torch.empty(3).isnan().all()
+    assert torch.empty(3, device=DEVICE).isnan().all()
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("shape", [(50, 3, 40, 130), (20, 40, 64, 96), (5, 1, 700, 657)], ids=str)
 def test_results_do_not_depend_on_the_number_of_threads(cell, shape, threads):
@@ -178,6 +181,7 @@ def test_inference_keeps_nothing():
     assert not any("forward" in name for name in calls)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("isa", ["default", "avx2", "avx512", "avx512bf16"])
 def test_every_instruction_set_that_this_cpu_has(isa):
     """A fresh process forced to one set passes the self-test; asking for too much is an error."""

@@ -15,6 +15,8 @@ from adl_kernels import _build_check, _build_info
 from build_backend import choices, compile, target, torch_info
 from build_backend.errors import BuildError
 
+pytestmark = pytest.mark.cpu_only
+
 GB = 2**30
 
 
@@ -164,6 +166,11 @@ def test_max_jobs(setting, cores, memory, jobs):
     assert choices.max_jobs(setting, cores, memory) == jobs
 
 
+@pytest.mark.parametrize("jobs, files, threads", [(2, 4, 1), (16, 4, 4), (64, 4, 5), (8, 0, 5)])
+def test_idle_jobs_compile_other_architectures(jobs, files, threads):
+    assert choices.nvcc_threads(jobs, files) == threads
+
+
 @pytest.mark.parametrize("setting", ["0", "-1", "all"])
 def test_max_jobs_must_be_a_positive_number(setting):
     with pytest.raises(BuildError, match="MAX_JOBS must be a positive whole number"):
@@ -242,12 +249,18 @@ def test_cuda_home_needs_the_headers_too(tmp_path):
 # The compile plan
 
 
-def make_plan(root: Path) -> compile.Plan:
-    for name in ("module.cpp", "ops/cpu.cpp", "cpu/dispatch.cpp", "cpu/isa_f32.cpp"):
+SOURCES = (
+    "module.cpp ops/cpu.cpp ops/cuda.cpp cpu/dispatch.cpp cpu/isa_f32.cpp cuda/scan.cu".split()
+)
+
+
+def make_plan(root: Path, cuda_home: Path | None = None) -> compile.Plan:
+    for name in SOURCES:
         source = root / "csrc" / name
         source.parent.mkdir(parents=True, exist_ok=True)
         source.touch()
-    return compile.Plan(root, info("2.13.0"), ("default", "avx2"), cuda_home=None)
+    torch = torch_info.TorchInfo(root / "site/torch", "2.13.0", None)
+    return compile.Plan(root, torch, ("default", "avx2"), cuda_home)
 
 
 def test_kernels_are_compiled_once_for_each_instruction_set(tmp_path):
@@ -264,6 +277,25 @@ def test_kernels_are_compiled_once_for_each_instruction_set(tmp_path):
     assert not any("torch" in flag for flag in flags["avx2/cpu/isa_f32.cpp.o"])
     assert "-DADL_ISA_AVX2" in flags["torch/cpu/dispatch.cpp.o"]
     assert "-DADL_ISA_AVX512" not in flags["torch/cpu/dispatch.cpp.o"]
+
+
+def test_only_a_cuda_build_compiles_kernels_and_operators_for_cuda(tmp_path):
+    wheels = [tmp_path / "site/nvidia" / name / "include" for name in ("cu13", "cudnn")]
+    for folder in wheels:
+        folder.mkdir(parents=True)
+    plan = make_plan(tmp_path, TOOLKIT)
+    objects = {item.name: item for item in plan.objects()}
+    added = set(objects) - {item.name for item in make_plan(tmp_path).objects()}
+    assert added == {"torch/ops/cuda.cpp.o", "cuda/cuda/scan.cu.o"}
+    # The toolkit first: the wheels have other versions of its headers, and not all of them.
+    headers = [f"-isystem{folder}" for folder in (TOOLKIT / "include", *wheels)]
+    assert objects["torch/ops/cuda.cpp.o"].flags[-3:] == headers
+    assert not set(headers) & set(objects["torch/ops/cpu.cpp.o"].flags)
+    assert "-DADL_WITH_CUDA" in objects["torch/module.cpp.o"].flags
+    nvcc = objects["cuda/cuda/scan.cu.o"]
+    assert nvcc.rule == "nvcc" and set(choices.gencode_flags()) <= set(nvcc.flags)
+    assert {"c10_cuda", "torch_cuda", "cudart"} <= set(plan.libraries())
+    assert str(TOOLKIT / "lib64") in plan.library_dirs()
 
 
 def test_ninja_file_survives_spaces(tmp_path):

@@ -11,6 +11,8 @@ import pytest
 
 from adl_kernels import _build_info
 
+pytestmark = pytest.mark.cpu_only
+
 # oneDNN is off: its own code for float32 goes wrong in the emulator of AVX2.
 CHECK = """
 import sys

@@ -11,6 +11,8 @@ from torch import Tensor
 import adl_kernels
 from adl_kernels import _C
 
+pytestmark = pytest.mark.cpu_only
+
 ROUNDS = _C.isa() == "avx512bf16"  # elsewhere it would not be faster
 ALLOWED = 2e-2  # of the largest value: a few units of bfloat16
 

@@ -12,6 +12,8 @@ from adl_kernels import _C
 from build_backend.choices import ISA_FLAGS, find_compiler
 from build_backend.compile import KERNEL_FLAGS
 
+pytestmark = pytest.mark.cpu_only
+
 ROOT = Path(__file__).parent.parent
 FLAGS = ["-std=c++20", "-O0", "-g1", *KERNEL_FLAGS]
 

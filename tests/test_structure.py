@@ -15,6 +15,8 @@ from adl_kernels import _build_info, reference
 from adl_kernels._cells import CELLS
 from build_backend.compile import kernel_sources, object_name
 
+pytestmark = pytest.mark.cpu_only
+
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
 TORCH = re.compile(r'#include\s*[<"](torch|ATen|c10)/')

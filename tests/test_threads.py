@@ -15,8 +15,10 @@ from torch import Tensor, nn
 import adl_kernels
 from adl_kernels._cells import CELLS
 
+pytestmark = pytest.mark.cpu_only
+
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
-LAYER_H = Path(__file__).parent.parent / "csrc/ops/layer.h"
+CPU_CPP = Path(__file__).parent.parent / "csrc/ops/cpu.cpp"
 RAGGED = tuple(k // 2 + 12 for k in range(34, 0, -1))
 
 # Threads split the batch from 8 sequences each on, else the units: 7 is below for two threads,
@@ -32,8 +34,8 @@ CASES = [
 
 
 def uses_threads(case: Case) -> bool:
-    """As Layer::sequence in layer.h decides."""
-    enough = 1 << int(re.findall(r"kWorthAThread = 1 << (\d+);", LAYER_H.read_text())[0])
+    """As csrc/ops/cpu.cpp decides."""
+    enough = 1 << int(re.findall(r"kWorthAThread = 1 << (\d+);", CPU_CPP.read_text())[0])
     rows = sum(case.lengths) or case.T * case.B
     return 2 * rows * CELLS[case.cell].gates * case.H * (case.I + (case.P or case.H)) >= enough
 

@@ -16,8 +16,8 @@ FLOOR_ULPS = 4
 
 
 def error(value: Tensor, exact: Tensor) -> float:
-    """The largest absolute difference; a NaN on one side is infinite."""
-    difference = (value.double() - exact.double()).abs()
+    """The largest absolute difference, on any devices; a NaN on one side is infinite."""
+    difference = (value.double().cpu() - exact.double().cpu()).abs()
     if difference.isnan().any():
         return float("inf")
     return difference.max().item() if value.numel() else 0.0

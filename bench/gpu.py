@@ -1,0 +1,280 @@
+"""Times adl_kernels against torch.nn on cuDNN, case by case, and the ceilings of the GPU."""
+
+from __future__ import annotations
+
+import gc
+import math
+import platform
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench import gate, machine, report
+from bench.cases import MODES, Job, flops
+from bench.gpu_grid import NUMBERS, WORDS, Row, goal_lines
+from bench.run import Step, build, check, make_step, quantiles
+
+SAMPLE_S = 4e-3  # shorter calls are repeated, so that the GPU has work queued while it is timed
+ROUNDS = (3, 100)  # at least, at most
+
+
+@dataclass(frozen=True)
+class Settings:
+    jobs: Sequence[Job]
+    device: str = "cuda"
+    seconds: float = 200.0  # for all rows together
+    sample_s: float = SAMPLE_S
+    modes: Sequence[str] = MODES
+
+
+# Time
+
+
+class Clock:
+    """Seconds that a device is busy with something, from its first to its last operation."""
+
+    def __init__(self, device: str) -> None:
+        self.on_gpu = torch.device(device).type == "cuda"
+
+    def __call__(self, step: Step, calls: int = 1) -> float:
+        """Per call."""
+        if not self.on_gpu:
+            start = time.perf_counter()
+            for _ in range(calls):
+                step()
+            return (time.perf_counter() - start) / calls
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(calls):
+            step()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) * 1e-3 / calls
+
+
+@dataclass
+class Side:
+    """One of the two competitors in one row."""
+
+    step: Step
+    clock: Clock
+    calls: int = 1  # per sample
+    seconds: list[float] = field(default_factory=list)  # per call, one entry per sample
+
+    def warm_up(self, sample_s: float) -> None:
+        self.clock(self.step)
+        call = min(self.clock(self.step) for _ in range(2))
+        self.calls = max(1, math.ceil(sample_s / call))
+
+    def sample(self) -> None:
+        self.seconds.append(self.clock(self.step, self.calls))
+
+    def figures(self, job: Job, mode: str) -> Row:
+        low, middle, high = quantiles(self.seconds)
+        return {
+            "median_s": middle,
+            "low_s": low,
+            "high_s": high,
+            "samples": len(self.seconds),
+            "calls_per_sample": self.calls,
+            "us_per_step": 1e6 * middle / job.case.T,
+            "tflops": flops(job.cell, job.case, mode) / middle * 1e-12,
+        }
+
+
+def race(sides: Sequence[Side], seconds: float, sample_s: float) -> None:
+    """Sample both in turns, so that drift of the clock rate meets both alike."""
+    for side in sides:
+        side.warm_up(sample_s)
+    gc.collect()
+    gc.disable()
+    try:
+        end = time.perf_counter() + seconds
+        at_least, at_most = ROUNDS
+        for done in range(at_most):
+            if done >= at_least and time.perf_counter() > end:
+                break
+            for side in sides:
+                side.sample()
+    finally:
+        gc.enable()
+
+
+# Rows
+
+
+def measure(settings: Settings) -> Iterator[Row]:
+    """Check and time every job, one row per mode; what time does not allow for is left out."""
+    clock, end = Clock(settings.device), time.perf_counter() + settings.seconds
+    for done, job in enumerate(settings.jobs):
+        left = end - time.perf_counter()
+        if settings.seconds > 0 and left < 0:
+            print(f"out of time: {len(settings.jobs) - done} of {len(settings.jobs)} jobs left out")
+            return
+        rows_left = len(settings.modes) * (len(settings.jobs) - done)
+        # Half of the time goes into building, checking and warming up.
+        yield from _rows_of(job, settings, clock, max(0.0, left) / rows_left / 2)
+
+
+def _rows_of(job: Job, settings: Settings, clock: Clock, seconds: float) -> Iterator[Row]:
+    case = job.case
+    key = {"cell": job.cell, "dtype": job.dtype, "case": case.name, "shape": str(case)}
+    key |= {"kind": case.kind, "T": case.T, "B": case.B, "I": case.I, "H": case.H}
+    torch.backends.cudnn.allow_tf32 = job.dtype == "tf32"
+    try:
+        *modules, problem = pair(job, settings.device)
+        checked = check(*modules, problem, settings.modes)
+    except RuntimeError as error:  # the other cases may well run
+        failed = {"status": "FAILED", "check": str(error).splitlines()[0]}
+        checked = dict.fromkeys(settings.modes, failed)
+    for mode in settings.modes:
+        row = key | {"mode": mode} | checked[mode]
+        if row["status"] == "ok":
+            sides = []
+            for module in modules:
+                module.train(mode == "train")  # in eval mode cuDNN keeps nothing for backward
+                sides.append(Side(make_step(module, problem, mode), clock))
+            with torch.set_grad_enabled(mode == "train"):
+                race(sides, seconds, settings.sample_s)
+            row |= _figures(sides, job, mode)
+        yield row
+
+
+def _figures(sides: Sequence[Side], job: Job, mode: str) -> Row:
+    ours, theirs = (side.figures(job, mode) for side in sides)
+    low, _, high = quantiles([b / a for a, b in zip(*(s.seconds for s in sides), strict=True)])
+    ratio = theirs["median_s"] / ours["median_s"]
+    return {"ours": ours, "torch": theirs, "ratio": ratio, "ratio_low": low, "ratio_high": high}
+
+
+def pair(job: Job, device: str) -> tuple[nn.Module, nn.Module, gate.Problem]:
+    """Ours and torch.nn's module on the device, and what both are asked to compute."""
+    dtype = "f32" if job.dtype == "tf32" else job.dtype
+    ours, theirs, problem = build(replace(job, dtype=dtype))
+    return ours.to(device), theirs.to(device), problem.to(NUMBERS[dtype], device)
+
+
+# Ceilings
+
+
+def ceilings(device: str, size: int = 8192) -> dict[str, float]:
+    """What the GPU does at best: copies, matrix products on random numbers, launches."""
+    clock = Clock(device)
+
+    def best(step: Step, calls: int) -> float:
+        clock(step, calls)
+        return min(clock(step, calls) for _ in range(5))
+
+    source = torch.randn(size * size, device=device)
+    target = torch.empty_like(source)
+    moved = 2 * source.numel() * source.element_size()
+    found = {"copy_GB_s": moved / best(lambda: target.copy_(source), 5) * 1e-9}
+    for name in ("f32", "tf32", "bf16", "f16"):
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        a, b = (torch.randn(size, size, device=device).to(NUMBERS[name]) for _ in range(2))
+        found[f"matmul_{name}_TFLOP_s"] = 2 * size**3 / best(lambda a=a, b=b: a @ b, 3) * 1e-12
+    torch.backends.cuda.matmul.allow_tf32 = False
+    one = torch.zeros(1, device=device)
+    found["launch_us"] = 1e6 * best(one.zero_, 1000)
+    return found
+
+
+# Report
+
+
+def facts(arguments: Sequence[str], device: str) -> dict[str, Any]:
+    found = machine.facts(arguments) | {"platform": platform.platform()}
+    if torch.device(device).type != "cuda":
+        return found | {"gpu": None}
+    properties = torch.cuda.get_device_properties(device)
+    return found | {
+        "gpu": properties.name,
+        "multiprocessors": properties.multi_processor_count,
+        "memory_GiB": round(properties.total_memory / 2**30, 1),
+        "capability": f"{properties.major}.{properties.minor}",
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
+
+
+def slug(name: str) -> str:
+    """NVIDIA H200 -> nvidia-h200."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def machine_line(facts: dict[str, Any]) -> str:
+    gpu = facts["gpu"] or facts["cpu"]
+    cuda = f", CUDA {facts['cuda']}, cuDNN {facts['cudnn']}" if facts["gpu"] else ""
+    return (
+        f"{gpu}, torch {facts['torch']}{cuda}, adl_kernels {facts['adl_kernels']}, {facts['date']}"
+    )
+
+
+def ceiling_line(found: dict[str, float]) -> str:
+    rates = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
+    return f"ceilings: {rates}"
+
+
+HEADS = ["cell", "dtype", "T, B, I, H"]
+HEADS += [
+    f"{WORDS[mode]}: {text}" for mode in MODES for text in ("ours, torch in µs/step", "ratio")
+]
+
+
+def table_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Markdown; one line per cell, dtype and case."""
+    yield "| " + " | ".join(HEADS) + " |"
+    yield "|" + " --- |" * len(HEADS)
+    found: dict[tuple[str, ...], dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault((row["cell"], row["dtype"], row["shape"]), {})[row["mode"]] = row
+    for key, modes in found.items():
+        cells = [*key]
+        for mode in MODES:
+            cells += _cells(modes[mode]) if mode in modes else ["", ""]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def _cells(row: Row) -> list[str]:
+    if row["status"] != "ok":
+        return [row["status"], row["check"]]
+    ours, theirs = (f"{row[side]['us_per_step']:.3g}" for side in ("ours", "torch"))
+    return [f"{ours}, {theirs}", f"{row['ratio']:.2f}"]
+
+
+def goal_table(rows: Sequence[Row]) -> list[str]:
+    heads = ["torch.nn / ours: mean / worst (goal of the worst)", *(WORDS[mode] for mode in MODES)]
+    lines = [heads, ["---"] * len(heads), *goal_lines(rows)]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def main(settings: Settings, arguments: Sequence[str], path: Path | None, results: Path) -> int:
+    """Prints the tables; on a GPU, or where a path is given, writes them down, too."""
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("bench: torch finds no GPU here")
+    known = facts(arguments, settings.device)
+    print(machine_line(known))
+    found = ceilings(settings.device, 8192 if known["gpu"] else 64)
+    print(ceiling_line(found), flush=True)
+    rows: list[Row] = []
+    start = time.perf_counter()
+    for row in measure(settings):
+        rows.append(row)
+        if row["status"] != "ok":
+            print(f"{row['cell']} {row['dtype']} {row['shape']} {row['mode']}: ", end="")
+            print(row["status"], row["check"], flush=True)
+    print("", *table_lines(rows), "", *goal_table(rows), sep="\n")
+    print(f"\n{len(rows)} rows in {time.perf_counter() - start:.0f} s")
+    if path is None and known["gpu"]:
+        path = results / f"{slug(known['gpu'])}.json"
+    if path is not None:
+        content = {"machine": known, "ceilings": found, "goals": goal_lines(rows), "rows": rows}
+        report.write_json(path, content)
+        print(f"written: {path}")
+    return int(any(row["status"] != "ok" for row in rows))

@@ -1,0 +1,21 @@
+"""Where the tests compute: `pytest --device cuda`. Test files read DEVICE as they are imported."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+DEVICE = "cpu"
+
+
+def use(device: str) -> None:
+    """Called by conftest.py before any test file is imported and before CUDA starts."""
+    global DEVICE
+    DEVICE = device
+    if device == "cuda":
+        # Without it cuBLAS may sum in another order from call to call, which torch refuses.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # torch's layers round float32 to 19 bits by default; no test of exactness could then fail.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False

@@ -1,0 +1,216 @@
+"""`make gpu`: builds, tests and measures with the Python that runs it, on a machine with a GPU.
+
+Nothing is downloaded. Every stage has a time limit, a failing one does not stop the others, and all
+of it ends within the eight minutes that a lent GPU may be there for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
+TOTAL_S = 470.0
+# Of the total, kept for the measurements at the end.
+BENCH_S = 90.0
+
+Command = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Commands, run one after the other; where one is missing what it needs, a sentence instead."""
+
+    name: str
+    commands: Sequence[Command]
+    limit_s: float
+    cwd: Path = TESTS  # not the root, whose adl_kernels would be imported instead of the installed
+    environment: dict[str, str] = field(default_factory=dict)
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    name: str
+    result: str  # "ok", or what went wrong
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        return self.result == "ok"
+
+
+def run(stage: Stage, left_s: float) -> Outcome:
+    """Runs a stage within its limit and what is left of the time; output goes where ours goes."""
+    print(f"\n==== {stage.name}", flush=True)
+    start = time.monotonic()
+    if stage.missing:
+        print(stage.missing)
+        return Outcome(stage.name, f"NOT RUN: {stage.missing}", 0.0)
+    end = start + min(stage.limit_s, left_s)
+    result = "ok"
+    for command in stage.commands:
+        print("$", *command, flush=True)
+        result = _run(command, stage, end - time.monotonic())
+        if result != "ok":
+            break
+    return Outcome(stage.name, result, time.monotonic() - start)
+
+
+def _run(command: Command, stage: Stage, limit_s: float) -> str:
+    if limit_s <= 0:
+        return "NOT RUN: out of time"
+    environment = os.environ | stage.environment
+    process = subprocess.Popen(command, cwd=stage.cwd, env=environment, start_new_session=True)
+    try:
+        code = process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with the compilers and workers that it started
+        process.wait()
+        return f"stopped after {limit_s:.0f} s"
+    return "ok" if code == 0 else f"exit status {code}"
+
+
+def run_all(stages: Sequence[Callable[[float], Stage]], total_s: float = TOTAL_S) -> int:
+    """Each stage is made when its turn comes, knowing the seconds left. Prints a summary last."""
+    start = time.monotonic()
+    outcomes = []
+    for k, make in enumerate(stages):
+        left = total_s - (time.monotonic() - start)
+        reserved = BENCH_S if k < len(stages) - 1 else 0.0
+        outcomes.append(run(make(left), left - reserved))
+    print("\n==== summary")
+    for outcome in outcomes:
+        print(f"{outcome.name:<24} {outcome.seconds:6.1f} s  {outcome.result}")
+    return int(not all(outcome.good for outcome in outcomes))
+
+
+def has(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+# The stages
+
+
+def build(_: float) -> Stage:
+    install = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-q"]
+    missing = [name for name in ("setuptools", "ninja") if not has(name)]
+    missing = [] if missing == ["ninja"] and shutil.which("ninja") else missing
+    return Stage(
+        "build",
+        [[*install, str(ROOT)], [sys.executable, "-m", "adl_kernels.info"]],
+        limit_s=240,
+        environment={"ADL_CUDA": "1"},
+        missing=f"{sys.executable} has no {' and no '.join(missing)}" if missing else "",
+    )
+
+
+def selftest(_: float) -> Stage:
+    return Stage(
+        "self-test", [[sys.executable, "-m", "adl_kernels.selftest", "--device", "cuda"]], 60
+    )
+
+
+def pytest_command(*more: str) -> list[str]:
+    return [sys.executable, "-m", "pytest", "--device", "cuda", "-q", "--maxfail", "40", *more]
+
+
+def without_pytest() -> str:
+    return "" if has("pytest") else f"{sys.executable} has no pytest"
+
+
+def device_tests(_: float) -> Stage:
+    """The tests that also run on a CPU, in as many processes as help one GPU."""
+    more = ["-n", "8"] if has("xdist") else []
+    if not has("numpy"):
+        print("no numpy: test_errors.py is left out")
+        more += ["--ignore", "test_errors.py"]
+    command = pytest_command(*more, "--ignore", "gpu", ".")
+    return Stage("tests on the GPU", [command], 150, missing=without_pytest())
+
+
+def gpu_tests(_: float) -> Stage:
+    return Stage("tests of a GPU", [pytest_command("gpu")], 100, missing=without_pytest())
+
+
+def cuda_home() -> Path | None:
+    sys.path.insert(0, str(ROOT))
+    from build_backend.choices import find_cuda_home
+
+    return find_cuda_home(os.environ, shutil.which("nvcc"))
+
+
+def sanitizers(_: float) -> Stage:
+    home = cuda_home()
+    tool = shutil.which("compute-sanitizer")
+    if tool is None and home is not None and (home / "bin/compute-sanitizer").exists():
+        tool = str(home / "bin/compute-sanitizer")
+    ops = [sys.executable, str(TESTS / "gpu/few_ops.py")]
+    # Our kernels alone: cuBLAS is not ours to check, and slow to.
+    options = ["--kernel-name", "kernel_substring=adl", "--error-exitcode", "9"]
+    tools = ("memcheck", "racecheck")
+    return Stage(
+        "compute-sanitizer",
+        [[str(tool), "--tool", name, *options, *ops] for name in tools],
+        limit_s=90,
+        environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # so that each tensor has its bounds
+        missing="" if tool else "compute-sanitizer was not found",
+    )
+
+
+def wrappers(_: float) -> Stage:
+    """What csrc/cuda/device.cuh promises, as the tests that run kernels on the CPU assume it."""
+    home, source = cuda_home(), TESTS / "cuda_on_cpu/wrappers.cu"
+    program = str(Path(tempfile.mkdtemp()) / "wrappers")
+    nvcc = str(home / "bin/nvcc") if home else ""
+    build = [nvcc, "-std=c++20", "-O2", "-arch=native", f"-I{ROOT / 'csrc'}", str(source)]
+    missing = "" if home else "no CUDA toolkit was found"
+    return Stage("wrappers", [[*build, "-o", program], [program]], 60, missing=missing)
+
+
+def bench(left_s: float) -> Stage:
+    """As long as there is time; a sixth of it and some more goes into what is not timed."""
+    seconds = max(20.0, min(200.0, (left_s - 30) * 0.8))
+    # The root at the end of the path: its adl_kernels must not hide the installed one.
+    code = f"import sys; sys.path.append({str(ROOT)!r}); from bench.__main__ import main; "
+    code += f"sys.exit(main(['gpu', '--seconds', '{seconds:.0f}']))"
+    return Stage("bench", [[sys.executable, "-c", code]], 240)
+
+
+def stages() -> list[Callable[[float], Stage]]:
+    found = [build, selftest, device_tests, gpu_tests, sanitizers]
+    if (TESTS / "cuda_on_cpu/wrappers.cu").exists():
+        found.append(wrappers)
+    return [*found, bench]
+
+
+def why_not() -> str:
+    """Why this machine cannot do it; empty if it can."""
+    if not has("torch"):
+        return f"{sys.executable} has no torch: name the Python that has, make gpu PYTHON=..."
+    code = "import torch, sys; sys.exit(not torch.cuda.is_available())"
+    if subprocess.run([sys.executable, "-c", code], check=False).returncode:
+        return f"the torch of {sys.executable} finds no GPU"
+    return ""
+
+
+def main() -> int:
+    problem = why_not()
+    if problem:
+        print(problem)
+        return 1
+    return run_all(stages())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
