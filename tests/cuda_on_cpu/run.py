@@ -57,11 +57,15 @@ def environment(run: Run, log: Path) -> dict[str, str]:
         "ADL_EMULATOR_LOG": str(log),
     }
     if run.variant == "asan":
-        command = [*build.compiler(), "-print-file-name=libasan.so"]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-        settings["LD_PRELOAD"] = found.stdout.strip()
+        settings["LD_PRELOAD"] = ":".join(runtime_of(name) for name in ("asan", "ubsan"))
         settings["ASAN_OPTIONS"] = "detect_leaks=0"
     return {**os.environ, **settings}
+
+
+def runtime_of(sanitizer: str) -> str:
+    """Python was linked without it, so it has to be there first."""
+    command = [*build.compiler(), f"-print-file-name=lib{sanitizer}.so"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def execute(run: Run, log: Path) -> tuple[bool, str]:
