@@ -25,6 +25,7 @@ struct Resident {
   static constexpr int kGates = Cell::kGates;
   static constexpr int kHeld = register_tiles(kGates, Tile::kArithmetic);
   static constexpr int kParts = Tile::kArithmetic.words / 4;  // of 16 bytes
+  static constexpr int kSums = !backward ? kGates : Tile::kArithmetic.sums < kGates ? Tile::kArithmetic.sums : kGates;
   using State = typename Tile::State;
   using Sum = typename Tile::Sum;
 
@@ -56,9 +57,11 @@ struct Resident {
   // Only this lane reads what it spills: no barrier is needed.
   __device__ __forceinline__ Resident(const T* w_hh, int64_t H, uint4* shared) : spilled(shared), n(tiles(H)) {
 #pragma unroll
-    for (int q = 0; q < kGates; ++q)
+    for (int tile = 0; tile < kHeld; ++tile) {
 #pragma unroll
-      for (int tile = 0; tile < kHeld; ++tile) held[q][tile] = load(w_hh, H, q, tile);
+      for (int q = 0; q < kGates; ++q) held[q][tile] = load(w_hh, H, q, tile);
+      compiler_fence();  // else all loads come first, and spill
+    }
     if constexpr (kHeld < kMaxTiles)
       for (int tile = kHeld; tile < n; ++tile)
         for (int q = 0; q < kGates; ++q) {
@@ -69,8 +72,9 @@ struct Resident {
         }
   }
 
-  // states: [rows, stride], in backward a row is [gates, 16 n].
-  __device__ __forceinline__ void multiply(const State* states, int stride, Sum (&sums)[kGates]) const {
+  // states: [rows, stride], in backward a row is [gates, 16 n]. Forward has a sum for each gate; in backward all add
+  // up, but a few sums side by side do not wait for each other.
+  __device__ __forceinline__ void multiply(const State* states, int stride, Sum (&sums)[kSums]) const {
     const auto operand = [&](int tile, int q) {
       return Tile::operand(states + (backward ? q * n * kTile : 0) + tile * kTile, stride, lane.g, lane.t);
     };
@@ -81,10 +85,11 @@ struct Resident {
 #pragma unroll
         for (int q = 0; q < kGates; ++q) {
           if (backward && q > 0) o = operand(tile, q);
-          held[q][tile].add(sums[q], o);
+          held[q][tile].add(sums[q % kSums], o);
         }
       }
     if constexpr (kHeld < kMaxTiles)
+#pragma unroll 1
       for (int tile = kHeld; tile < n; ++tile) {
         typename Tile::Operand o = operand(tile, 0);
 #pragma unroll
@@ -94,21 +99,21 @@ struct Resident {
           const uint4* from = spilled_at(tile, q);
 #pragma unroll
           for (int part = 0; part < kParts; ++part) reinterpret_cast<uint4*>(&one)[part] = from[part * 32];
-          one.add(sums[q], o);
+          one.add(sums[q % kSums], o);
         }
       }
   }
 };
 
-// Shared memory: the spilled weights, then two buffers of states, zero at first.
+// Two buffers of states, zero at first; at the beginning of shared memory.
 template <class Tile>
 struct Buffers {
   using State = typename Tile::State;
   State* of;
   int stride, size;
 
-  __device__ __forceinline__ Buffers(unsigned char* shared, int64_t weights, int rows, int width_stride)
-      : of(reinterpret_cast<State*>(shared + weights)), stride(width_stride), size(rows * width_stride) {
+  __device__ __forceinline__ Buffers(unsigned char* shared, int rows, int width_stride)
+      : of(reinterpret_cast<State*>(shared)), stride(width_stride), size(rows * width_stride) {
     for (int k = threadIdx.x; k < 2 * size; k += blockDim.x) of[k] = Tile::state(0.0f);
     __syncthreads();
   }
@@ -122,18 +127,20 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   constexpr Arithmetic a = Tile::kArithmetic;
   const ForwardScan<T>& s = directions.of[blockIdx.y];
   const Lane lane;
-  const int stride = state_stride(state_width(s.H, kGates, false), a);
-  const int64_t weights = block_shared_bytes(s.H, kGates, a, false) - int64_t(2) * a.rows * stride * a.state_bytes;
   const int64_t first = int64_t(blockIdx.x) * rows;
 
   ADL_DYNAMIC_SHARED(shared);
-  const Resident<Cell, T, Tile, false> w(s.w_hh, s.H, reinterpret_cast<uint4*>(shared));
-  const Buffers<Tile> states(shared, weights, a.rows, stride);
+  float* biases = reinterpret_cast<float*>(shared + state_bytes(s.H, kGates, a, false));  // [pre, width]
+  const int width = state_width(s.H, kGates, false), stride = state_stride(width, a);
+  const Resident<Cell, T, Tile, false> w(s.w_hh, s.H, reinterpret_cast<uint4*>(biases + Cell::kPre * width));
+  const Buffers<Tile> states(shared, a.rows, stride);
 
-  float h[2][kOwn], c[2][kOwn], bias[2][Cell::kPre];
+  float h[2][kOwn], c[2][kOwn], bias[Cell::kPre];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    load_bias<Cell>(s, lane.u + i, bias[i]);
+    load_bias<Cell>(s, lane.u + i, bias);
+#pragma unroll
+    for (int p = 0; p < Cell::kPre && lane.t == 0; ++p) biases[p * width + lane.u + i] = bias[p];
 #pragma unroll
     for (int j = 0; j < kOwn; ++j) {
       const int column = kOwn * lane.t + j;
@@ -158,7 +165,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 #pragma unroll
       for (int j = 0; j < kOwn; ++j)
         if (kOwn * lane.t + j < count && lane.u + i < s.H)
-          load_gx<Cell>(s, row + kOwn * lane.t + j, lane.u + i, gx[i][j]);
+          load_gx<Cell>(s, row, kOwn * lane.t + j, lane.u + i, gx[i][j]);
   };
   int turn = 0, count = active(s.steps.begin);
   load(s.steps.begin, count);
@@ -181,14 +188,17 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       }
       turn ^= 1;
 #pragma unroll
-      for (int i = 0; i < 2; ++i)
+      for (int i = 0; i < 2; ++i) {
+#pragma unroll
+        for (int p = 0; p < Cell::kPre; ++p) bias[p] = biases[p * width + lane.u + i];
 #pragma unroll
         for (int j = 0; j < kOwn; ++j) {
           const int column = kOwn * lane.t + j;
           if (column < count && lane.u + i < s.H)
-            forward_unit<Cell>(s, row + column, lane.u + i, bias[i], gx[i][j], gh[i][j], h[i][j], c[i][j]);
+            forward_unit<Cell>(s, row, column, lane.u + i, bias, gx[i][j], gh[i][j], h[i][j], c[i][j]);
           states[turn][column * stride + lane.u + i] = Tile::state(h[i][j]);
         }
+      }
     }
     if (more) load(n + 1, next_count);
     if (count > 0) __syncthreads();
@@ -215,12 +225,12 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const BackwardScan<T>& s = directions.of[blockIdx.y];
   const Lane lane;
   const int stride = state_stride(state_width(s.H, kGates, true), a), gate_stride = tiles(s.H) * kTile;
-  const int64_t weights = block_shared_bytes(s.H, kGates, a, true) - int64_t(2) * a.rows * stride * a.state_bytes;
   const int64_t first = int64_t(blockIdx.x) * rows;
 
   ADL_DYNAMIC_SHARED(shared);
-  const Resident<Cell, T, Tile, true> w(s.w_hh, s.H, reinterpret_cast<uint4*>(shared));
-  const Buffers<Tile> states(shared, weights, a.rows, stride);
+  const Resident<Cell, T, Tile, true> w(s.w_hh, s.H,
+                                        reinterpret_cast<uint4*>(shared + state_bytes(s.H, kGates, a, true)));
+  const Buffers<Tile> states(shared, a.rows, stride);
 
   float dh[2][kOwn], dc[2][kOwn];
 #pragma unroll
@@ -236,12 +246,12 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 
   // dL/dh of the step before: what came by the way around W_hh is there already.
   const auto add_product = [&](const typename Tile::State* dgates) {
-    typename Tile::Sum sums[kGates];
+    typename Tile::Sum sums[decltype(w)::kSums];
     w.multiply(dgates, stride, sums);
 #pragma unroll
-    for (int q = 0; q < kGates; ++q) {
+    for (const typename Tile::Sum& sum : sums) {
       float out[2][kOwn];
-      Tile::finish(sums[q], lane.t, out);
+      Tile::finish(sum, lane.t, out);
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -261,8 +271,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 #pragma unroll
       for (int j = 0; j < kOwn; ++j) {
         const int column = kOwn * lane.t + j;
-        if (column < count && lane.u + i < s.H)
-          load_kept(s, first + column, row + column, from, lane.u + i, kept[i][j]);
+        if (column < count && lane.u + i < s.H) load_kept(s, first, row, column, from, lane.u + i, kept[i][j]);
       }
   };
 
@@ -282,7 +291,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         for (int j = 0; j < kOwn; ++j) {
           const int column = kOwn * lane.t + j;
           const bool runs = column < count && lane.u + i < s.H;
-          if (runs) backward_unit(s, row + column, lane.u + i, kept[i][j], dh[i][j], dc[i][j]);
+          if (runs) backward_unit(s, row, column, lane.u + i, kept[i][j], dh[i][j], dc[i][j]);
         // A sequence that has ended passes its dh on as it is.
 #pragma unroll
           for (int q = 0; q < kGates; ++q)

@@ -1,4 +1,7 @@
 // One unit of one sequence at one step: what every tier does around its product.
+//
+// `row` is the same for all threads of a block, `column` counts on from there: so the compiler keeps one address for
+// all, and 32 bits of a thread's own.
 #pragma once
 
 #include "cells/cells.h"
@@ -54,15 +57,17 @@ __device__ __forceinline__ void load_bias(const ForwardScan<T>& s, int64_t u, Ac
 }
 
 template <class Cell, class T>
-__device__ __forceinline__ void load_gx(const ForwardScan<T>& s, int64_t row, int64_t u, Acc<T> (&gx)[Cell::kGates]) {
-  const Acc<T>* from = s.gx + (row - s.gx_first) * s.gx_stride + u;
+__device__ __forceinline__ void load_gx(const ForwardScan<T>& s, int64_t row, unsigned column, unsigned u,
+                                        Acc<T> (&gx)[Cell::kGates]) {
+  const Acc<T>* from = s.gx + (row - s.gx_first) * s.gx_stride;
+  const unsigned H = s.H, at = column * unsigned(s.gx_stride) + u;
 #pragma unroll
-  for (int k = 0; k < Cell::kGates; ++k) gx[k] = from[k * s.H];
+  for (int k = 0; k < Cell::kGates; ++k) gx[k] = from[at + k * H];
 }
 
 // gx: W_ih x; gh: W_hh h. h and c: the state, in at t - 1, out at t.
 template <class Cell, class T>
-__device__ __forceinline__ void forward_unit(const ForwardScan<T>& s, int64_t row, int64_t u,
+__device__ __forceinline__ void forward_unit(const ForwardScan<T>& s, int64_t row, unsigned column, unsigned u,
                                              const Acc<T> (&bias)[Cell::kPre], const Acc<T> (&gx)[Cell::kGates],
                                              const Acc<T> (&gh)[Cell::kGates], Acc<T>& h, Acc<T>& c) {
   using V = Real<Acc<T>>;
@@ -77,13 +82,15 @@ __device__ __forceinline__ void forward_unit(const ForwardScan<T>& s, int64_t ro
   Cell::forward(pre, h_v, c_v);
   h = h_v.v, c = c_v.v;
 
-  s.y[row * s.y_stride + u] = from_acc<T>(h);
+  const unsigned H = s.H;
+  T* y = s.y + row * s.y_stride;
+  y[column * unsigned(s.y_stride) + u] = from_acc<T>(h);
   if (Cell::kSavesGates && s.gates) {
-    T* gates = s.gates + row * (Cell::kPre * s.H) + u;
+    T* gates = s.gates + row * (Cell::kPre * s.H);
 #pragma unroll
-    for (int p = 0; p < Cell::kPre; ++p) gates[p * s.H] = from_acc<T>(pre[p].v);
+    for (int p = 0; p < Cell::kPre; ++p) gates[(column * Cell::kPre + p) * H + u] = from_acc<T>(pre[p].v);
   }
-  if (Cell::kHasC && s.kept_c) s.kept_c[row * s.H + u] = from_acc<T>(c);
+  if (Cell::kHasC && s.kept_c) (s.kept_c + row * s.H)[column * H + u] = from_acc<T>(c);
 }
 
 // What backward reads of a unit at a step.
@@ -92,41 +99,44 @@ struct Kept {
   Acc<T> gates[Cell::kPre], h_prev, h, c_prev, c, dy;
 };
 
+// `first` + `column` is the sequence.
 template <class Cell, class T>
-__device__ __forceinline__ void load_kept(const BackwardScan<T>& s, int64_t b, int64_t row, const Before& before,
-                                          int64_t u, Kept<Cell, T>& kept) {
-  const bool begun = b < before.count;
+__device__ __forceinline__ void load_kept(const BackwardScan<T>& s, int64_t first, int64_t row, unsigned column,
+                                          const Before& before, unsigned u, Kept<Cell, T>& kept) {
+  const unsigned H = s.H, y_stride = s.y_stride, at = column * H + u, at_y = column * y_stride + u;
+  const bool begun = first + column < before.count;
   if constexpr (Cell::kSavesGates) {
-    const T* gates = s.gates + row * (Cell::kPre * s.H) + u;
+    const T* gates = s.gates + row * (Cell::kPre * s.H);
 #pragma unroll
-    for (int p = 0; p < Cell::kPre; ++p) kept.gates[p] = to_acc(gates[p * s.H]);
+    for (int p = 0; p < Cell::kPre; ++p) kept.gates[p] = to_acc(gates[(column * Cell::kPre + p) * H + u]);
   }
   if constexpr (Cell::kHasC) {
-    kept.c = to_acc(s.kept_c[row * s.H + u]);
-    kept.c_prev = to_acc(begun ? s.kept_c[(before.row + b) * s.H + u] : s.c_0[b * s.H + u]);
+    kept.c = to_acc((s.kept_c + row * s.H)[at]);
+    kept.c_prev = to_acc((begun ? s.kept_c + (before.row + first) * s.H : s.c_0 + first * s.H)[at]);
   } else {
-    kept.h = to_acc(s.y[row * s.y_stride + u]);
-    kept.h_prev = to_acc(begun ? s.y[(before.row + b) * s.y_stride + u] : s.h_0[b * s.H + u]);
+    kept.h = to_acc((s.y + row * s.y_stride)[at_y]);
+    kept.h_prev = to_acc(begun ? (s.y + (before.row + first) * s.y_stride)[at_y] : (s.h_0 + first * s.H)[at]);
   }
-  kept.dy = s.dy ? to_acc(s.dy[row * s.y_stride + u]) : Acc<T>(0);
+  kept.dy = s.dy ? to_acc((s.dy + row * s.y_stride)[at_y]) : Acc<T>(0);
 }
 
 // dh and dc: in dL/dh_t without dy, and dL/dc_t; out the part of dL/dh_{t-1} that bypasses W_hh, and dL/dc_{t-1}.
 // Leaves the gradients of the pre-activations in kept.gates.
 template <class Cell, class T>
-__device__ __forceinline__ void backward_unit(const BackwardScan<T>& s, int64_t row, int64_t u, Kept<Cell, T>& kept,
-                                              Acc<T>& dh, Acc<T>& dc) {
+__device__ __forceinline__ void backward_unit(const BackwardScan<T>& s, int64_t row, unsigned column, unsigned u,
+                                              Kept<Cell, T>& kept, Acc<T>& dh, Acc<T>& dc) {
   using V = Real<Acc<T>>;
   V gates[Cell::kPre], dh_v(dh + kept.dy), dc_v(dc);
 #pragma unroll
   for (int p = 0; p < Cell::kPre; ++p) gates[p] = V(kept.gates[p]);
   Cell::backward(gates, V(kept.h_prev), V(kept.h), V(kept.c_prev), V(kept.c), dh_v, dc_v);
   dh = dh_v.v, dc = dc_v.v;
-  T* dgates = s.dgates + row * (Cell::kPre * s.H) + u;
+  const unsigned H = s.H;
+  T* dgates = s.dgates + row * (Cell::kPre * s.H);
 #pragma unroll
   for (int p = 0; p < Cell::kPre; ++p) {
     kept.gates[p] = gates[p].v;
-    dgates[p * s.H] = from_acc<T>(gates[p].v);
+    dgates[(column * Cell::kPre + p) * H + u] = from_acc<T>(gates[p].v);
   }
 }
 

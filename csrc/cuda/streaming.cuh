@@ -10,16 +10,17 @@ namespace adl {
 template <class Cell, class T>
 __global__ void __launch_bounds__(kUnitThreads)
     streaming_forward(const ForwardScan<T> s, int64_t row, const Acc<T>* gh_all) {
-  const int64_t b = blockIdx.x, u = int64_t(blockIdx.y) * blockDim.x + threadIdx.x;
+  const int64_t b = blockIdx.x;
+  const unsigned u = blockIdx.y * blockDim.x + threadIdx.x;
   if (u >= s.H) return;
   Acc<T> bias[Cell::kPre], gx[Cell::kGates], gh[Cell::kGates];
   load_bias<Cell>(s, u, bias);
-  load_gx<Cell>(s, row + b, u, gx);
+  load_gx<Cell>(s, row + b, 0, u, gx);
 #pragma unroll
   for (int k = 0; k < Cell::kGates; ++k) gh[k] = gh_all[(b * Cell::kGates + k) * s.H + u];
   const int64_t at = b * s.H + u;
   Acc<T> h = s.h ? s.h[at] : Acc<T>(0), c = Cell::kHasC ? s.c[at] : Acc<T>(0);
-  forward_unit<Cell>(s, row + b, u, bias, gx, gh, h, c);
+  forward_unit<Cell>(s, row + b, 0, u, bias, gx, gh, h, c);
   if (s.h) s.h[at] = h;
   if (s.h_rounded) s.h_rounded[at] = from_acc<T>(h);
   if (Cell::kHasC) s.c[at] = c;
@@ -29,13 +30,14 @@ __global__ void __launch_bounds__(kUnitThreads)
 template <class Cell, class T>
 __global__ void __launch_bounds__(kUnitThreads)
     streaming_backward(const BackwardScan<T> s, int64_t row, const Before before) {
-  const int64_t b = blockIdx.x, u = int64_t(blockIdx.y) * blockDim.x + threadIdx.x;
+  const int64_t b = blockIdx.x;
+  const unsigned u = blockIdx.y * blockDim.x + threadIdx.x;
   if (u >= s.H) return;
   Kept<Cell, T> kept;
-  load_kept(s, b, row + b, before, u, kept);
+  load_kept(s, b, row + b, 0, before, u, kept);
   const int64_t at = b * s.H + u;
   Acc<T> dh = s.dh[at], dc = Cell::kHasC ? s.dc[at] : Acc<T>(0);
-  backward_unit(s, row + b, u, kept, dh, dc);
+  backward_unit(s, row + b, 0, u, kept, dh, dc);
   s.dh[at] = dh;
   if (Cell::kHasC) s.dc[at] = dc;
 }
@@ -55,11 +57,14 @@ __global__ void store_numbers(const __grid_constant__ Numbers numbers, int count
 template <class T>
 __global__ void __launch_bounds__(kRowThreads * 32)
     previous_states(const Steps s, int64_t P, const T* y, int64_t y_stride, const T* h_0, T* out) {
-  const int64_t t = blockIdx.x, row = row_of(s, t), count = count_of(s, t);
+  const int64_t t = blockIdx.x;
   const Before from = before(s, t);
-  for (int64_t b = int64_t(blockIdx.y) * kRowThreads + threadIdx.y; b < count; b += int64_t(gridDim.y) * kRowThreads) {
-    const T* h = b < from.count ? y + (from.row + b) * y_stride : h_0 + b * P;
-    for (int64_t p = threadIdx.x; p < P; p += 32) out[(row + b) * P + p] = h[p];
+  const int64_t count = count_of(s, t);
+  out += row_of(s, t) * P;
+  y += from.row * y_stride;
+  for (int64_t b = blockIdx.y * kRowThreads + threadIdx.y; b < count; b += gridDim.y * kRowThreads) {
+    const T* h = b < from.count ? y + b * y_stride : h_0 + b * P;
+    for (int64_t p = threadIdx.x; p < P; p += 32) out[b * P + p] = h[p];
   }
 }
 

@@ -28,7 +28,7 @@ cudaError_t start_block(Kernel kernel, const Directions<Scan>& d, const Gpu& gpu
   const int64_t B = d.of[0].steps.B, H = d.of[0].H;
   const int rows = block_rows(B, d.count, Tile::kArithmetic, gpu);
   LaunchOptions options;
-  options.shared_bytes = block_shared_bytes(H, Cell::kGates, Tile::kArithmetic, backward);
+  options.shared_bytes = block_shared_bytes(H, Cell::kGates, Cell::kPre, Tile::kArithmetic, backward);
   const dim3 grid(unsigned((B + rows - 1) / rows), unsigned(d.count));
   return launch(kernel, grid, unsigned(32 * tiles(H)), stream, options, d, rows);
 }
@@ -56,7 +56,7 @@ cudaError_t start_block_backward(const Directions<BackwardScan<T>>& d, bool tf32
 template <class Cell, class T>
 bool fits(int64_t H, bool backward, bool tf32, const Gpu& gpu) {
   const Arithmetic a = sizeof(T) == 2 ? kHalfTensorCores : tf32 ? kTf32TensorCores : kFloatFma;
-  return block_fits(H, Cell::kGates, a, backward, gpu);
+  return block_fits(H, Cell::kGates, Cell::kPre, a, backward, gpu);
 }
 
 template <class Cell, class T>

@@ -100,7 +100,6 @@ void forward_layer(const Layer<Cell>& layer, const Tensor& y, const Tensors& h_n
 template <class Cell, class T>
 void stream_backward(const GpuLayer<Cell, T>& g, int64_t d, const BackwardScan<T>& scan, Acc<T>* dh, const T* dy,
                      T* dh_rows) {
-  using A = Acc<T>;
   const LayerShape& s = g.s;
   const int64_t y_stride = s.D * s.P, pre = g.kPre * s.H;
   const cudaStream_t stream = g.device.stream();
@@ -215,8 +214,7 @@ void backward_layer(const Layer<Cell>& layer, const Tensors& grads, const Tensor
 
   const Tensor* dw = out.data() + 1 + layer.hx.size();
   for (int64_t d = 0; d < s.D; ++d)
-    weight_gradients(g, d, dgates[d], s.projection ? dh_rows[d] : Tensor(), y, saved, out[0],
-                     dw + d * s.per_direction);
+    weight_gradients(g, d, dgates[d], s.projection ? dh_rows[d] : Tensor(), y, saved, out[0], dw + d * s.per_direction);
   for (size_t k = 0; k < state.size() && !kExact; ++k) out[1 + k].copy_(state[k]);
 }
 

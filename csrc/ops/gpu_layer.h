@@ -39,7 +39,6 @@ std::vector<Run> runs(const int (&map)[n]) {
 
 template <class Cell, class T>
 struct GpuLayer {
-  using A = Acc<T>;
   static constexpr int64_t kGates = Cell::kGates, kPre = Cell::kPre;
 
   const char* op;
@@ -90,8 +89,7 @@ struct GpuLayer {
   // Whether the block-resident tier serves this layer. ADL_CUDA_TIER=streaming or block overrules the choice.
   bool in_blocks(bool backward) const {
     const char* wanted = std::getenv("ADL_CUDA_TIER");
-    const bool fits =
-        !s.projection && cell.block_fits && cell.block_fits(s.H, backward, allows_tf32(), device.facts());
+    const bool fits = !s.projection && cell.block_fits && cell.block_fits(s.H, backward, allows_tf32(), device.facts());
     TORCH_CHECK(fits || !wanted || std::strcmp(wanted, "block") != 0, op,
                 ": ADL_CUDA_TIER=block does not serve hidden size ", s.H, " in ", layer.type,
                 s.projection ? " with a projection" : "");
