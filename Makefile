@@ -15,7 +15,7 @@ CUDA_STAMP := $(VENV_CUDA)/.stamp-env-$(subst /,_,$(TORCH_CUDA))
 
 BUILD_SOURCES := setup.py pyproject.toml $(wildcard build_backend/*.py)
 CSRC := $(shell find csrc -type f)
-FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC)) $(wildcard tests/cpu_driver/*)
+FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/cpu_driver/* tests/cuda_on_cpu/*))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench cuda-check cuda-build gpu lint format clean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def run(*command: object, schedule: str = "fifo", seed: int = 0, **environment: 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 
@@ -52,7 +53,7 @@ def test_wrappers(programs, variant):
 def test_wrappers_without_cuda_headers():
     """types_on_cpu.h rounds as CUDA's types do."""
     output = ROOT / "build/emulator-fast/wrappers-without-headers"
-    done = run(build("fast", [HERE / "wrappers.cu"], output, headers=False))
+    done = run(build("fast", [HERE / "wrappers.cu"], output, ["-O0"], headers=False))
     assert done.returncode == 0, done.stdout
 
 
@@ -162,3 +163,9 @@ def test_launches_are_counted(programs, tmp_path):
     counts = {name: (int(launches), int(threads)) for launches, threads, name in lines}
     assert counts["void adl::column_sums<float>(float const*, float*, int, int)"] == (1, 256)
     assert len(lines) == 2 * len(counts)
+
+
+def test_no_synchronisation_can_be_removed_unnoticed():
+    """mutate.py; the same for the kernels takes longer and is run by hand."""
+    done = run(sys.executable, HERE / "mutate.py", HERE / "wrappers.cuh", "--seeds", 3)
+    assert done.returncode == 0 and done.stdout.count("| race |") >= 18, done.stdout

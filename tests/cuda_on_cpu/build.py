@@ -69,10 +69,13 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def runtime(variant: str, headers: bool = True) -> list[Path]:
-    """The emulator's own objects, made once for every state of its sources."""
+def runtime(variant: str) -> list[Path]:
+    """The emulator's own objects, made once for every state of its sources.
+
+    They know vectors and dim3 only, which are the same with the toolkit's headers and without.
+    """
     names = [*RUNTIME, "racecheck"] if variant == "race" else RUNTIME
-    flags = [*compile_flags(headers=headers), *RUNTIME_FLAGS[variant]]
+    flags = [*compile_flags(headers=False), *RUNTIME_FLAGS[variant]]
     state = hashlib.sha256(shlex.join([*compiler(), *flags]).encode())
     for path in sorted([*HERE.glob("*.h"), *(HERE / f"{name}.cpp" for name in names)]):
         state.update(path.read_bytes())
@@ -113,7 +116,7 @@ def build(
     ]
     # Two libraries in one process must not share an emulator, nor its CUDA functions with torch's.
     kind = ["-shared", "-Wl,-Bsymbolic"] if shared else ["-rdynamic"]
-    parts = [str(o) for o in [*objects, *runtime(variant, headers)]]
+    parts = [str(o) for o in [*objects, *runtime(variant)]]
     linking = [*compiler(), *kind, *LINK_FLAGS[variant], *parts, "-o", str(output), "-ldl"]
     linking += link or []
 

@@ -102,7 +102,6 @@ void end_thread() {
 void check(const LaunchShape& shape) {
   const auto& [grid, block, shared_bytes, cooperative, cluster] = shape;
   const size_t threads = size_t{block.x} * block.y * block.z, blocks = size_t{grid.x} * grid.y * grid.z;
-  if (self) fail("a launch from a kernel");
   if (threads == 0 || threads > 1024 || block.z > 64) fail("blocks of %u x %u x %u threads", block.x, block.y, block.z);
   if (blocks == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     fail("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
@@ -126,7 +125,10 @@ std::vector<unsigned> cluster_order(size_t clusters) {
 
 }  // namespace
 
-unsigned multiprocessors() { return settings().multiprocessors; }
+unsigned multiprocessors() {
+  update_settings();
+  return settings().multiprocessors;
+}
 
 unsigned blocks_per_multiprocessor(unsigned threads, size_t shared_bytes) {
   const unsigned warps = (threads + 31) / 32;
@@ -171,9 +173,11 @@ void run_threads() {
 }
 
 void run(const void* kernel, const LaunchShape& shape, const std::function<void()>& body) {
-  check(shape);
+  if (self) fail("a launch from a kernel");
   static std::mutex one_launch;
   const std::lock_guard<std::mutex> lock(one_launch);
+  update_settings();
+  check(shape);
   const size_t threads = size_t{shape.block.x} * shape.block.y * shape.block.z;
   const size_t blocks = size_t{shape.grid.x} * shape.grid.y * shape.grid.z;
   count_launch(kernel, blocks * threads);
@@ -202,6 +206,7 @@ void run(const void* kernel, const LaunchShape& shape, const std::function<void(
     resume(next_ready());
     for (Block& block : current.blocks) tear_down(block);
     current.blocks.clear();
+    if (current.error.empty()) current.error = race::end_launch();
     if (!current.error.empty()) throw std::runtime_error(current.error);
   }
 }

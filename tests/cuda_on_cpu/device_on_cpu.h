@@ -25,7 +25,7 @@ template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, LaunchOptions options, A&&... arguments) {
   emulator::run(reinterpret_cast<const void*>(kernel),
                 {grid, block, options.shared_bytes, options.cooperative, options.cluster},
-                [&] { kernel(P(arguments)...); });
+                [&] { kernel(arguments...); });
   return cudaSuccess;
 }
 

@@ -10,9 +10,10 @@ import hashlib
 import sys
 from pathlib import Path
 
-import build
 import torch
 from torch.utils import cpp_extension
+
+import build
 
 KERNELS = sorted((build.ROOT / "csrc/cuda").glob("*.cu"))
 HOST = build.ROOT / "csrc/ops/cuda.cpp"

@@ -4,6 +4,8 @@
 
 Prints a Markdown table; the exit code is 1 if something can be removed unnoticed. A statement that
 is there for another reason says so in its line: `__syncthreads();  // redundant: the reason`.
+
+Every mutant is in the same program, which is compiled once: the environment chooses among them.
 """
 
 from __future__ import annotations
@@ -21,25 +23,35 @@ from pathlib import Path
 
 from build import HERE, ROOT, build
 
-REMOVED = re.compile(
-    r"\b(__syncthreads|__syncwarp|grid_barrier|cluster_barrier|copy_async_commit"
-    r"|copy_async_wait<[^<>]*>)\([^()]*\);"
+SYNCHRONISATION = re.compile(
+    r"\b(?P<barrier>(__syncthreads|__syncwarp|(grid|cluster)_barrier|copy_async_commit)\([^()]*\));"
+    r"|\bcopy_async_wait<(?P<groups>[^<>]*)>\(\);"
+    r"|\b(?P<flag>add_release|load_acquire)\("
 )
-WEAKENED = [  # the same without the order of memory
-    (re.compile(r"\badd_release\("), "atomicAdd("),
-    (re.compile(r"\bload_acquire\("), "*static_cast<const volatile unsigned*>("),
-]
+# What a flag becomes: the same access without the order of memory.
+MUTANTS = """\
+#include <cstdlib>
+namespace mutant {
+inline const int number = getenv("ADL_MUTANT") ? atoi(getenv("ADL_MUTANT")) : 0;
+inline unsigned add_release(unsigned* p, unsigned v) {
+  return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+inline unsigned load_acquire(const unsigned* p) {
+  return *static_cast<const volatile unsigned*>(p);
+}
+}
+"""
 RACE_EXIT = 66  # of racecheck.cpp
-FLAGS = ["-O1", "-g1"]  # compiling takes longer than running
 
 
 @dataclass
 class Mutant:
+    program: Path  # that has to fail, relative to the root
     file: Path  # relative to the root
     line: int
-    statement: str
-    text: str  # of the whole file
+    change: str
     redundant: bool
+    number: int
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
@@ -58,27 +70,34 @@ class Verdict:
         return bool(self.fifo or self.lifo or self.random or self.race)
 
 
-def find_mutants(file: Path) -> list[Mutant]:
-    text = (ROOT / file).read_text()
-    mutants = []
-    begin = 0
-    for number, line in enumerate(text.splitlines(keepends=True), 1):
-        code = line.split("//")[0]
-        found = [(match, ";") for match in REMOVED.finditer(code)]
-        found += [(match, new) for old, new in WEAKENED for match in old.finditer(code)]
-        for match, new in found:
-            mutated = text[: begin + match.start()] + new + text[begin + match.end() :]
-            statement = match.group().rstrip("(;")
-            redundant = "// redundant:" in line
-            mutants.append(Mutant(file, number, statement, mutated, redundant))
-        begin += len(line)
-    return mutants
-
-
 def program_of(file: Path) -> Path:
-    """The program that has to fail, relative to the root."""
     own = file.parts[0] == "tests"
     return Path("tests/cuda_on_cpu", "wrappers.cu" if own else "driver.cu")
+
+
+def mutate(file: Path, mutants: list[Mutant]) -> str:
+    """The text of the file with its mutants in it, which are added to the list."""
+    program = program_of(file)
+    lines = []
+    for number, line in enumerate((ROOT / file).read_text().splitlines(), 1):
+        code, comment, rest = line.partition("//")
+        redundant = rest.strip().startswith("redundant:")
+
+        def choose(change: str, at: int = number, redundant: bool = redundant) -> str:
+            mutants.append(Mutant(program, file, at, change, redundant, len(mutants) + 1))
+            return f"mutant::number != {len(mutants)}"
+
+        def replace(match: re.Match[str], choose=choose) -> str:
+            if flag := match["flag"]:
+                return f"({choose(f'{flag} without order')} ? {flag} : mutant::{flag})("
+            if groups := match["groups"]:
+                some, more = f"copy_async_wait<{groups}>", f"copy_async_wait<{groups} + 1>"
+                removed, weaker = choose(f"no {some}"), choose(f"{more} for {some}")
+                return f"{{ if ({removed}) ({weaker} ? {some} : {more})(); }}"
+            return f"{{ if ({choose('no ' + match['barrier'])}) {match['barrier']}; }}"
+
+        lines.append(SYNCHRONISATION.sub(replace, code) + comment + rest)
+    return "\n".join(lines) + "\n"
 
 
 def copy_sources(tree: Path) -> None:
@@ -87,65 +106,81 @@ def copy_sources(tree: Path) -> None:
     for path in HERE.iterdir():
         if path.suffix in (".cu", ".cuh") or path.stem.startswith("driver"):
             shutil.copy(path, tree / "tests/cuda_on_cpu")
+    (tree / "mutants.h").write_text(MUTANTS)
 
 
-def fails(program: Path, schedule: str, seed: int = 0) -> int:
-    """The exit code. Waiting for ever is a failure too."""
-    settings = {"ADL_EMULATOR_SCHEDULE": schedule, "ADL_EMULATOR_SEED": str(seed)}
+def exit_code(program: Path, mutant: int, schedule: str, seed: int = 0) -> int:
+    settings = {"SCHEDULE": schedule, "SEED": str(seed)}
+    env = {**os.environ, **{f"ADL_EMULATOR_{k}": v for k, v in settings.items()}}
+    env["ADL_MUTANT"] = str(mutant)
     try:
-        done = subprocess.run(
-            [program], env={**os.environ, **settings}, capture_output=True, timeout=300, check=False
-        )
+        return subprocess.run([program], env=env, capture_output=True, timeout=300).returncode
     except subprocess.TimeoutExpired:
         return 1
-    return done.returncode
 
 
-def judge(mutant: Mutant, seeds: int) -> Verdict:
-    with tempfile.TemporaryDirectory() as folder:
+def judge(mutant: Mutant, fast: Path, race: Path, seeds: int) -> Verdict:
+    code = exit_code(race, mutant.number, "fifo")
+    return Verdict(
+        mutant,
+        fifo=exit_code(fast, mutant.number, "fifo") != 0,
+        lifo=exit_code(fast, mutant.number, "lifo") != 0,
+        random=sum(
+            exit_code(fast, mutant.number, "random", seed) != 0 for seed in range(1, seeds + 1)
+        ),
+        race="race" if code == RACE_EXIT else "result" if code else "",
+    )
+
+
+def judge_all(files: list[Path], seeds: int, jobs: int) -> list[Verdict]:
+    """Of each mutant, and of each program as it is."""
+    mutants: list[Mutant] = []
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
         tree = Path(folder)
         copy_sources(tree)
-        (tree / mutant.file).write_text(mutant.text)
-        fast, race = (
-            build(v, [tree / program_of(mutant.file)], tree / v, FLAGS, csrc=tree / "csrc")
-            for v in ("fast", "race")
-        )
-        code = fails(race, "fifo")
-        return Verdict(
-            mutant,
-            fifo=fails(fast, "fifo") != 0,
-            lifo=fails(fast, "lifo") != 0,
-            random=sum(fails(fast, "random", seed) != 0 for seed in range(1, seeds + 1)),
-            race="race" if code == RACE_EXIT else "result" if code else "",
-        )
+        for file in files:
+            (tree / file).write_text(mutate(file, mutants))
+        flags = ["-include", str(tree / "mutants.h")]
+        built = {}
+        for program in sorted({program_of(f) for f in files}):
+            for variant in ("fast", "race"):
+                output = tree / f"{program.stem}-{variant}"
+                args = (variant, [tree / program], output, flags)
+                built[program, variant] = pool.submit(build, *args, csrc=tree / "csrc")
+            mutants.append(Mutant(program, program, 0, "nothing", False, 0))
+
+        def verdict(m: Mutant) -> Verdict:
+            fast, race = (built[m.program, v].result() for v in ("fast", "race"))
+            return judge(m, fast, race, seeds)
+
+        for future in built.values():
+            future.result()
+        return list(pool.map(verdict, mutants))
 
 
 def table(verdicts: list[Verdict], seeds: int) -> str:
     yes = {True: "yes", False: "-"}
     lines = [
-        f"| place | statement | fifo | lifo | random of {seeds} | race detector |",
+        f"| place | change | fifo | lifo | random of {seeds} | race detector |",
         "|---|---|---|---|---|---|",
     ]
-    for v in verdicts:
-        name = f"`{v.mutant.statement}`" + (" (redundant)" if v.mutant.redundant else "")
-        row = [str(v.mutant), name, yes[v.fifo], yes[v.lifo], str(v.random), v.race or "-"]
+    for v in [v for v in verdicts if v.mutant.number]:
+        change = f"`{v.mutant.change}`" + (" (redundant)" if v.mutant.redundant else "")
+        row = [str(v.mutant), change, yes[v.fifo], yes[v.lifo], str(v.random), v.race or "-"]
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 
 
-def mutate(files: list[Path], seeds: int, jobs: int = 2) -> tuple[list[Verdict], list[str]]:
-    """The verdicts, and a sentence for each that is not as it should be."""
-    intact = [Mutant(f, 0, "nothing", (ROOT / f).read_text(), True) for f in files]
-    mutants = [m for f in files for m in find_mutants(f)]
-    with ThreadPoolExecutor(jobs) as pool:
-        verdicts = list(pool.map(lambda m: judge(m, seeds), [*intact, *mutants]))
-    wrong = [f"{v.mutant.file} fails as it is" for v in verdicts[: len(intact)] if v.noticed]
-    for v in verdicts[len(intact) :]:
-        if not v.noticed and not v.mutant.redundant:
-            wrong.append(f"{v.mutant}: nothing notices that {v.mutant.statement} is missing")
-        if v.noticed and v.mutant.redundant:
-            wrong.append(f"{v.mutant}: {v.mutant.statement} is needed, not redundant")
-    return verdicts[len(intact) :], wrong
+def complaints(verdicts: list[Verdict]) -> list[str]:
+    sentences = []
+    for v in verdicts:
+        if v.mutant.number == 0:
+            if v.noticed:
+                sentences.append(f"{v.mutant.program} fails as it is")
+        elif v.noticed == v.mutant.redundant:
+            problem = "needed, not redundant" if v.noticed else "nothing notices"
+            sentences.append(f"{v.mutant}: {problem}: {v.mutant.change}")
+    return sentences
 
 
 def main() -> int:
@@ -161,8 +196,9 @@ def main() -> int:
     for f in [f for f in files if not (ROOT / program_of(f)).exists()]:
         print(f"{f}: skipped, there is no {program_of(f)}")
         files.remove(f)
-    verdicts, wrong = mutate(files, args.seeds, args.jobs)
+    verdicts = judge_all(files, args.seeds, args.jobs)
     print(table(verdicts, args.seeds))
+    wrong = complaints(verdicts)
     for sentence in wrong:
         print(sentence, file=sys.stderr)
     return 1 if wrong else 0

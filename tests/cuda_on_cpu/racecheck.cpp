@@ -69,9 +69,10 @@ struct Cell {
 
 constexpr size_t kPageBytes = 1 << 16, kCells = kPageBytes / 2;
 
+// Null on the host: before anything here is constructed, and in other threads of the operating system.
+thread_local Actor* now = nullptr;
+
 struct Detector {
-  Actor host;
-  Actor* now = &host;
   std::vector<std::unique_ptr<Actor>> actors;  // by id - 1
   uint32_t launch = 1;
   std::unordered_map<uintptr_t, Cell*> pages;
@@ -80,6 +81,7 @@ struct Detector {
   uintptr_t library = 0;
   const char* path = "";
   unsigned long long accesses = 0, races = 0;
+  std::string first_race;  // of this launch
 
   ~Detector() {
     fprintf(stderr, "racecheck: %llu accesses checked, %llu race(s) at %zu place(s)\n", accesses, races,
@@ -125,26 +127,28 @@ std::string name_of(const Actor& actor) {
 
 void report(uintptr_t address, const char* what, uint32_t code, const char* other_what, const Event& other) {
   ++d.races;
-  if (d.reported[{code, other.code}]++) return;
+  if (d.reported[{code, other.code}]++ && !d.first_race.empty()) return;
   const uintptr_t offset = address - reinterpret_cast<uintptr_t>(self->shared);
   char place[64];
   if (offset < kSharedBytes)
     snprintf(place, sizeof place, "dynamic shared memory + %zu", static_cast<size_t>(offset));
   else
     snprintf(place, sizeof place, "memory at %p", reinterpret_cast<void*>(address));
-  fprintf(stderr, "racecheck: %s: %s by %s at %s is not ordered after the %s by %s at %s\n", place, what,
-          name_of(*d.now).c_str(), line_of(code).c_str(), other_what, name_of(*d.actors[other.id - 1]).c_str(),
-          line_of(other.code).c_str());
+  const std::string text = std::string("racecheck: ") + place + ": " + what + " by " + name_of(*now) + " at " +
+                           line_of(code) + " is not ordered after the " + other_what + " by " +
+                           name_of(*d.actors[other.id - 1]) + " at " + line_of(other.code);
+  if (d.first_race.empty()) d.first_race = text;
+  fprintf(stderr, "%s\n", text.c_str());
 }
 
 bool unordered(const Event& event, uint8_t bytes) {
-  return event.id && event.id != d.now->id && (event.bytes & bytes) && event.time > d.now->seen.at(event.id);
+  return event.id && event.id != now->id && (event.bytes & bytes) && event.time > now->seen.at(event.id);
 }
 
 enum Kind { kRead, kWrite, kAtomicRead, kAtomicWrite };
 
 void access(const volatile void* p, size_t n, Kind kind, void* caller) {
-  if (d.now->id == 0 || n == 0) return;  // the host
+  if (!now || n == 0) return;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(p), end = begin + n;
   if (begin - reinterpret_cast<uintptr_t>(self->stack) < kStackBytes) return;  // the thread's own
   ++d.accesses;
@@ -162,7 +166,7 @@ void access(const volatile void* p, size_t n, Kind kind, void* caller) {
       report(at, writes ? "write" : "read", code, "write", cell.write);
       quiet = true;
     }
-    const Event event{d.now->id, d.now->time, code, bytes};
+    const Event event{now->id, now->time, code, bytes};
     if (writes) {
       for (const Event& read : cell.reads) {
         if (quiet || !unordered(read, bytes)) continue;
@@ -191,10 +195,13 @@ void find_library() {
 
 void begin_launch() {
   find_library();
+  d.first_race.clear();
   ++d.launch;
   d.actors.clear();
   d.tags.clear();
 }
+
+std::string end_launch() { return d.first_race; }
 
 void* make_thread(const ThreadView* view) {
   d.actors.push_back(std::make_unique<Actor>());
@@ -204,19 +211,19 @@ void* make_thread(const ThreadView* view) {
   return actor;
 }
 
-void run_thread(void* thread) { d.now = thread ? static_cast<Actor*>(thread) : &d.host; }
+void run_thread(void* thread) { now = static_cast<Actor*>(thread); }
 
 void release(const void* tag) {
-  if (!d.now->id) return;
+  if (!now) return;
   Clock& clock = d.tags[tag];
-  clock.merge(d.now->seen);
-  clock.cover(d.now->id, d.now->id + 1);
-  clock.times[d.now->id - clock.first] = d.now->time++;
+  clock.merge(now->seen);
+  clock.cover(now->id, now->id + 1);
+  clock.times[now->id - clock.first] = now->time++;
 }
 
 void acquire(const void* tag) {
   const auto found = d.tags.find(tag);
-  if (d.now->id && found != d.tags.end()) d.now->seen.merge(found->second);
+  if (now && found != d.tags.end()) now->seen.merge(found->second);
 }
 
 void forget(const void* tag) { d.tags.erase(tag); }

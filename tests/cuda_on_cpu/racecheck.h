@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <string>
 
 namespace emulator {
 
@@ -11,6 +12,7 @@ namespace race {
 
 #ifdef ADL_EMULATOR_RACE
 void begin_launch();                        // all that happened before is ordered before it
+std::string end_launch();                   // its first race; empty: there was none
 void* make_thread(const ThreadView* view);  // until the next begin_launch()
 void run_thread(void* thread);              // null: the host
 void release(const void* tag);              // what the thread did so far is ordered before ...
@@ -20,6 +22,7 @@ void write(const void* p, size_t bytes);    // the same
 void forget(const void* tag);               // it will stand for something else
 #else
 inline void begin_launch() {}
+inline std::string end_launch() { return {}; }
 inline void* make_thread(const ThreadView*) { return nullptr; }
 inline void run_thread(void*) {}
 inline void release(const void*) {}

@@ -74,11 +74,13 @@ struct Thread : ThreadView {
 enum class Schedule { kFifo, kLifo, kRandom };
 
 struct Settings {
-  Schedule schedule;
-  unsigned resident, preempt, multiprocessors;
-  uint64_t seed;
+  Schedule schedule = Schedule::kFifo;
+  unsigned resident = 1, preempt = 0, multiprocessors = 0;
+  uint64_t seed = 0;
+  bool operator==(const Settings&) const = default;
 };
 const Settings& settings();
+void update_settings();  // from the environment; what is random begins again where they changed
 
 // The launch under way.
 struct Launch {

@@ -22,6 +22,7 @@ std::vector<Thread*> ring;  // those that can run: `count` from `head` on
 size_t head = 0, count = 0;
 bool by_priority = false;
 uint64_t random_state = 1;
+Settings now;
 
 unsigned number_from(const char* variable, unsigned otherwise) {
   const char* text = getenv(variable);
@@ -44,7 +45,6 @@ Settings read_settings() {
   s.resident = std::max(1u, number_from("ADL_EMULATOR_RESIDENT", random ? 2 : 1));
   s.preempt = random ? number_from("ADL_EMULATOR_PREEMPT", 16) : 0;
   s.multiprocessors = number_from("ADL_EMULATOR_SMS", 132);
-  random_state = s.seed * 0x9E3779B97F4A7C15ull + 0xD1B54A32D192ED03ull;
   return s;
 }
 
@@ -61,9 +61,13 @@ size_t random_candidate() {
 
 }  // namespace
 
-const Settings& settings() {
-  static const Settings s = read_settings();
-  return s;
+const Settings& settings() { return now; }
+
+void update_settings() {
+  const Settings s = read_settings();
+  if (s == now) return;
+  now = s;
+  random_state = s.seed * 0x9E3779B97F4A7C15ull + 0xD1B54A32D192ED03ull;
 }
 
 uint32_t random_number() {
