@@ -1,7 +1,7 @@
 """`make gpu`: builds, tests and measures with the Python that runs it, on a machine with a GPU.
 
 Nothing is downloaded. Every stage has a time limit, a failing one does not stop the others, and all
-of it ends within the eight minutes that a lent GPU may be there for.
+of it ends within eight minutes.
 """
 
 from __future__ import annotations
