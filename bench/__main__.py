@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     )
     table = commands.add_parser(
         "table",
-        help="print a JSON file of `rnn` as Markdown tables",
+        help="print a JSON file of `rnn` or `gpu` as Markdown tables",
         description=(
             "Goals, if the grid was 'full', and one line per cell, dtype and case: torch's time / "
             "ours (ours in GFLOP/s)."
@@ -321,9 +321,12 @@ def _draw(path: Path) -> None:
 
 
 def run_table(options: argparse.Namespace) -> int:
-    from bench import machine, report
+    from bench import gpu_report, machine, report
 
     content = json.loads(options.path.read_text())
+    if "ceilings" in content:
+        print(gpu_report.markdown(content))
+        return 0
     print(machine.line(content["machine"]), report.markdown(content), sep="\n\n")
     return 0
 

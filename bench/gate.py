@@ -47,11 +47,9 @@ class Problem:
     douts: tuple[Tensor, ...]  # of y (not for a cell), h_n, and c_n for the LSTM
     batch_sizes: Tensor | None = None  # [T] if packed
 
-    def to(self, dtype: torch.dtype, device: str | torch.device | None = None) -> Problem:
-        """Where it is if no device is given; batch_sizes stay on the CPU."""
-        to = (self.x.device if device is None else device, dtype)
-        x, *hx = (value.detach().to(*to).requires_grad_() for value in (self.x, *self.hx))
-        return Problem(x, tuple(hx), tuple(d.to(*to) for d in self.douts), self.batch_sizes)
+    def to(self, dtype: torch.dtype) -> Problem:
+        x, *hx = (value.detach().to(dtype).requires_grad_() for value in (self.x, *self.hx))
+        return Problem(x, tuple(hx), tuple(d.to(dtype) for d in self.douts), self.batch_sizes)
 
     def arguments(self) -> tuple[object, ...]:
         """What a module is called with."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import platform
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -15,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import gate, machine, report
+from bench import gate, gpu_report, machine, report
 from bench.cases import MODES, Job, flops
-from bench.gpu_grid import NUMBERS, WORDS, Row, goal_lines
+from bench.gpu_grid import NUMBERS, Row, goal_lines
 from bench.run import Step, build, check, make_step, quantiles
 
 SAMPLE_S = 4e-3  # shorter calls are repeated, so that the GPU has work queued while it is timed
@@ -156,8 +155,9 @@ def _figures(sides: Sequence[Side], job: Job, mode: str) -> Row:
 def pair(job: Job, device: str) -> tuple[nn.Module, nn.Module, gate.Problem]:
     """Ours and torch.nn's module on the device, and what both are asked to compute."""
     dtype = "f32" if job.dtype == "tf32" else job.dtype
-    ours, theirs, problem = build(replace(job, dtype=dtype))
-    return ours.to(device), theirs.to(device), problem.to(NUMBERS[dtype], device)
+    with torch.device(device):  # random numbers are made there, too: the host takes seconds
+        ours, theirs, problem = build(replace(job, dtype=dtype))
+    return ours, theirs, replace(problem, batch_sizes=job.case.batch_sizes)
 
 
 # Ceilings
@@ -174,22 +174,22 @@ def ceilings(device: str, size: int = 8192) -> dict[str, float]:
     source = torch.randn(size * size, device=device)
     target = torch.empty_like(source)
     moved = 2 * source.numel() * source.element_size()
-    found = {"copy_GB_s": moved / best(lambda: target.copy_(source), 5) * 1e-9}
+    found = {"copy GB/s": moved / best(lambda: target.copy_(source), 5) * 1e-9}
     for name in ("f32", "tf32", "bf16", "f16"):
         torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
         a, b = (torch.randn(size, size, device=device).to(NUMBERS[name]) for _ in range(2))
-        found[f"matmul_{name}_TFLOP_s"] = 2 * size**3 / best(lambda a=a, b=b: a @ b, 3) * 1e-12
+        found[f"matmul {name} TFLOP/s"] = 2 * size**3 / best(lambda a=a, b=b: a @ b, 3) * 1e-12
     torch.backends.cuda.matmul.allow_tf32 = False
     one = torch.zeros(1, device=device)
-    found["launch_us"] = 1e6 * best(one.zero_, 1000)
+    found["launch µs"] = 1e6 * best(one.zero_, 1000)
     return found
 
 
-# Report
+# The command
 
 
 def facts(arguments: Sequence[str], device: str) -> dict[str, Any]:
-    found = machine.facts(arguments) | {"platform": platform.platform()}
+    found = machine.facts(arguments)
     if torch.device(device).type != "cuda":
         return found | {"gpu": None}
     properties = torch.cuda.get_device_properties(device)
@@ -208,73 +208,24 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def machine_line(facts: dict[str, Any]) -> str:
-    gpu = facts["gpu"] or facts["cpu"]
-    cuda = f", CUDA {facts['cuda']}, cuDNN {facts['cudnn']}" if facts["gpu"] else ""
-    return (
-        f"{gpu}, torch {facts['torch']}{cuda}, adl_kernels {facts['adl_kernels']}, {facts['date']}"
-    )
-
-
-def ceiling_line(found: dict[str, float]) -> str:
-    rates = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items())
-    return f"ceilings: {rates}"
-
-
-HEADS = ["cell", "dtype", "T, B, I, H"]
-HEADS += [
-    f"{WORDS[mode]}: {text}" for mode in MODES for text in ("ours, torch in µs/step", "ratio")
-]
-
-
-def table_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """Markdown; one line per cell, dtype and case."""
-    yield "| " + " | ".join(HEADS) + " |"
-    yield "|" + " --- |" * len(HEADS)
-    found: dict[tuple[str, ...], dict[str, Row]] = {}
-    for row in rows:
-        found.setdefault((row["cell"], row["dtype"], row["shape"]), {})[row["mode"]] = row
-    for key, modes in found.items():
-        cells = [*key]
-        for mode in MODES:
-            cells += _cells(modes[mode]) if mode in modes else ["", ""]
-        yield "| " + " | ".join(cells) + " |"
-
-
-def _cells(row: Row) -> list[str]:
-    if row["status"] != "ok":
-        return [row["status"], row["check"]]
-    ours, theirs = (f"{row[side]['us_per_step']:.3g}" for side in ("ours", "torch"))
-    return [f"{ours}, {theirs}", f"{row['ratio']:.2f}"]
-
-
-def goal_table(rows: Sequence[Row]) -> list[str]:
-    heads = ["torch.nn / ours: mean / worst (goal of the worst)", *(WORDS[mode] for mode in MODES)]
-    lines = [heads, ["---"] * len(heads), *goal_lines(rows)]
-    return ["| " + " | ".join(line) + " |" for line in lines]
-
-
 def main(settings: Settings, arguments: Sequence[str], path: Path | None, results: Path) -> int:
     """Prints the tables; on a GPU, or where a path is given, writes them down, too."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("bench: torch finds no GPU here")
     known = facts(arguments, settings.device)
-    print(machine_line(known))
     found = ceilings(settings.device, 8192 if known["gpu"] else 64)
-    print(ceiling_line(found), flush=True)
     rows: list[Row] = []
     start = time.perf_counter()
     for row in measure(settings):
         rows.append(row)
         if row["status"] != "ok":
-            print(f"{row['cell']} {row['dtype']} {row['shape']} {row['mode']}: ", end="")
-            print(row["status"], row["check"], flush=True)
-    print("", *table_lines(rows), "", *goal_table(rows), sep="\n")
+            print(gpu_report.problem_line(row), flush=True)
+    content = {"machine": known, "ceilings": found, "goals": goal_lines(rows), "rows": rows}
+    print(gpu_report.markdown(content))
     print(f"\n{len(rows)} rows in {time.perf_counter() - start:.0f} s")
     if path is None and known["gpu"]:
         path = results / f"{slug(known['gpu'])}.json"
     if path is not None:
-        content = {"machine": known, "ceilings": found, "goals": goal_lines(rows), "rows": rows}
         report.write_json(path, content)
         print(f"written: {path}")
     return int(any(row["status"] != "ok" for row in rows))

@@ -458,6 +458,7 @@ def test_demo_refuses_different_learning(monkeypatch, tmp_path: Path, capsys) ->
 TRY_GPU = ["gpu", "--device", "cpu", "--seconds", "0"]
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_gpu_command_without_a_gpu(tmp_path: Path, capsys) -> None:
     path = tmp_path / "gpu.json"
     few = ["--cases", "512x1x3x4,30x2x5x7", "--cells", "lstm,gru", "--dtypes", "f32,bf16"]
@@ -467,13 +468,24 @@ def test_gpu_command_without_a_gpu(tmp_path: Path, capsys) -> None:
     assert "| LSTM f32, H ≤ 128, T = 512 | " in printed
     found = json.loads(path.read_text())
     assert {"gpu", "torch", "command", "date"} <= set(found["machine"])
-    assert {"copy_GB_s", "matmul_bf16_TFLOP_s", "launch_us"} <= set(found["ceilings"])
+    assert {"copy GB/s", "matmul bf16 TFLOP/s", "launch µs"} <= set(found["ceilings"])
     assert len(found["rows"]) == 2 * 2 * 2 * 2
     for row in found["rows"]:
         assert row["ratio"] > 0 and row["ours"]["samples"] == 3
         assert row["ours"]["us_per_step"] == pytest.approx(1e6 * row["ours"]["median_s"] / row["T"])
+    assert main(["table", str(path)]) == 0
+    assert capsys.readouterr().out.strip() in printed
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_gpu_other_kinds_and_tf32() -> None:
+    jobs = cases.jobs(KINDS[:2], ("gru",), ("tf32",))
+    rows = list(gpu.measure(gpu.Settings(jobs, "cpu", seconds=0.0, sample_s=0.0)))
+    assert [row["status"] for row in rows] == ["ok"] * 4, [row["check"] for row in rows]
+    assert [row["kind"] for row in rows[::2]] == ["stack", "packed"]
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_gpu_command_says_wrong_and_failed(monkeypatch, capsys) -> None:
     monkeypatch.setattr(adl_kernels, "LSTM", Slightly)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from cuda_on_cpu.build import HERE, ROOT, VARIANTS, build
 
+pytestmark = pytest.mark.cpu_only
+
 RUNS = [("fifo", 0), ("lifo", 0), *(("random", seed) for seed in range(1, 6))]
 
 

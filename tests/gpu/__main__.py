@@ -1,7 +1,7 @@
 """`make gpu`: builds, tests and measures with the Python that runs it, on a machine with a GPU.
 
 Nothing is downloaded. Every stage has a time limit, a failing one does not stop the others, and all
-of it ends within the eight minutes that a lent GPU may be there for.
+of it ends within eight minutes.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def selftest(_: float) -> Stage:
 
 
 def pytest_command(*more: str) -> list[str]:
-    return [sys.executable, "-m", "pytest", "--device", "cuda", "-q", "--maxfail", "40", *more]
+    """In as many processes as help one GPU."""
+    command = [sys.executable, "-m", "pytest", "--device", "cuda", "-q", "--maxfail", "40", *more]
+    return [*command, "-n", "8"] if has("xdist") else command
 
 
 def without_pytest() -> str:
@@ -130,8 +132,8 @@ def without_pytest() -> str:
 
 
 def device_tests(_: float) -> Stage:
-    """The tests that also run on a CPU, in as many processes as help one GPU."""
-    more = ["-n", "8"] if has("xdist") else []
+    """The tests that also run on a CPU."""
+    more = []
     if not has("numpy"):
         print("no numpy: test_errors.py is left out")
         more += ["--ignore", "test_errors.py"]
@@ -140,7 +142,7 @@ def device_tests(_: float) -> Stage:
 
 
 def gpu_tests(_: float) -> Stage:
-    return Stage("tests of a GPU", [pytest_command("gpu")], 100, missing=without_pytest())
+    return Stage("tests of a GPU", [pytest_command("gpu")], 120, missing=without_pytest())
 
 
 def cuda_home() -> Path | None:
