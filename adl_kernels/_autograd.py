@@ -194,6 +194,19 @@ def _batched(
     return _gradients(CELLS[name], inputs, None, grads, needs)
 
 
+def _keep_seed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, ctx.p, seed, ctx.stream = inputs
+    ctx.save_for_backward(seed)
+
+
+def _seeded_dropout_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    (seed,) = ctx.saved_tensors
+    return torch.ops.adl_kernels.dropout(grad, ctx.p, seed, ctx.stream), None, None, None
+
+
+torch.library.register_autograd(
+    "adl_kernels::dropout", _seeded_dropout_backward, setup_context=_keep_seed
+)
 _C.set_definition(_batched)
 _library = torch.library.Library("adl_kernels", "IMPL")
 for _cell in CELLS.values():

@@ -85,3 +85,8 @@ def _register(cell: Cell) -> None:
 
 for _cell in CELLS.values():
     _register(_cell)
+
+
+@torch.library.register_fake("adl_kernels::dropout")
+def _(x: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:
+    return x.new_empty(x.shape)

@@ -13,10 +13,11 @@ from torch import _VF, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import reference
+from ._build_info import CUDA_ARCHS
 from ._cells import CELLS, Cell
 
 # What the ops run on; meta tensors have no numbers. Elsewhere torch's own layer runs.
-DEVICES = ("cpu", "meta")
+DEVICES = ("cpu", "meta", "cuda") if CUDA_ARCHS else ("cpu", "meta")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 # num_layers, bidirectional, batch_first, dropout, training, batch_sizes of `recurrent`.
@@ -35,6 +36,7 @@ def lstm(
     training: bool = False,
     batch_sizes: Tensor | None = None,
     recompute: bool = False,
+    dropout_seed: Tensor | None = None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """LSTM (Hochreiter & Schmidhuber 1997), with a forget gate and optionally a projection.
 
@@ -55,6 +57,8 @@ def lstm(
         batch_sizes: those of a PackedSequence, [T] int64 on the CPU.
         recompute: keep no gates for backward, which runs the layer once more instead
             (torch.utils.checkpoint): less memory, a third more time in training.
+        dropout_seed: one int64, on the CPU or on the device of input: masks of dropout depend on
+            it alone, and are the same on every device. None: torch's generator draws them.
 
     Returns:
         output [T, B, D P] (or as the input is laid out), (h_n [L D, B, P], c_n [L D, B, H]).
@@ -62,7 +66,8 @@ def lstm(
     Raises:
         RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
     """
-    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes, recompute)
+    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes)
+    options += (recompute, dropout_seed)
     output, h_n, c_n = recurrent(CELLS["lstm"], input, hx, weights, *options)
     return output, (h_n, c_n)
 
@@ -79,6 +84,7 @@ def gru(
     training: bool = False,
     batch_sizes: Tensor | None = None,
     recompute: bool = False,
+    dropout_seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """GRU (Cho et al. 2014), the reset gate applied after the product.
 
@@ -87,7 +93,8 @@ def gru(
 
     Args, Returns, Raises: as :func:`lstm`, with three gates r z n and one state h.
     """
-    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes, recompute)
+    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes)
+    options += (recompute, dropout_seed)
     output, h_n = recurrent(CELLS["gru"], input, None if hx is None else (hx,), weights, *options)
     return output, h_n
 
@@ -105,6 +112,7 @@ def rnn(
     training: bool = False,
     batch_sizes: Tensor | None = None,
     recompute: bool = False,
+    dropout_seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Elman RNN (Elman 1990), nonlinearity "tanh" or "relu".
 
@@ -116,10 +124,32 @@ def rnn(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes, recompute)
+    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes)
+    options += (recompute, dropout_seed)
     cell = CELLS[f"rnn_{nonlinearity}"]
     output, h_n = recurrent(cell, input, None if hx is None else (hx,), weights, *options)
     return output, h_n
+
+
+def seeded_dropout(input: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:
+    """Dropout whose mask depends on a seed and the place of an element alone.
+
+    The same on every device, from call to call and for any number of threads: word i of
+    Philox4x32-10 (Salmon et al. 2011) decides on element i. Equivalent to
+    ``torch.nn.functional.dropout(input, p)`` with another generator.
+
+    Args:
+        input: of any shape, float64, float32, bfloat16 or float16.
+        p: probability of zeroing an element; the others are multiplied by 1 / (1 - p).
+        seed: one int64 on the CPU, or on the device of input: there a CUDA graph reads it anew.
+        stream: tells masks of one seed apart.
+
+    Raises:
+        RuntimeError: p is not between 0 and 1, or an argument has a wrong dtype, size or device.
+    """
+    if reference.wanted():
+        return reference.seeded_dropout(input, p, seed, stream)
+    return torch.ops.adl_kernels.dropout(input, p, seed, stream)
 
 
 def recurrent(
@@ -134,6 +164,7 @@ def recurrent(
     training: bool,
     batch_sizes: Tensor | None,
     recompute: bool = False,
+    dropout_seed: Tensor | None = None,
 ) -> list[Tensor]:
     """Output and final states of any cell; arguments as in :func:`lstm`, hx a sequence."""
     directions = 2 if bidirectional else 1
@@ -153,7 +184,16 @@ def recurrent(
         )
     if x.device.type in DEVICES and x.dtype in DTYPES:
         output, *finals = _layers(
-            cell, x, states, list(weights), num_layers, dropout, training, batch_sizes, recompute
+            cell,
+            x,
+            states,
+            list(weights),
+            num_layers,
+            dropout,
+            training,
+            batch_sizes,
+            recompute,
+            dropout_seed,
         )
     else:
         options = (len(weights) // count >= 4, num_layers, dropout, training, bidirectional)
@@ -171,6 +211,7 @@ def _layers(
     training: bool,
     batch_sizes: Tensor | None,
     recompute: bool,
+    dropout_seed: Tensor | None,
 ) -> list[Tensor]:
     """One op per layer, dropout between them; hx [L D, B, ...] as the final states returned."""
     layer = functools.partial(_definition, cell) if reference.wanted() else cell.op
@@ -182,7 +223,10 @@ def _layers(
     per_layer, directions = len(weights) // num_layers, hx[0].size(0) // num_layers
     for k in range(num_layers):
         if k > 0 and training and dropout != 0:
-            x = torch.dropout(x, dropout, training)
+            if dropout_seed is None:
+                x = torch.dropout(x, dropout, training)
+            else:
+                x = seeded_dropout(x, dropout, dropout_seed, k - 1)
         states = [h[k * directions : (k + 1) * directions] for h in hx]
         x, *final = layer(x, states, weights[k * per_layer : (k + 1) * per_layer], batch_sizes)
         finals.append(final)

@@ -28,6 +28,10 @@ class Recurrent(nn.RNNBase):
     # less memory, a third more time in training.
     recompute = False
 
+    # One int64 from which the masks of dropout are made, the same on every device; new masks need
+    # a new number. None: torch's generator, with the masks of torch.nn on the CPU.
+    dropout_seed: Tensor | None = None
+
     def forward(
         self, input: Tensor | PackedSequence, hx: Hidden | None = None
     ) -> tuple[Tensor | PackedSequence, Hidden]:
@@ -104,6 +108,7 @@ class Recurrent(nn.RNNBase):
             self.training,
             batch_sizes,
             self.recompute,
+            self.dropout_seed,
         )
 
     def _check_state_sizes(self, states: tuple[Tensor, ...], batch: int) -> None:
@@ -148,6 +153,8 @@ class LSTM(Recurrent):
     Attributes:
         recompute: False. Set to True to keep no gates for backward, which then runs the layer once
             more: less memory, a third more time in training.
+        dropout_seed: None. Set to one int64, before each step anew, to have masks of dropout that
+            depend on it alone, on the CPU and on a GPU.
 
     Shapes:
         input [T, B, I], [B, T, I] with batch_first, unbatched [T, I], or a PackedSequence;

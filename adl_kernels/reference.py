@@ -130,3 +130,25 @@ def _direction(
         # Sequences that have ended, or in reverse have not begun, keep their state.
         state = tuple(torch.cat([n, s[size:]]) for n, s in zip(new, state, strict=True))
     return torch.cat(ys) if ys else rows.new_empty(0, state[0].size(1)), state
+
+
+def seeded_dropout(x: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:
+    """What ``torch.ops.adl_kernels.dropout`` computes: kept where word i >= p 2^32."""
+    blocks = torch.arange((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    words = philox(seed.to(x.device).reshape(()), stream, blocks).flatten()[: x.numel()]
+    scale = 1 / (1 - p) if p < 1 else 0.0
+    return torch.where(words.view(x.shape) >= int(p * 2**32), x * scale, 0)
+
+
+def philox(seed: Tensor, stream: int, blocks: Tensor) -> Tensor:
+    """Philox4x32-10 (Salmon et al. 2011): four words for each block, [..., 4] below 2^32."""
+    low = 2**32 - 1
+    keys = [seed & low, seed >> 32 & low]
+    streams = (torch.full_like(blocks, n & low) for n in (stream, stream >> 32))
+    c = [blocks & low, blocks >> 32 & low, *streams]
+    for _ in range(10):
+        # Products of 64 bits may wrap to negative numbers; their bits are right.
+        a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [b >> 32 & low ^ c[1] ^ keys[0], b & low, a >> 32 & low ^ c[3] ^ keys[1], a & low]
+        keys = [keys[0] + 0x9E3779B9 & low, keys[1] + 0xBB67AE85 & low]
+    return torch.stack(c, -1)

@@ -243,22 +243,13 @@ struct Cuda {
   template <class Cell>
   static void forward(const Layer<Cell>& layer, at::ScalarType, const Tensor& y, const Tensors& h_n,
                       const Tensors& saved) {
-    with_number(layer.type, [&]<class T>(T*) { forward_layer<Cell, T>(layer, y, h_n, saved); });
+    with_gpu_number(layer.type, [&]<class T>(T*) { forward_layer<Cell, T>(layer, y, h_n, saved); });
   }
 
   template <class Cell>
   static void backward(const Layer<Cell>& layer, at::ScalarType, const Tensors& grads, const Tensor& y,
                        at::TensorList saved, const Tensors& out) {
-    with_number(layer.type, [&]<class T>(T*) { backward_layer<Cell, T>(layer, grads, y, saved, out); });
-  }
-
- private:
-  template <class F>
-  static void with_number(at::ScalarType type, F f) {
-    if (type == at::kDouble) return f(static_cast<double*>(nullptr));
-    if (type == at::kFloat) return f(static_cast<float*>(nullptr));
-    if (type == at::kBFloat16) return f(static_cast<BFloat*>(nullptr));
-    f(static_cast<Half*>(nullptr));
+    with_gpu_number(layer.type, [&]<class T>(T*) { backward_layer<Cell, T>(layer, grads, y, saved, out); });
   }
 };
 

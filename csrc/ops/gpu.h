@@ -5,6 +5,21 @@
 #include "cuda/types.h"
 #include "ops/layer.h"
 
+namespace adl {
+namespace {
+
+// Calls f with a null pointer to the C++ type of numbers of this type.
+template <class F>
+void with_gpu_number(at::ScalarType type, F f) {
+  if (type == at::kDouble) return f(static_cast<double*>(nullptr));
+  if (type == at::kFloat) return f(static_cast<float*>(nullptr));
+  if (type == at::kBFloat16) return f(static_cast<BFloat*>(nullptr));
+  f(static_cast<Half*>(nullptr));
+}
+
+}  // namespace
+}  // namespace adl
+
 #ifdef ADL_CUDA_ON_CPU  // in the tests
 #include "gpu_on_cpu.h"
 #else
@@ -22,7 +37,11 @@ inline bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float3
 // The device of a tensor and its current stream, for the time of a call.
 class Device {
  public:
-  explicit Device(const Tensor& x) : guard_(x.device()), stream_(at::cuda::getCurrentCUDAStream()) {}
+  explicit Device(const Tensor& x) : guard_(x.device()), stream_(at::cuda::getCurrentCUDAStream()) {
+    const cudaDeviceProp& p = *at::cuda::getCurrentDeviceProperties();
+    TORCH_CHECK(p.major >= 8, "adl_kernels: the CUDA kernels need compute capability 8.0 or newer, ", p.name, " has ",
+                p.major, ".", p.minor, "; adl_kernels.revert(model) gives torch's own layers back");
+  }
 
   cudaStream_t stream() const { return stream_; }
 

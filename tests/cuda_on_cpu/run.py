@@ -18,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import build
 import library
+
+import build
 
 TIERS = ["tests/cuda_on_cpu"]
 # A GPU has no threads and instruction sets to choose.

@@ -1,0 +1,14 @@
+// Launches dropout: plain pointers and a stream.
+#pragma once
+
+#include "cuda/types.h"
+#include "philox.h"
+
+namespace adl::cuda {
+
+// y = dropout of x, `count` elements; the seed is *seed_there or, where that is null, `seed`.
+template <class T>
+cudaError_t dropout(const T* x, T* y, int64_t count, int64_t seed, const int64_t* seed_there, const Dropout&,
+                    int multiprocessors, cudaStream_t);
+
+}  // namespace adl::cuda

@@ -1,0 +1,40 @@
+// Dropout whose mask depends on a seed alone, not on the device: the schema, and the op on the CPU.
+#include "ops/dropout.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+namespace adl {
+namespace {
+
+constexpr int64_t kGrain = 1 << 13;  // blocks of four elements for a thread
+
+Tensor dropout(const Tensor& x_in, double p, const Tensor& seed_in, int64_t stream) {
+  check_dropout(x_in, p, seed_in);
+  const Tensor x = x_in.contiguous(), y = at::empty(x.sizes(), x.options());
+  const uint64_t seed = *seed_in.const_data_ptr<int64_t>();
+  const Dropout d = Dropout::of(p, stream);
+  const int64_t count = x.numel();
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "dropout", [&] {
+    using A = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    const scalar_t* from = x.const_data_ptr<scalar_t>();
+    scalar_t* to = y.mutable_data_ptr<scalar_t>();
+    const A scale = d.scale;
+    at::parallel_for(0, (count + 3) / 4, kGrain, [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const Words words = philox(seed, d.stream, block);
+        for (int64_t k = 0, i = 4 * block; k < 4 && i < count; ++k, ++i)
+          to[i] = words.of[k] >= d.threshold ? scalar_t(A(from[i]) * scale) : scalar_t(0);
+      }
+    });
+  });
+  return y;
+}
+
+}  // namespace
+}  // namespace adl
+
+TORCH_LIBRARY_FRAGMENT(adl_kernels, m) { m.def("dropout(Tensor x, float p, Tensor seed, int stream=0) -> Tensor"); }
+
+TORCH_LIBRARY_IMPL(adl_kernels, CPU, m) { m.impl("dropout", adl::dropout); }
