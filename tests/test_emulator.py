@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from cuda_on_cpu.build import HERE, ROOT, VARIANTS, build
+from cuda_on_cpu.build import HERE, PROGRAMS, ROOT, VARIANTS, build
 
 pytestmark = pytest.mark.cpu_only
 
@@ -19,16 +18,12 @@ RUNS = [("fifo", 0), ("lifo", 0), *(("random", seed) for seed in range(1, 6))]
 @pytest.fixture(scope="session")
 def programs() -> dict[str, Path]:
     """Every program in every variant, as `wrappers-fast`."""
-    todo = [
-        (variant, HERE / name) for variant in VARIANTS for name in ("wrappers.cu", "faults.cpp")
-    ]
-
-    def make(variant: str, source: Path) -> Path:
-        return build(variant, [source], ROOT / f"build/emulator-{variant}/{source.stem}")
-
-    with ThreadPoolExecutor(2) as pool:
-        paths = list(pool.map(lambda args: make(*args), todo))
-    return {f"{s.stem}-{v}": path for (v, s), path in zip(todo, paths, strict=True)}
+    paths = {}
+    for variant in VARIANTS:
+        for name, sources in PROGRAMS.items():
+            output = ROOT / f"build/emulator-{variant}/{name}"
+            paths[f"{name}-{variant}"] = build(variant, [ROOT / s for s in sources], output)
+    return paths
 
 
 def run(*command: object, schedule: str = "fifo", seed: int = 0, **environment: object):
@@ -44,12 +39,16 @@ def run(*command: object, schedule: str = "fifo", seed: int = 0, **environment: 
     )
 
 
+CHECKS = {"wrappers": 19, "driver": 88}
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_wrappers(programs, variant):
+@pytest.mark.parametrize("program", CHECKS)
+def test_right_kernels(programs, program, variant):
     for schedule, seed in RUNS:
-        done = run(programs[f"wrappers-{variant}"], schedule=schedule, seed=seed)
+        done = run(programs[f"{program}-{variant}"], schedule=schedule, seed=seed)
         assert done.returncode == 0, f"{schedule} {seed}: {done.stdout}"
-        assert done.stdout.count(": ok\n") == 19
+        assert done.stdout.count(": ok\n") == CHECKS[program]
 
 
 def test_wrappers_without_cuda_headers():
@@ -168,6 +167,5 @@ def test_launches_are_counted(programs, tmp_path):
 
 
 def test_no_synchronisation_can_be_removed_unnoticed():
-    """mutate.py; the same for the kernels takes longer and is run by hand."""
-    done = run(sys.executable, HERE / "mutate.py", HERE / "wrappers.cuh", "--seeds", 3)
-    assert done.returncode == 0 and done.stdout.count("| race |") >= 18, done.stdout
+    done = run(sys.executable, HERE / "mutate.py", "--seeds", 3)
+    assert done.returncode == 0 and done.stdout.count("| race |") >= 22, done.stdout

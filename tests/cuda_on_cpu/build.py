@@ -2,6 +2,9 @@
 
 Three variants: `fast`; `asan`, with the address and undefined behaviour sanitizers; `race`, with
 the detector of racecheck.cpp. `build("fast", [Path("tests/cuda_on_cpu/wrappers.cu")], output)`
+
+What is made stays in its folder until a file that it was made from has changed, and several
+processes may ask for it at once.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ import json
 import os
 import shlex
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,11 +27,22 @@ ROOT = HERE.parents[1]
 RUNTIME = ["collectives", "cuda_on_cpu", "fibers", "log", "schedule", "tensor_cores"]
 # Kernels look at a float's bits, and say `#pragma unroll`.
 FLAGS = "-std=c++20 -g -fPIC -Wall -Wextra -fno-strict-aliasing -Wno-unknown-pragmas".split()
-ASAN = "-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined".split()
-RUNTIME_FLAGS = {"fast": ["-O2"], "asan": ASAN, "race": ["-O2", "-DADL_EMULATOR_RACE"]}
-KERNEL_FLAGS = {"fast": ["-O2"], "asan": ASAN, "race": ["-O1", "-fsanitize=thread"]}
+ASAN = "-fsanitize=address,undefined -fno-sanitize-recover=undefined".split()
+RUNTIME_FLAGS = {"fast": ["-O2"], "asan": ["-O1", *ASAN], "race": ["-O2", "-DADL_EMULATOR_RACE"]}
+# The optimiser needs minutes for what the sanitizers make of unrolled kernels.
+KERNEL_FLAGS = {"fast": ["-O2"], "asan": ["-O0", *ASAN], "race": ["-O1", "-fsanitize=thread"]}
 LINK_FLAGS = {"fast": [], "asan": ["-fsanitize=address,undefined"], "race": []}
 VARIANTS = list(RUNTIME_FLAGS)
+
+# Programs without torch, from sources relative to the root; each checks what it runs.
+PROGRAMS = {
+    "wrappers": [Path("tests/cuda_on_cpu/wrappers.cu")],
+    "faults": [Path("tests/cuda_on_cpu/faults.cpp")],
+    "driver": [
+        Path("tests/cuda_on_cpu/driver.cu"),
+        *(Path(f"csrc/cuda/recurrent_{number}.cu") for number in ("bf16", "f16", "f32", "f64")),
+    ],
+}
 
 
 def compiler() -> list[str]:
@@ -55,11 +70,6 @@ def run(command: list[str]) -> None:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
 
 
-def compile_all(commands: list[list[str]], jobs: int = 2) -> None:
-    with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(run, commands))
-
-
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One process at a time: the tests run in several."""
@@ -69,28 +79,48 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def runtime(variant: str) -> list[Path]:
-    """The emulator's own objects, made once for every state of its sources.
+def fingerprint(command: list[str], files: list[str]) -> tuple[list[str], dict[str, int]]:
+    return (command, {f: os.stat(f).st_mtime_ns if os.path.exists(f) else 0 for f in files})
 
-    They know vectors and dim3 only, which are the same with the toolkit's headers and without.
+
+def made(command: list[str], output: Path, files: Callable[[], list[str]]) -> Path:
+    """The output of a command, which is run when that is out of date.
+
+    `files` says afterwards what it was made from.
     """
+    stamp = output.with_name(f"{output.name}.stamp")
+    with locked(output.with_name(f"{output.name}.lock")):
+        if output.exists() and stamp.exists():
+            before = tuple(json.loads(stamp.read_text()))
+            if before == fingerprint(command, list(before[1])):
+                return output
+        # Whoever has the old one open keeps it.
+        unfinished = output.with_name(f"{output.name}.unfinished")
+        start = time.time_ns()
+        run([*command, "-o", str(unfinished)])
+        unfinished.rename(output)
+        now = fingerprint(command, files())
+        if max(now[1].values()) < start:  # nobody has edited a file meanwhile
+            stamp.write_text(json.dumps(now))
+    return output
+
+
+def compiled(source: Path, flags: list[str], folder: Path) -> Path:
+    """The object of a source, shared by all that compile it in the same way to the same folder."""
+    command = [*compiler(), *flags, "-x", "c++", "-c", str(source)]
+    name = f"{source.stem}-{hashlib.sha256(shlex.join(command).encode()).hexdigest()[:12]}"
+    rules = folder / f"{name}.d"
+
+    def files() -> list[str]:
+        return rules.read_text().replace("\\\n", " ").split(": ", 1)[1].split()
+
+    # System headers too: the toolkit's and torch's change.
+    return made([*command, "-MD", "-MF", str(rules)], folder / f"{name}.o", files)
+
+
+def runtime_sources(variant: str) -> list[Path]:
     names = [*RUNTIME, "racecheck"] if variant == "race" else RUNTIME
-    flags = [*compile_flags(headers=False), *RUNTIME_FLAGS[variant]]
-    state = hashlib.sha256(shlex.join([*compiler(), *flags]).encode())
-    for path in sorted([*HERE.glob("*.h"), *(HERE / f"{name}.cpp" for name in names)]):
-        state.update(path.read_bytes())
-    folder = ROOT / "build" / f"emulator-{variant}" / state.hexdigest()[:16]
-    objects = [folder / f"{name}.o" for name in names]
-    command = [*compiler(), *flags, "-c"]
-    with locked(folder / "lock"):
-        if not (folder / "complete").exists():
-            compile_all([[*command, str(HERE / f"{o.stem}.cpp"), "-o", str(o)] for o in objects])
-            (folder / "complete").touch()
-    return objects
-
-
-def fingerprint(command: list[list[str]], files: list[str]) -> list[object]:
-    return [command, {f: os.stat(f).st_mtime_ns if os.path.exists(f) else 0 for f in files}]
+    return [HERE / f"{name}.cpp" for name in names]
 
 
 def build(
@@ -102,37 +132,27 @@ def build(
     link: list[str] | None = None,
     csrc: Path = ROOT / "csrc",
     headers: bool = True,
+    host: list[Path] | None = None,
+    host_flags: list[str] | None = None,
+    jobs: int = 2,
 ) -> Path:
     """A program, or with `shared` a library, from sources with kernels in them.
 
-    It is made when out of date. `flags` are added when compiling, `link` when linking. `csrc` is
-    where cuda/device.cuh is found.
+    `flags` are added when compiling, `link` when linking. `csrc` is where cuda/device.cuh is found.
+    `host` are sources that see the emulator but have no kernels: the race detector leaves them out.
     """
-    objects = [output.parent / f"{output.name}.{i}.{s.stem}.o" for i, s in enumerate(sources)]
-    common = [*compile_flags(csrc, headers), *KERNEL_FLAGS[variant], *(flags or [])]
-    commands = [
-        [*compiler(), *common, "-MMD", "-x", "c++", "-c", str(source), "-o", str(o)]
-        for source, o in zip(sources, objects, strict=True)
-    ]
+    own = ROOT / "build" / f"emulator-{variant}"
+    common = compile_flags(csrc, headers)
+    kernel_flags = [*common, *KERNEL_FLAGS[variant], *(flags or [])]
+    todo = [(source, kernel_flags, output.parent) for source in sources]
+    to_host = [*common, *RUNTIME_FLAGS[variant], *(host_flags or [])]
+    todo += [(source, to_host, output.parent) for source in host or []]
+    # It knows vectors and dim3 only, which are the same with the toolkit's headers and without.
+    to_runtime = [*compile_flags(headers=False), *RUNTIME_FLAGS[variant]]
+    todo += [(source, to_runtime, own) for source in runtime_sources(variant)]
+    with ThreadPoolExecutor(jobs) as pool:
+        objects = [str(o) for o in pool.map(lambda args: compiled(*args), todo)]
     # Two libraries in one process must not share an emulator, nor its CUDA functions with torch's.
     kind = ["-shared", "-Wl,-Bsymbolic"] if shared else ["-rdynamic"]
-    parts = [str(o) for o in [*objects, *runtime(variant)]]
-    linking = [*compiler(), *kind, *LINK_FLAGS[variant], *parts, "-o", str(output), "-ldl"]
-    linking += link or []
-
-    stamp = output.parent / f"{output.name}.stamp"
-    with locked(output.parent / f"{output.name}.lock"):
-        if output.exists() and stamp.exists():
-            made = json.loads(stamp.read_text())
-            if made == fingerprint([*commands, linking], list(made[1])):
-                return output
-        compile_all(commands)
-        run(linking)
-        files = []
-        for o in objects:
-            rule = o.with_suffix(".d").read_text().replace("\\\n", " ")
-            files += rule.split(": ", 1)[1].split()
-            o.with_suffix(".d").unlink()
-            o.unlink()
-        stamp.write_text(json.dumps(fingerprint([*commands, linking], sorted(set(files)))))
-    return output
+    command = [*compiler(), *kind, *LINK_FLAGS[variant], *objects, "-ldl", *(link or [])]
+    return made(command, output, lambda: objects)

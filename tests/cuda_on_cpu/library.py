@@ -5,8 +5,6 @@ python tests/cuda_on_cpu/library.py race    builds a variant (see build.py) and 
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import sys
 from pathlib import Path
 
@@ -19,41 +17,18 @@ KERNELS = sorted((build.ROOT / "csrc/cuda").glob("*.cu"))
 HOST = build.ROOT / "csrc/ops/cuda.cpp"
 
 
-def state(variant: str) -> str:
-    """Changes with whatever the library is made from."""
-    digest = hashlib.sha256(f"{variant} {torch.__version__} {build.compile_flags()}".encode())
-    folders = [build.ROOT / "csrc", build.HERE]
-    for path in sorted(
-        p for f in folders for p in f.rglob("*") if p.suffix != ".pyc" and p.is_file()
-    ):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def library(variant: str) -> Path:
-    """The path of the built library; builds it unless that has been done."""
-    folder = build.ROOT / "build" / f"emulator-{variant}"
-    folder.mkdir(parents=True, exist_ok=True)
-    output = folder / f"ops-{state(variant)}.so"
-    with open(folder / "ops.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not output.exists():
-            compile(variant, output)
-    return output
-
-
-def compile(variant: str, output: Path) -> None:
-    includes = [f"-isystem{folder}" for folder in cpp_extension.include_paths()]
+    """The path of the library, which is built if it is out of date."""
     torch_lib = Path(torch.__file__).parent / "lib"
-    host = output.with_suffix(".host.o")
-    # Not the detector's: torch's own atomics are none of its business.
-    flags = [*build.compile_flags(), *build.RUNTIME_FLAGS[variant], *includes]
-    build.run([*build.compiler(), *flags, "-c", str(HOST), "-o", str(host)])
-    link = [str(host), f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
-    unfinished = output.with_suffix(".unfinished")
-    build.build(variant, KERNELS, unfinished, shared=True, link=link)
-    host.unlink()
-    unfinished.rename(output)
+    return build.build(
+        variant,
+        KERNELS,
+        build.ROOT / "build" / f"emulator-{variant}" / "ops.so",
+        shared=True,
+        link=[f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10"],
+        host=[HOST],
+        host_flags=[f"-isystem{folder}" for folder in cpp_extension.include_paths()],
+    )
 
 
 def take_over(variant: str) -> None:
@@ -61,6 +36,8 @@ def take_over(variant: str) -> None:
     from adl_kernels import _fake
 
     torch.ops.load_library(library(variant))
+    # Where cores are few, torch's threads wait for each other much longer than they compute.
+    torch.set_num_threads(1)
     _fake.LAYOUTS["cpu"] = _fake.LAYOUTS["cuda"]
 
 

@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from build import HERE, ROOT, build
+from build import HERE, PROGRAMS, ROOT, build
 
 SYNCHRONISATION = re.compile(
     r"\b(?P<barrier>(__syncthreads|__syncwarp|(grid|cluster)_barrier|copy_async_commit)\([^()]*\));"
@@ -46,7 +46,7 @@ RACE_EXIT = 66  # of racecheck.cpp
 
 @dataclass
 class Mutant:
-    program: Path  # that has to fail, relative to the root
+    program: str  # that has to fail
     file: Path  # relative to the root
     line: int
     change: str
@@ -70,9 +70,8 @@ class Verdict:
         return bool(self.fifo or self.lifo or self.random or self.race)
 
 
-def program_of(file: Path) -> Path:
-    own = file.parts[0] == "tests"
-    return Path("tests/cuda_on_cpu", "wrappers.cu" if own else "driver.cu")
+def program_of(file: Path) -> str:
+    return "wrappers" if file.parts[0] == "tests" else "driver"
 
 
 def mutate(file: Path, mutants: list[Mutant]) -> str:
@@ -104,7 +103,7 @@ def copy_sources(tree: Path) -> None:
     shutil.copytree(ROOT / "csrc", tree / "csrc")
     (tree / "tests/cuda_on_cpu").mkdir(parents=True)
     for path in HERE.iterdir():
-        if path.suffix in (".cu", ".cuh") or path.stem.startswith("driver"):
+        if path.suffix in (".cu", ".cuh"):
             shutil.copy(path, tree / "tests/cuda_on_cpu")
     (tree / "mutants.h").write_text(MUTANTS)
 
@@ -144,10 +143,10 @@ def judge_all(files: list[Path], seeds: int, jobs: int) -> list[Verdict]:
         built = {}
         for program in sorted({program_of(f) for f in files}):
             for variant in ("fast", "race"):
-                output = tree / f"{program.stem}-{variant}"
-                args = (variant, [tree / program], output, flags)
-                built[program, variant] = pool.submit(build, *args, csrc=tree / "csrc")
-            mutants.append(Mutant(program, program, 0, "nothing", False, 0))
+                sources = [tree / source for source in PROGRAMS[program]]
+                args = (variant, sources, tree / f"{program}-{variant}", flags)
+                built[program, variant] = pool.submit(build, *args, csrc=tree / "csrc", jobs=1)
+            mutants.append(Mutant(program, PROGRAMS[program][0], 0, "nothing", False, 0))
 
         def verdict(m: Mutant) -> Verdict:
             fast, race = (built[m.program, v].result() for v in ("fast", "race"))
@@ -193,9 +192,6 @@ def main() -> int:
     if not files:
         kernels = sorted(p for p in (ROOT / "csrc/cuda").glob("*.cuh") if p.name != "device.cuh")
         files = [p.relative_to(ROOT) for p in [*kernels, HERE / "wrappers.cuh"]]
-    for f in [f for f in files if not (ROOT / program_of(f)).exists()]:
-        print(f"{f}: skipped, there is no {program_of(f)}")
-        files.remove(f)
     verdicts = judge_all(files, args.seeds, args.jobs)
     print(table(verdicts, args.seeds))
     wrong = complaints(verdicts)

@@ -2,10 +2,9 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
+#include "checks.h"
 #include "wrappers.cuh"
 
 namespace {
@@ -13,52 +12,6 @@ namespace {
 using adl::BFloat;
 using adl::GemmTile;
 using adl::Half;
-
-void check(cudaError_t error) {
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-}
-
-// Memory of the device, filled from a vector.
-template <class T>
-class Array {
- public:
-  explicit Array(const std::vector<T>& v) : n_(v.size()) {
-    check(cudaMalloc(&p_, n_ * sizeof(T)));
-    check(cudaMemcpy(p_, v.data(), n_ * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  Array(const Array&) = delete;
-  Array& operator=(const Array&) = delete;
-  ~Array() { cudaFree(p_); }
-  operator T*() const { return p_; }
-  std::vector<T> host() const {
-    std::vector<T> v(n_);
-    check(cudaMemcpy(v.data(), p_, n_ * sizeof(T), cudaMemcpyDeviceToHost));
-    return v;
-  }
-
- private:
-  T* p_ = nullptr;
-  size_t n_;
-};
-
-int wrong = 0;
-
-template <class T>
-void compare(const char* name, const std::vector<T>& got, const std::vector<T>& expected, double tolerance = 0) {
-  size_t bad = 0, first = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    const double difference = std::fabs(static_cast<double>(got[i]) - static_cast<double>(expected[i]));
-    if (got[i] == expected[i] || difference <= tolerance) continue;  // infinity is equal to itself; NaN is wrong
-    if (bad++ == 0) first = i;
-  }
-  if (bad == 0) {
-    printf("%s: ok\n", name);
-    return;
-  }
-  ++wrong;
-  printf("%s: %zu of %zu are WRONG, the first at %zu: %.9g, expected %.9g\n", name, bad, expected.size(), first,
-         static_cast<double>(got[first]), static_cast<double>(expected[first]));
-}
 
 // Small whole numbers over 8: exact in every type, and so are their products' sums.
 std::vector<float> numbers(size_t n, unsigned seed) {
@@ -68,13 +21,6 @@ std::vector<float> numbers(size_t n, unsigned seed) {
     x = static_cast<float>(static_cast<int>(seed >> 27) - 16) / 8;
   }
   return v;
-}
-
-template <class T>
-std::vector<T> converted(const std::vector<float>& v) {
-  std::vector<T> result;
-  for (float x : v) result.push_back(static_cast<T>(x));
-  return result;
 }
 
 void test_blocks() {
@@ -97,7 +43,7 @@ void test_blocks() {
   const Array<float> partial(std::vector<float>(8, NAN)), sum(std::vector<float>(1, NAN));
   const Array<unsigned> done(std::vector<unsigned>(1, 0));
   check(adl::launch(adl::last_block_sum, 8, 32, nullptr, {}, xd, partial, done, sum));
-  compare("last_block_sum", sum.host(), {total});
+  compare("last_block_sum", sum.host(), std::vector<float>{total});
 }
 
 template <bool own_barrier>
@@ -227,26 +173,22 @@ void test_conversions() {
   compare("to_tf32", y, rounded);
 }
 
+void run_all() {
+  test_blocks();
+  test_relay<true>("relay, own barrier");
+  test_relay<false>("relay, grid_barrier");
+  test_cluster();
+  test_product<BFloat>("mma_bf16", adl::product<BFloat>, 16);
+  test_product<Half>("mma_f16", adl::product<Half>, 16);
+  test_product<float>("mma_tf32", adl::product_tf32, 8);
+  test_gemm();
+  test_fragments<2, false>("load_matrices<2>");
+  test_fragments<4, false>("load_matrices<4>");
+  test_fragments<2, true>("load_matrices<2>, transposed");
+  test_fragments<4, true>("load_matrices<4>, transposed");
+  test_conversions();
+}
+
 }  // namespace
 
-int main() {
-  try {
-    test_blocks();
-    test_relay<true>("relay, own barrier");
-    test_relay<false>("relay, grid_barrier");
-    test_cluster();
-    test_product<BFloat>("mma_bf16", adl::product<BFloat>, 16);
-    test_product<Half>("mma_f16", adl::product<Half>, 16);
-    test_product<float>("mma_tf32", adl::product_tf32, 8);
-    test_gemm();
-    test_fragments<2, false>("load_matrices<2>");
-    test_fragments<4, false>("load_matrices<4>");
-    test_fragments<2, true>("load_matrices<2>, transposed");
-    test_fragments<4, true>("load_matrices<4>, transposed");
-    test_conversions();
-  } catch (const std::exception& error) {
-    printf("%s\n", error.what());
-    return 1;
-  }
-  return wrong != 0;
-}
+int main() { return run_checks(run_all); }

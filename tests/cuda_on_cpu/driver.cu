@@ -1,0 +1,409 @@
+// Runs the recurrent kernels, through the launchers that the ops use, and compares them with a plain scan in double:
+// one line per check, exit code 1 if one is wrong. Needs no torch.
+#include <deque>
+
+#include "checks.h"
+#include "cuda/kernels.h"
+#include "reference.h"
+
+namespace {
+
+using adl::Acc;
+using adl::BackwardScan;
+using adl::BFloat;
+using adl::Directions;
+using adl::ForwardScan;
+using adl::Gru;
+using adl::Half;
+using adl::Lstm;
+using adl::RnnTanh;
+using adl::Steps;
+
+// Few multiprocessors, so that small batches fill them and blocks get several sequences.
+constexpr adl::Gpu kGpu{4, 227 * 1024};
+constexpr cudaStream_t kStream = nullptr;
+constexpr int64_t kPadding = 3;  // between rows of y
+
+template <class T>
+struct Type;
+template <>
+struct Type<double> {
+  static constexpr const char* kName = "f64";
+  static constexpr double kError = 1e-12;
+};
+template <>
+struct Type<float> {
+  static constexpr const char* kName = "f32";
+  static constexpr double kError = 1e-5;
+};
+template <>
+struct Type<BFloat> {
+  static constexpr const char* kName = "bf16";
+  static constexpr double kError = 2e-2;
+};
+template <>
+struct Type<Half> {
+  static constexpr const char* kName = "f16";
+  static constexpr double kError = 3e-3;
+};
+constexpr double kTf32Error = 3e-3;
+
+template <class T>
+struct RoundTo {
+  double operator()(double x) const { return static_cast<Acc<T>>(static_cast<T>(static_cast<Acc<T>>(x))); }
+};
+
+// Where what backward needs is kept.
+enum class Save { kNothing, kBeside, kInPlace };
+
+struct Case {
+  Sizes sizes;
+  int directions = 1;
+  Save save = Save::kBeside;
+  bool tf32 = false, halves = false;  // in two launches
+};
+
+template <class Cell, class T>
+const adl::cuda::CellKernels<T>& kernels_of() {
+  return adl::cuda::kernels<T>().cells[adl::index_of<Cell>()];
+}
+
+template <class Cell, class T>
+std::string name_of(const char* what, const Case& k) {
+  const Sizes& s = k.sizes;
+  std::string name = std::string(Cell::kName) + " " + what + " " + (k.tf32 ? "tf32" : Type<T>::kName);
+  for (const auto& [letter, size] : {std::pair{" T", s.T}, {" B", s.B}, {" H", s.H}, {" D", int64_t(k.directions)}})
+    name += letter + std::to_string(size);
+  if (!s.counts.empty()) name += " packed";
+  if (k.halves) name += " halves";
+  return name + (k.save == Save::kNothing ? " inference" : k.save == Save::kInPlace ? " in place" : "");
+}
+
+// Rows of `width`, with NaN between them.
+Doubles spread(const Doubles& v, int64_t width, int64_t stride) {
+  Doubles out(v.size() / width * stride, NAN);
+  for (size_t i = 0; i < v.size(); ++i) out[i / width * stride + i % width] = v[i];
+  return out;
+}
+
+template <class T>
+Doubles gathered(const Array<T>& v, int64_t width, int64_t stride) {
+  const Doubles all = converted<double>(v.host());
+  Doubles out;
+  for (size_t i = 0; i < all.size(); ++i)
+    if (static_cast<int64_t>(i) % stride < width) out.push_back(all[i]);
+  return out;
+}
+
+// The offsets on the device; none where every step has all sequences.
+struct Offsets : Array<int64_t> {
+  explicit Offsets(const Sizes& s) : Array(std::vector<int64_t>(s.counts.empty() ? 0 : s.T + 1, -1)) {
+    if (!s.counts.empty()) check(adl::cuda::store_numbers(s.offsets().data(), s.T + 1, *this, kStream));
+  }
+};
+
+// gh [count, G, H] = W_hh h, what the streaming kernels take.
+template <class A>
+std::vector<A> product(const Doubles& w_hh, int64_t G, int64_t H, const std::vector<A>& h, int64_t count) {
+  std::vector<A> gh(count * G * H);
+  for (int64_t b = 0; b < count; ++b)
+    for (int64_t row = 0; row < G * H; ++row) {
+      double sum = 0;
+      for (int64_t j = 0; j < H; ++j) sum += w_hh[row * H + j] * h[b * H + j];
+      gh[b * G * H + row] = static_cast<A>(sum);
+    }
+  return gh;
+}
+
+template <class Cell, class T>
+struct Forward {
+  using A = Acc<T>;
+  static constexpr int G = Cell::kGates, P = Cell::kPre;
+  static constexpr bool kExact = std::is_same_v<A, T>;
+
+  const Reference<Cell, RoundTo<T>> r;
+  const int64_t H = r.s.H, N = r.s.N(), y_stride = H + kPadding;
+  const Save save;
+  const int64_t gx_stride = (save == Save::kInPlace ? P : G) * H;
+  const Offsets offsets{r.s};
+  const Array<T> w_hh{converted<T>(r.w_hh)}, b_ih{converted<T>(r.b_ih)}, b_hh{converted<T>(r.b_hh)};
+  const Array<A> h{converted<A>(r.h_0)}, c{converted<A>(r.c_0)}, gx{std::vector<A>(N * gx_stride, A(NAN))};
+  const Array<T> h_rounded{converted<T>(r.h_0)}, y{nothing(N * y_stride)};
+  const Array<T> gates{nothing(Cell::kSavesGates && save == Save::kBeside ? N * P * H : 0)};
+  const Array<T> kept_c{nothing(Cell::kHasC && save != Save::kNothing ? N * H : 0)};
+
+  Forward(const Case& k, bool reverse, unsigned seed) : r(k.sizes, reverse, seed), save(k.save) {}
+  static std::vector<T> nothing(int64_t n) { return std::vector<T>(n, static_cast<T>(static_cast<A>(NAN))); }
+
+  // gx of these steps alone, at the beginning of its memory unless the gates come there.
+  ForwardScan<T> scan(int64_t begin, int64_t end, bool block) const {
+    const auto [first, last] = r.rows(begin, end);
+    const int64_t at = save == Save::kInPlace ? 0 : first;
+    std::vector<A> v = gx.host();
+    for (int64_t i = first * G * H; i < last * G * H; ++i)
+      v[(i / (G * H) - at) * gx_stride + i % (G * H)] = static_cast<A>(r.gx[i]);
+    gx.store(v);
+    T* kept = gates;
+    if constexpr (kExact)
+      if (save == Save::kInPlace) kept = gx;
+    const Steps steps{r.s.T, r.s.B, offsets, r.reverse, begin, end};
+    return {.steps = steps,
+            .H = H,
+            .w_hh = w_hh,
+            .b_ih = b_ih,
+            .b_hh = b_hh,
+            .gx = gx,
+            .gx_stride = gx_stride,
+            .gx_first = at,
+            .h = h,
+            .c = c,
+            .h_rounded = kExact || block ? nullptr : +h_rounded,
+            .y = y,
+            .y_stride = y_stride,
+            .gates = kept,
+            .kept_c = kept_c};
+  }
+
+  std::vector<Result> results() const {
+    std::vector<Result> all{{"y: ", gathered(y, H, y_stride), r.y},
+                            {"h_n: ", converted<double>(h.host()), r.h_n},
+                            {"c_n: ", converted<double>(c.host()), r.c_n}};
+    if (save == Save::kNothing) return all;
+    if (Cell::kHasC) all.push_back({"c: ", converted<double>(kept_c.host()), r.c});
+    if (Cell::kSavesGates)
+      all.push_back(
+          {"gates: ", converted<double>(save == Save::kInPlace ? converted<T>(gx.host()) : gates.host()), r.gates});
+    return all;
+  }
+};
+
+template <class Cell, class T>
+struct Backward {
+  using A = Acc<T>;
+
+  const Reference<Cell, RoundTo<T>> r;
+  const int64_t H = r.s.H, N = r.s.N(), y_stride = H + kPadding;
+  const Offsets offsets{r.s};
+  const Array<T> w_hh{converted<T>(r.w_hh)}, h_0{converted<T>(r.h_0)}, c_0{converted<T>(r.c_0)};
+  const Array<T> y{converted<T>(spread(r.y, H, y_stride))}, dy{converted<T>(spread(r.dy, H, y_stride))};
+  const Array<T> gates{converted<T>(Cell::kSavesGates ? r.gates : Doubles())}, kept_c{converted<T>(r.c)};
+  const Array<A> dh{converted<A>(r.dh_n)}, dc{converted<A>(r.dc_n)};
+  const Array<T> dgates{converted<T>(Doubles(r.dgates.size(), NAN))};
+
+  Backward(const Case& k, bool reverse, unsigned seed) : r(k.sizes, reverse, seed) {}
+
+  BackwardScan<T> scan() const {
+    const Steps steps{r.s.T, r.s.B, offsets, r.reverse, 0, r.s.T};
+    return {steps, H, w_hh, h_0, c_0, y, y_stride, gates, kept_c, dy, dh, dc, dgates};
+  }
+
+  std::vector<Result> results() const {
+    return {{"dgates: ", converted<double>(dgates.host()), r.dgates},
+            {"dh_0: ", converted<double>(dh.host()), r.dh_0},
+            {"dc_0: ", converted<double>(dc.host()), r.dc_0}};
+  }
+};
+
+// Gradients grow with every step, so errors are measured by the largest value.
+void compare_all(const std::string& name, const std::vector<Result>& results, double error) {
+  double largest = 1;
+  for (const Result& one : results)
+    for (double x : one.expected) largest = std::max(largest, std::fabs(x));
+  compare(name, results, error * largest);
+}
+
+template <class Direction>
+std::deque<Direction> directions_of(const Case& k) {
+  std::deque<Direction> all;
+  for (int d = 0; d < k.directions; ++d) all.emplace_back(k, d == 1, 7 + d);
+  return all;
+}
+
+template <class Direction>
+std::vector<Result> results_of(const std::deque<Direction>& directions) {
+  std::vector<Result> all;
+  for (const Direction& d : directions)
+    for (Result& one : d.results()) all.push_back(std::move(one));
+  return all;
+}
+
+// ---- the block-resident tier
+
+template <class Cell, class T>
+void block_forward(const Case& k) {
+  const auto& kernels = kernels_of<Cell, T>();
+  const auto directions = directions_of<Forward<Cell, T>>(k);
+  const int64_t steps = k.sizes.T, parts = k.halves ? 2 : 1;
+  for (int64_t part = 0; part < parts; ++part) {
+    Directions<ForwardScan<T>> scans{k.directions, {}};
+    for (int d = 0; d < k.directions; ++d)
+      scans.of[d] = directions[d].scan(part * steps / parts, (part + 1) * steps / parts, true);
+    check(kernels.block_forward(scans, k.tf32, kGpu, kStream));
+  }
+  compare_all(name_of<Cell, T>("block forward", k), results_of(directions), k.tf32 ? kTf32Error : Type<T>::kError);
+}
+
+template <class Cell, class T>
+void block_backward(const Case& k) {
+  const auto directions = directions_of<Backward<Cell, T>>(k);
+  Directions<BackwardScan<T>> scans{k.directions, {}};
+  for (int d = 0; d < k.directions; ++d) scans.of[d] = directions[d].scan();
+  check(kernels_of<Cell, T>().block_backward(scans, k.tf32, kGpu, kStream));
+  compare_all(name_of<Cell, T>("block backward", k), results_of(directions), k.tf32 ? kTf32Error : Type<T>::kError);
+}
+
+template <class Cell, class T>
+void block(const Case& k) {
+  block_forward<Cell, T>(k);
+  block_backward<Cell, T>(k);
+}
+
+// ---- the streaming tier, with its products on the host
+
+template <class Cell, class T>
+void streaming_forward(const Case& k) {
+  using A = Acc<T>;
+  const Forward<Cell, T> f(k, k.directions == 2, 9);
+  const ForwardScan<T> scan = f.scan(0, k.sizes.T, false);
+  for (int64_t i = 0; i < k.sizes.T; ++i) {
+    const int64_t t = f.r.step(i), count = k.sizes.count(t);
+    const std::vector<A> h = f.kExact ? f.h.host() : converted<A>(f.h_rounded.host());
+    const Array<A> gh(product(f.r.w_hh, f.G, f.H, h, count));
+    check(kernels_of<Cell, T>().streaming_forward(scan, f.r.offsets[t], count, gh, kStream));
+  }
+  compare_all(name_of<Cell, T>("streaming forward", k), f.results(), Type<T>::kError);
+}
+
+// dh += W_hh^T dgates of the rows from `row` on.
+template <class Cell, class T>
+void add_product(const Backward<Cell, T>& b, int64_t row, int64_t count) {
+  std::vector<Acc<T>> dh = b.dh.host();
+  const Doubles dgates = converted<double>(b.dgates.host());
+  for (int64_t n = 0; n < count; ++n)
+    for (int64_t i = 0; i < Cell::kGates * b.H; ++i) {
+      const double d = dgates[((row + n) * Cell::kPre + Cell::kHh[i / b.H]) * b.H + i % b.H];
+      for (int64_t u = 0; u < b.H; ++u) dh[n * b.H + u] += static_cast<Acc<T>>(b.r.w_hh[i * b.H + u] * d);
+    }
+  b.dh.store(dh);
+}
+
+template <class Cell, class T>
+void streaming_backward(const Case& k) {
+  const Backward<Cell, T> b(k, k.directions == 2, 9);
+  for (int64_t i = k.sizes.T - 1; i >= 0; --i) {
+    const int64_t t = b.r.step(i), row = b.r.offsets[t], count = k.sizes.count(t);
+    adl::Before before{0, 0};
+    if (i > 0) before = {b.r.offsets[b.r.step(i - 1)], k.sizes.count(b.r.step(i - 1))};
+    check(kernels_of<Cell, T>().streaming_backward(b.scan(), row, count, before, kStream));
+    add_product(b, row, count);
+  }
+  compare_all(name_of<Cell, T>("streaming backward", k), b.results(), Type<T>::kError);
+}
+
+template <class Cell, class T>
+void streaming(const Case& k) {
+  streaming_forward<Cell, T>(k);
+  streaming_backward<Cell, T>(k);
+}
+
+// ---- what surrounds the scans
+
+template <class T>
+void previous_states(bool reverse) {
+  const Sizes s{4, 9, 0, {9, 7, 2, 1}};
+  const int64_t P = 37, stride = P + kPadding, N = s.N();
+  const std::vector<int64_t> first = s.offsets();
+  unsigned seed = 3;
+  const Doubles y = converted<double>(converted<T>(uniform(N * P, seed, 1)));
+  const Doubles h_0 = converted<double>(converted<T>(uniform(s.B * P, seed, 1)));
+  Doubles expected;
+  for (int64_t t = 0; t < s.T; ++t)
+    for (int64_t i = 0; i < s.count(t) * P; ++i) {
+      const int64_t other = reverse ? t + 1 : t - 1;
+      const bool begun = other >= 0 && other < s.T && i / P < s.count(other);
+      expected.push_back(begun ? y[first[other] * P + i] : h_0[i]);
+    }
+  const Offsets offsets(s);
+  const Array<T> y_d(converted<T>(spread(y, P, stride))), h_d(converted<T>(h_0)),
+      out(converted<T>(Doubles(N * P, NAN)));
+  const Steps steps{s.T, s.B, offsets, reverse, 0, s.T};
+  check(adl::cuda::kernels<T>().previous_states(steps, P, y_d, stride, h_d, out, kStream));
+  compare(std::string("previous_states ") + Type<T>::kName, {{"", converted<double>(out.host()), expected}});
+}
+
+template <class T>
+void rows() {
+  const int64_t rows = 3, width = 300, n = rows * width;
+  unsigned seed = 4;
+  const Doubles a = converted<double>(converted<T>(uniform(n, seed, 1))),
+                sums = converted<double>(converted<Acc<T>>(a));
+  const Doubles b = converted<double>(converted<T>(uniform(n, seed, 1)));
+  Doubles both;
+  for (int64_t i = 0; i < n; ++i) both.push_back(RoundTo<T>()(static_cast<Acc<T>>(a[i]) + static_cast<Acc<T>>(b[i])));
+  const Array<T> from(converted<T>(spread(a, width, width + 1))), more(converted<T>(spread(b, width, width + 2)));
+  const Array<Acc<T>> sum(converted<Acc<T>>(spread(a, width, width + 3)));
+  const Array<T> to(converted<T>(spread(Doubles(n, NAN), width, width + 4)));
+  const auto& kernels = adl::cuda::kernels<T>();
+  const auto result = [&](const Doubles& expected) {
+    std::vector<Result> all{{"", gathered(to, width, width + 4), expected}};
+    to.store(converted<T>(Doubles(rows * (width + 4), NAN)));
+    return all;
+  };
+  check(kernels.copy_rows(to, width + 4, from, width + 1, rows, width, kStream));
+  compare(std::string("copy_rows ") + Type<T>::kName, result(a));
+  check(kernels.add_rows(to, width + 4, sum, width + 3, nullptr, 0, rows, width, kStream));
+  compare(std::string("add_rows of one ") + Type<T>::kName, result(a));
+  check(kernels.add_rows(to, width + 4, sum, width + 3, more, width + 2, rows, width, kStream));
+  compare(std::string("add_rows of two ") + Type<T>::kName, result(both));
+}
+
+void store_numbers() {
+  std::vector<int64_t> v(1000);  // more than one launch takes
+  for (size_t i = 0; i < v.size(); ++i) v[i] = (int64_t(1) << 40) + int64_t(i * i);
+  const Array<int64_t> to(std::vector<int64_t>(v.size(), -1));
+  check(adl::cuda::store_numbers(v.data(), int64_t(v.size()), to, kStream));
+  compare("store_numbers", {{"", Doubles(1, to.host() == v), Doubles(1, 1)}});
+}
+
+// Sequences end one after another, so that blocks are idle at the end, or at first in the other direction.
+const Sizes kPacked{4, 9, 18, {9, 7, 2, 1}};
+const Sizes kFull{4, 9, 18, {}};
+
+template <class Cell>
+void cell() {
+  block<Cell, float>({kFull, 2});
+  block<Cell, float>({kPacked, 2});
+  block<Cell, float>({kPacked, 2, Save::kBeside, true});
+  block<Cell, BFloat>({kPacked, 2});
+  block<Cell, Half>({kFull, 1});
+  block_forward<Cell, float>({kPacked, 2, Save::kNothing, false, true});
+  block_forward<Cell, BFloat>({kFull, 2, Save::kNothing, false, true});
+  if (Cell::kSavesGates) block_forward<Cell, float>({kFull, 2, Save::kInPlace});
+  streaming<Cell, float>({kPacked, 1});
+  streaming<Cell, float>({kPacked, 2});
+  streaming<Cell, BFloat>({kFull, 1});
+  streaming<Cell, double>({kFull, 2, Cell::kSavesGates ? Save::kInPlace : Save::kNothing});
+}
+
+void run_all() {
+  store_numbers();
+  cell<Lstm>();
+  cell<Gru>();
+  cell<RnnTanh>();
+  // Weights that do not fit into registers lie in shared memory.
+  block<Lstm, float>({{3, 2, 70, {}}, 1});
+  block<Lstm, float>({{3, 2, 70, {}}, 1, Save::kBeside, true});
+  // As many units as a block holds, as many sequences as it takes.
+  block<Lstm, BFloat>({{2, 33, 17, {}}, 1});
+  block<Gru, BFloat>({{2, 2, 128, {}}, 1});
+  streaming<Gru, Half>({{2, 2, 300, {}}, 1});
+  for (bool reverse : {false, true}) previous_states<float>(reverse), previous_states<BFloat>(reverse);
+  rows<double>();
+  rows<float>();
+  rows<BFloat>();
+  rows<Half>();
+}
+
+}  // namespace
+
+int main() { return run_checks(run_all); }
