@@ -18,7 +18,7 @@ CSRC := $(shell find csrc -type f)
 FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/cpu_driver/* tests/cuda_on_cpu/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench cuda-check cuda-build gpu lint format clean
+.PHONY: help demo test bench cuda-env cuda-check cuda-build gpu lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -26,13 +26,16 @@ help: ## list the targets
 demo: $(BUILD_STAMP) ## train a small model with torch and with adl_kernels, side by side
 	$(BIN)/python -m bench demo
 
-test: $(BUILD_STAMP) ## run the tests
+test: $(BUILD_STAMP) ## run the tests, then the CUDA kernels on the CPU
 	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python tests/cuda_on_cpu/run.py
 
 bench: $(BUILD_STAMP) ## measure against torch, results to bench/results (40 minutes)
 	$(BIN)/python -m bench rnn --grid full --save
 
-# With the Python of cuda-build, if it is there, the operators are parsed too.
+cuda-env: $(CUDA_STAMP) ## install a CUDA torch into .venv-cuda
+
+# With the Python of cuda-env, if it is there, the operators are parsed too.
 cuda-check: ## compile the CUDA kernels for every architecture; needs the toolkit, no GPU
 	$(firstword $(wildcard $(VENV_CUDA)/bin/python) $(PYTHON)) tests/cuda_check.py
 

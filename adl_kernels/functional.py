@@ -66,9 +66,8 @@ def lstm(
     Raises:
         RuntimeError: an argument has a wrong shape, dtype or device; the message names it.
     """
-    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes)
-    options += (recompute, dropout_seed)
-    output, h_n, c_n = recurrent(CELLS["lstm"], input, hx, weights, *options)
+    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes, recompute)
+    output, h_n, c_n = recurrent(CELLS["lstm"], input, hx, weights, *options, dropout_seed)
     return output, (h_n, c_n)
 
 
@@ -93,9 +92,10 @@ def gru(
 
     Args, Returns, Raises: as :func:`lstm`, with three gates r z n and one state h.
     """
-    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes)
-    options += (recompute, dropout_seed)
-    output, h_n = recurrent(CELLS["gru"], input, None if hx is None else (hx,), weights, *options)
+    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes, recompute)
+    output, h_n = recurrent(
+        CELLS["gru"], input, None if hx is None else (hx,), weights, *options, dropout_seed
+    )
     return output, h_n
 
 
@@ -124,10 +124,11 @@ def rnn(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes)
-    options += (recompute, dropout_seed)
+    options = (num_layers, bidirectional, batch_first, dropout, training, batch_sizes, recompute)
     cell = CELLS[f"rnn_{nonlinearity}"]
-    output, h_n = recurrent(cell, input, None if hx is None else (hx,), weights, *options)
+    output, h_n = recurrent(
+        cell, input, None if hx is None else (hx,), weights, *options, dropout_seed
+    )
     return output, h_n
 
 

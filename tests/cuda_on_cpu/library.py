@@ -14,7 +14,7 @@ from torch.utils import cpp_extension
 import build
 
 KERNELS = sorted((build.ROOT / "csrc/cuda").glob("*.cu"))
-HOST = build.ROOT / "csrc/ops/cuda.cpp"
+HOST = sorted((build.ROOT / "csrc/ops").glob("cuda*.cpp"))
 
 
 def library(variant: str) -> Path:
@@ -26,7 +26,7 @@ def library(variant: str) -> Path:
         build.ROOT / "build" / f"emulator-{variant}" / "ops.so",
         shared=True,
         link=[f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10"],
-        host=[HOST],
+        host=HOST,
         host_flags=[f"-isystem{folder}" for folder in cpp_extension.include_paths()],
     )
 

@@ -18,14 +18,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import library
-
 import build
+import library
 
 TIERS = ["tests/cuda_on_cpu"]
 # A GPU has no threads and instruction sets to choose.
 OF_CPU = "2threads or number_of_threads or instruction_set"
-OPS = ["tests/test_ops.py", "tests/test_autograd.py", "-k", f"not ({OF_CPU})"]
+OPS = [
+    "tests/test_ops.py",
+    "tests/test_autograd.py",
+    "tests/test_dropout.py",
+    "-k",
+    f"not ({OF_CPU})",
+]
 JOBS = 2
 
 
@@ -88,7 +93,7 @@ def compiled_kernels(path: Path) -> set[str]:
     """Kernels of a library by the emulator's names, from the launches that name them."""
     listing = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout
     names = re.findall(r"^\S+ [TWV] (?:void )?adl::(\w+<.*>)\(", listing, re.M)
-    kernels = ("streaming_", "block_", "previous_states", "store_")
+    kernels = ("streaming_", "block_", "previous_states", "store_", "drop_out")
     return {normal(name) for name in names if name.startswith(kernels)}
 
 
