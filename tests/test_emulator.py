@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cuda_on_cpu.build import HERE, PROGRAMS, ROOT, VARIANTS, build_program
+from cuda_on_cpu.build import PROGRAMS, ROOT, VARIANTS, build_program
 
 RUNS = [("fifo", 0), ("lifo", 0), *(("random", seed) for seed in range(1, 6))]
 

@@ -50,6 +50,11 @@ RUNS = [
 ]
 
 
+def library_path(name: str) -> str:
+    command = [*build.compiler(), f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def environment(run: Run, log: Path) -> dict[str, str]:
     settings = {
         "ADL_EMULATOR_SCHEDULE": run.schedule,
@@ -57,9 +62,8 @@ def environment(run: Run, log: Path) -> dict[str, str]:
         "ADL_EMULATOR_LOG": str(log),
     }
     if run.variant == "asan":
-        command = [*build.compiler(), "-print-file-name=libasan.so"]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-        settings["LD_PRELOAD"] = found.stdout.strip()
+        # Python has no libstdc++, where the sanitizer looks for the real __cxa_throw at once.
+        settings["LD_PRELOAD"] = f"{library_path('libasan.so')} {library_path('libstdc++.so.6')}"
         settings["ASAN_OPTIONS"] = "detect_leaks=0"
     return {**os.environ, **settings}
 
