@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from cuda_on_cpu.build import HERE, PROGRAMS, ROOT, VARIANTS, build
+from cuda_on_cpu.build import PROGRAMS, ROOT, VARIANTS, build_program
 
 pytestmark = pytest.mark.cpu_only
 
@@ -18,12 +17,11 @@ RUNS = [("fifo", 0), ("lifo", 0), *(("random", seed) for seed in range(1, 6))]
 @pytest.fixture(scope="session")
 def programs() -> dict[str, Path]:
     """Every program in every variant, as `wrappers-fast`."""
-    paths = {}
-    for variant in VARIANTS:
-        for name, sources in PROGRAMS.items():
-            output = ROOT / f"build/emulator-{variant}/{name}"
-            paths[f"{name}-{variant}"] = build(variant, [ROOT / s for s in sources], output)
-    return paths
+    return {
+        f"{name}-{variant}": build_program(name, variant, ROOT / f"build/emulator-{variant}/{name}")
+        for variant in VARIANTS
+        for name in PROGRAMS
+    }
 
 
 def run(*command: object, schedule: str = "fifo", seed: int = 0, **environment: object):
@@ -39,7 +37,7 @@ def run(*command: object, schedule: str = "fifo", seed: int = 0, **environment: 
     )
 
 
-CHECKS = {"wrappers": 19, "driver": 88}
+CHECKS = {"wrappers": 19, "driver": 89}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -54,7 +52,7 @@ def test_right_kernels(programs, program, variant):
 def test_wrappers_without_cuda_headers():
     """types_on_cpu.h rounds as CUDA's types do."""
     output = ROOT / "build/emulator-fast/wrappers-without-headers"
-    done = run(build("fast", [HERE / "wrappers.cu"], output, ["-O0"], headers=False))
+    done = run(build_program("wrappers", "fast", output, flags=["-O0"], headers=False))
     assert done.returncode == 0, done.stdout
 
 
@@ -151,21 +149,6 @@ def test_launches_are_counted(programs, tmp_path):
     for _ in range(2):
         assert run(programs["wrappers-fast"], ADL_EMULATOR_LOG=log).returncode == 0
     lines = [line.split("\t") for line in log.read_text().splitlines()]
-    assert (
-        lines.count(
-            [
-                "1",
-                "384",
-                "adl::gemm(__nv_bfloat16 const*, __nv_bfloat16 const*, float*, int, int, int)",
-            ]
-        )
-        == 0
-    )
     counts = {name: (int(launches), int(threads)) for launches, threads, name in lines}
     assert counts["void adl::column_sums<float>(float const*, float*, int, int)"] == (1, 256)
     assert len(lines) == 2 * len(counts)
-
-
-def test_no_synchronisation_can_be_removed_unnoticed():
-    done = run(sys.executable, HERE / "mutate.py", "--seeds", 3)
-    assert done.returncode == 0 and done.stdout.count("| race |") >= 22, done.stdout

@@ -19,6 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -34,14 +35,22 @@ KERNEL_FLAGS = {"fast": ["-O2"], "asan": ["-O0", *ASAN], "race": ["-O1", "-fsani
 LINK_FLAGS = {"fast": [], "asan": ["-fsanitize=address,undefined"], "race": []}
 VARIANTS = list(RUNTIME_FLAGS)
 
-# Programs without torch, from sources relative to the root; each checks what it runs.
+
+@dataclass(frozen=True)
+class Program:
+    """Needs no torch, and checks what it runs. Sources are relative to the root."""
+
+    kernels: list[str]
+    host: list[str] = field(default_factory=list)
+
+
 PROGRAMS = {
-    "wrappers": [Path("tests/cuda_on_cpu/wrappers.cu")],
-    "faults": [Path("tests/cuda_on_cpu/faults.cpp")],
-    "driver": [
-        Path("tests/cuda_on_cpu/driver.cu"),
-        *(Path(f"csrc/cuda/recurrent_{number}.cu") for number in ("bf16", "f16", "f32", "f64")),
-    ],
+    "wrappers": Program(["tests/cuda_on_cpu/wrappers.cu"]),
+    "faults": Program(["tests/cuda_on_cpu/faults.cpp"]),
+    "driver": Program(
+        [f"csrc/cuda/recurrent_{number}.cu" for number in ("bf16", "f16", "f32", "f64")],
+        ["tests/cuda_on_cpu/driver.cu"],
+    ),
 }
 
 
@@ -156,3 +165,27 @@ def build(
     kind = ["-shared", "-Wl,-Bsymbolic"] if shared else ["-rdynamic"]
     command = [*compiler(), *kind, *LINK_FLAGS[variant], *objects, "-ldl", *(link or [])]
     return made(command, output, lambda: objects)
+
+
+def build_program(
+    name: str,
+    variant: str,
+    output: Path,
+    root: Path = ROOT,
+    flags: list[str] | None = None,
+    headers: bool = True,
+    jobs: int = 2,
+) -> Path:
+    """One of PROGRAMS, from the sources under `root`."""
+    program = PROGRAMS[name]
+    return build(
+        variant,
+        [root / source for source in program.kernels],
+        output,
+        flags,
+        csrc=root / "csrc",
+        headers=headers,
+        host=[root / source for source in program.host],
+        host_flags=["-O0", *(flags or [])],
+        jobs=jobs,
+    )

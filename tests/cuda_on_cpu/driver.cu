@@ -49,9 +49,9 @@ struct Type<Half> {
 constexpr double kTf32Error = 3e-3;
 
 template <class T>
-struct RoundTo {
-  double operator()(double x) const { return static_cast<Acc<T>>(static_cast<T>(static_cast<Acc<T>>(x))); }
-};
+double round_to(double x) {
+  return static_cast<Acc<T>>(static_cast<T>(static_cast<Acc<T>>(x)));
+}
 
 // Where what backward needs is kept.
 enum class Save { kNothing, kBeside, kInPlace };
@@ -121,7 +121,7 @@ struct Forward {
   static constexpr int G = Cell::kGates, P = Cell::kPre;
   static constexpr bool kExact = std::is_same_v<A, T>;
 
-  const Reference<Cell, RoundTo<T>> r;
+  const Reference<Cell> r;
   const int64_t H = r.s.H, N = r.s.N(), y_stride = H + kPadding;
   const Save save;
   const int64_t gx_stride = (save == Save::kInPlace ? P : G) * H;
@@ -132,7 +132,7 @@ struct Forward {
   const Array<T> gates{nothing(Cell::kSavesGates && save == Save::kBeside ? N * P * H : 0)};
   const Array<T> kept_c{nothing(Cell::kHasC && save != Save::kNothing ? N * H : 0)};
 
-  Forward(const Case& k, bool reverse, unsigned seed) : r(k.sizes, reverse, seed), save(k.save) {}
+  Forward(const Case& k, bool reverse, unsigned seed) : r(k.sizes, reverse, round_to<T>, seed), save(k.save) {}
   static std::vector<T> nothing(int64_t n) { return std::vector<T>(n, static_cast<T>(static_cast<A>(NAN))); }
 
   // gx of these steps alone, at the beginning of its memory unless the gates come there.
@@ -181,7 +181,7 @@ template <class Cell, class T>
 struct Backward {
   using A = Acc<T>;
 
-  const Reference<Cell, RoundTo<T>> r;
+  const Reference<Cell> r;
   const int64_t H = r.s.H, N = r.s.N(), y_stride = H + kPadding;
   const Offsets offsets{r.s};
   const Array<T> w_hh{converted<T>(r.w_hh)}, h_0{converted<T>(r.h_0)}, c_0{converted<T>(r.c_0)};
@@ -190,7 +190,7 @@ struct Backward {
   const Array<A> dh{converted<A>(r.dh_n)}, dc{converted<A>(r.dc_n)};
   const Array<T> dgates{converted<T>(Doubles(r.dgates.size(), NAN))};
 
-  Backward(const Case& k, bool reverse, unsigned seed) : r(k.sizes, reverse, seed) {}
+  Backward(const Case& k, bool reverse, unsigned seed) : r(k.sizes, reverse, round_to<T>, seed) {}
 
   BackwardScan<T> scan() const {
     const Steps steps{r.s.T, r.s.B, offsets, r.reverse, 0, r.s.T};
@@ -339,7 +339,7 @@ void rows() {
                 sums = converted<double>(converted<Acc<T>>(a));
   const Doubles b = converted<double>(converted<T>(uniform(n, seed, 1)));
   Doubles both;
-  for (int64_t i = 0; i < n; ++i) both.push_back(RoundTo<T>()(static_cast<Acc<T>>(a[i]) + static_cast<Acc<T>>(b[i])));
+  for (int64_t i = 0; i < n; ++i) both.push_back(round_to<T>(static_cast<Acc<T>>(a[i]) + static_cast<Acc<T>>(b[i])));
   const Array<T> from(converted<T>(spread(a, width, width + 1))), more(converted<T>(spread(b, width, width + 2)));
   const Array<Acc<T>> sum(converted<Acc<T>>(spread(a, width, width + 3)));
   const Array<T> to(converted<T>(spread(Doubles(n, NAN), width, width + 4)));

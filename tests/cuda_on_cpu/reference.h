@@ -90,18 +90,19 @@ inline Doubles uniform(int64_t n, unsigned& seed, double largest) {
   return v;
 }
 
-// `round` makes numbers such as the kernels can have.
-template <class Cell, class Round>
+template <class Cell>
 struct Reference {
   static constexpr int G = Cell::kGates, P = Cell::kPre;
   const Sizes s;
   const bool reverse;
+  double (*const round)(double);  // to a number such as the kernels can have
   const std::vector<int64_t> offsets;
   Doubles w_hh, b_ih, b_hh, gx, h_0, c_0, dy, dh_n, dc_n;  // given
   Doubles y, gates, c, h_n, c_n;                           // of forward; rounded, since backward reads them
   Doubles dgates, dh_0, dc_0;
 
-  Reference(const Sizes& sizes, bool reverse, unsigned seed) : s(sizes), reverse(reverse), offsets(sizes.offsets()) {
+  Reference(const Sizes& sizes, bool reverse, double (*round)(double), unsigned seed)
+      : s(sizes), reverse(reverse), round(round), offsets(sizes.offsets()) {
     const int64_t rows = offsets.back(), H = s.H, state = s.B * H;
     const double w = 2 / std::sqrt(static_cast<double>(H));
     const auto numbers = [&](int64_t n, double largest) { return rounded(uniform(n, seed, largest)); };
@@ -121,8 +122,8 @@ struct Reference {
   }
 
  private:
-  static Doubles rounded(Doubles v) {
-    for (double& x : v) x = Round()(x);
+  Doubles rounded(Doubles v) const {
+    for (double& x : v) x = round(x);
     return v;
   }
 

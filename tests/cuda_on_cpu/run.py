@@ -56,6 +56,12 @@ RUNS = [
 ]
 
 
+def library_path(name: str) -> str:
+    """Python was linked without it, so it has to be loaded first."""
+    command = [*build.compiler(), f"-print-file-name={name}"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def environment(run: Run, log: Path) -> dict[str, str]:
     settings = {
         "ADL_EMULATOR_SCHEDULE": run.schedule,
@@ -63,15 +69,10 @@ def environment(run: Run, log: Path) -> dict[str, str]:
         "ADL_EMULATOR_LOG": str(log),
     }
     if run.variant == "asan":
-        settings["LD_PRELOAD"] = ":".join(runtime_of(name) for name in ("asan", "ubsan"))
+        # Python has no libstdc++, where the sanitizer looks for the real __cxa_throw at once.
+        settings["LD_PRELOAD"] = f"{library_path('libasan.so')} {library_path('libstdc++.so.6')}"
         settings["ASAN_OPTIONS"] = "detect_leaks=0"
     return {**os.environ, **settings}
-
-
-def runtime_of(sanitizer: str) -> str:
-    """Python was linked without it, so it has to be there first."""
-    command = [*build.compiler(), f"-print-file-name=lib{sanitizer}.so"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def execute(run: Run, log: Path) -> tuple[bool, str]:
