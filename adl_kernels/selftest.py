@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         f"adl_kernels {build.VERSION}, torch {torch.__version__}, {device}, "
         f"instruction set {_C.isa()}, {torch.get_num_threads()} threads"
     )
+    torch.backends.cudnn.allow_tf32 = False  # float32 is to be tested, not tf32
     if device.type not in functional.DEVICES:
         print(f"There are no kernels for {device.type} in this version: torch's own layers run.")
     start = time.perf_counter()

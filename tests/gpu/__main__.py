@@ -170,14 +170,21 @@ def sanitizers(_: float) -> Stage:
     )
 
 
-def wrappers(_: float) -> Stage:
-    """What csrc/cuda/device.cuh promises, as the tests that run kernels on the CPU assume it."""
-    home, source = cuda_home(), TESTS / "cuda_on_cpu/wrappers.cu"
-    program = str(Path(tempfile.mkdtemp()) / "wrappers")
+def programs(_: float) -> Stage:
+    """What the tests that run kernels on the CPU assume of a GPU, and the kernels without torch."""
+    home, folder = cuda_home(), Path(tempfile.mkdtemp())
     nvcc = str(home / "bin/nvcc") if home else ""
-    build = [nvcc, "-std=c++20", "-O2", "-arch=native", f"-I{ROOT / 'csrc'}", str(source)]
+    flags = ["-std=c++20", "-O2", "-arch=native", "--threads=0", "--expt-relaxed-constexpr"]
+    commands: list[Command] = []
+    for name, kernels in (("wrappers", []), ("driver", sorted(ROOT.glob("csrc/cuda/*.cu")))):
+        sources = [TESTS / f"cuda_on_cpu/{name}.cu", *kernels]
+        program = str(folder / name)
+        commands += [
+            [nvcc, *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", program],
+            [program],
+        ]
     missing = "" if home else "no CUDA toolkit was found"
-    return Stage("wrappers", [[*build, "-o", program], [program]], 60, missing=missing)
+    return Stage("programs without torch", commands, 90, missing=missing)
 
 
 def bench(left_s: float) -> Stage:
@@ -190,10 +197,7 @@ def bench(left_s: float) -> Stage:
 
 
 def stages() -> list[Callable[[float], Stage]]:
-    found = [build, selftest, device_tests, gpu_tests, sanitizers]
-    if (TESTS / "cuda_on_cpu/wrappers.cu").exists():
-        found.append(wrappers)
-    return [*found, bench]
+    return [programs, build, selftest, device_tests, gpu_tests, sanitizers, bench]
 
 
 def why_not() -> str:
