@@ -17,6 +17,30 @@ struct Lane {
   __device__ __forceinline__ Lane() {
     warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, u = warp * kTile + 2 * g;
   }
+
+  // f(i, j, the unit, the sequence's column in the block), unrolled: i and j may index registers.
+  template <int kOwn, class F>
+  __device__ __forceinline__ void each(F f) const {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int j = 0; j < kOwn; ++j) f(i, j, u + i, kOwn * t + j);
+  }
+};
+
+// Where a block finds its part of a state [B, H]: sequences first .. first + rows - 1.
+struct Part {
+  int64_t first, B, H;
+  int rows;
+  __device__ __forceinline__ bool has(int unit, int column) const {
+    return unit < H && column < rows && first + column < B;
+  }
+  __device__ __forceinline__ int64_t at(int unit, int column) const { return (first + column) * H + unit; }
+  // Sequences under way at step t, of those of this block.
+  __device__ __forceinline__ int active(const Steps& s, int64_t t) const {
+    const int64_t count = count_of(s, t) - first;
+    return static_cast<int>(count < rows ? count : rows);
+  }
 };
 
 // W_hh of a block. Forward sums over states, the rows of states are h; backward over units, they are dgates.
@@ -35,14 +59,14 @@ struct Resident {
   Lane lane;
 
   // W_hh (its transpose) at gate q of this lane's unit i and the state k of the tile.
-  __device__ __forceinline__ Tile load(const T* w_hh, int64_t H, int q, int tile) const {
+  __device__ __forceinline__ Tile load(const T* w_hh, unsigned H, int q, int tile) const {
     T w[2][4];
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        const int64_t unit = lane.u + i, state = tile * kTile + 4 * lane.t + k;
-        const int64_t row = q * H + (backward ? state : unit), column = backward ? unit : state;
+        const unsigned unit = lane.u + i, state = tile * kTile + 4 * lane.t + k;
+        const unsigned row = q * H + (backward ? state : unit), column = backward ? unit : state;
         w[i][k] = unit < H && state < H ? w_hh[row * H + column] : from_acc<T>(0);
       }
     Tile out;
@@ -50,26 +74,36 @@ struct Resident {
     return out;
   }
 
+  // A lane's own place among [.., parts, 32 lanes].
+  __device__ __forceinline__ void put(uint4* to, const Tile& tile) const {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) to[part * 32] = reinterpret_cast<const uint4*>(&tile)[part];
+  }
+  static __device__ __forceinline__ void get(Tile& tile, const uint4* from) {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) reinterpret_cast<uint4*>(&tile)[part] = from[part * 32];
+  }
+
   __device__ __forceinline__ uint4* spilled_at(int tile, int q) const {
     return spilled + ((int64_t(lane.warp) * (n - kHeld) + tile - kHeld) * kGates + q) * kParts * 32 + lane.lane;
   }
 
-  // Only this lane reads what it spills: no barrier is needed.
-  __device__ __forceinline__ Resident(const T* w_hh, int64_t H, uint4* shared) : spilled(shared), n(tiles(H)) {
+  // `staging`: shared memory [warps, kHeld, parts, 32 lanes], which may overlap `rest`. By this detour a loop that is
+  // not unrolled loads what must be unrolled to lie in registers; else all loads would be under way at once, and spill.
+  __device__ __forceinline__ Resident(const T* w_hh, int64_t H, uint4* staging, uint4* rest)
+      : spilled(rest), n(tiles(H)) {
+    uint4* own = staging + lane.warp * kHeld * kParts * 32 + lane.lane;
 #pragma unroll
-    for (int tile = 0; tile < kHeld; ++tile) {
+    for (int q = 0; q < kGates; ++q) {
+#pragma unroll 4
+      for (int tile = 0; tile < kHeld; ++tile) put(own + tile * kParts * 32, load(w_hh, H, q, tile));
 #pragma unroll
-      for (int q = 0; q < kGates; ++q) held[q][tile] = load(w_hh, H, q, tile);
-      compiler_fence();  // else all loads come first, and spill
+      for (int tile = 0; tile < kHeld; ++tile) get(held[q][tile], own + tile * kParts * 32);
     }
+    __syncthreads();
     if constexpr (kHeld < kMaxTiles)
       for (int tile = kHeld; tile < n; ++tile)
-        for (int q = 0; q < kGates; ++q) {
-          const Tile one = load(w_hh, H, q, tile);
-          uint4* to = spilled_at(tile, q);
-#pragma unroll
-          for (int part = 0; part < kParts; ++part) to[part * 32] = reinterpret_cast<const uint4*>(&one)[part];
-        }
+        for (int q = 0; q < kGates; ++q) put(spilled_at(tile, q), load(w_hh, H, q, tile));
   }
 
   // states: [rows, stride], in backward a row is [gates, 16 n]. Forward has a sum for each gate; in backward all add
@@ -96,9 +130,7 @@ struct Resident {
         for (int q = 0; q < kGates; ++q) {
           if (backward && q > 0) o = operand(tile, q);
           Tile one;
-          const uint4* from = spilled_at(tile, q);
-#pragma unroll
-          for (int part = 0; part < kParts; ++part) reinterpret_cast<uint4*>(&one)[part] = from[part * 32];
+          get(one, spilled_at(tile, q));
           one.add(sums[q % kSums], o);
         }
       }
@@ -127,52 +159,43 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   constexpr Arithmetic a = Tile::kArithmetic;
   const ForwardScan<T>& s = directions.of[blockIdx.y];
   const Lane lane;
-  const int64_t first = int64_t(blockIdx.x) * rows;
+  const Part part{int64_t(blockIdx.x) * rows, s.steps.B, s.H, rows};
 
   ADL_DYNAMIC_SHARED(shared);
   float* biases = reinterpret_cast<float*>(shared + state_bytes(s.H, kGates, a, false));  // [pre, width]
   const int width = state_width(s.H, kGates, false), stride = state_stride(width, a);
-  const Resident<Cell, T, Tile, false> w(s.w_hh, s.H, reinterpret_cast<uint4*>(biases + Cell::kPre * width));
+  const Resident<Cell, T, Tile, false> w(s.w_hh, s.H, reinterpret_cast<uint4*>(shared),
+                                         reinterpret_cast<uint4*>(biases + Cell::kPre * width));
   const Buffers<Tile> states(shared, a.rows, stride);
 
   float h[2][kOwn], c[2][kOwn], bias[Cell::kPre];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
+  lane.each<kOwn>([&](int i, int j, int u, int column) {
+    const bool mine = part.has(u, column);
+    h[i][j] = mine ? s.h[part.at(u, column)] : 0.0f;
+    c[i][j] = mine && Cell::kHasC ? s.c[part.at(u, column)] : 0.0f;
+    states[0][column * stride + u] = Tile::state(h[i][j]);
+  });
+  for (int i = 0; i < 2 && lane.t == 0; ++i) {
     load_bias<Cell>(s, lane.u + i, bias);
 #pragma unroll
-    for (int p = 0; p < Cell::kPre && lane.t == 0; ++p) biases[p * width + lane.u + i] = bias[p];
-#pragma unroll
-    for (int j = 0; j < kOwn; ++j) {
-      const int column = kOwn * lane.t + j;
-      const int64_t at = (first + column) * s.H + lane.u + i;
-      const bool mine = lane.u + i < s.H && column < rows && first + column < s.steps.B;
-      h[i][j] = mine ? s.h[at] : 0.0f;
-      c[i][j] = mine && Cell::kHasC ? s.c[at] : 0.0f;
-      states[0][column * stride + lane.u + i] = Tile::state(h[i][j]);
-    }
+    for (int p = 0; p < Cell::kPre; ++p) biases[p * width + lane.u + i] = bias[p];
   }
   __syncthreads();
 
   float gx[2][kOwn][kGates];
-  const auto active = [&](int64_t n) {
-    const int64_t count = count_of(s.steps, step_of(s.steps, n)) - first;
-    return static_cast<int>(count < rows ? count : rows);
+  const auto load = [&](int64_t t, int count) {
+    const int64_t row = row_of(s.steps, t) + part.first;
+    lane.each<kOwn>([&](int i, int j, int u, int column) {
+      if (column < count && u < s.H) load_gx<Cell>(s, row, column, u, gx[i][j]);
+    });
   };
-  const auto load = [&](int64_t n, int count) {
-    const int64_t row = row_of(s.steps, step_of(s.steps, n)) + first;
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int j = 0; j < kOwn; ++j)
-        if (kOwn * lane.t + j < count && lane.u + i < s.H)
-          load_gx<Cell>(s, row, kOwn * lane.t + j, lane.u + i, gx[i][j]);
-  };
-  int turn = 0, count = active(s.steps.begin);
-  load(s.steps.begin, count);
+  int64_t t = step_of(s.steps, s.steps.begin);
+  int turn = 0, count = part.active(s.steps, t);
+  load(t, count);
   for (int64_t n = s.steps.begin; n < s.steps.end; ++n) {
-    const int64_t row = row_of(s.steps, step_of(s.steps, n)) + first;
     const bool more = n + 1 < s.steps.end;
-    const int next_count = more ? active(n + 1) : 0;
+    const int64_t row = row_of(s.steps, t) + part.first, next = step_of(s.steps, n + 1);
+    const int next_count = more ? part.active(s.steps, next) : 0;
     if (count > 0) {
       typename Tile::Sum sums[kGates];
       w.multiply(states[turn], stride, sums);
@@ -181,40 +204,28 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       for (int q = 0; q < kGates; ++q) {
         float out[2][kOwn];
         Tile::finish(sums[q], lane.t, out);
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-          for (int j = 0; j < kOwn; ++j) gh[i][j][q] = out[i][j];
+        lane.each<kOwn>([&](int i, int j, int, int) { gh[i][j][q] = out[i][j]; });
       }
       turn ^= 1;
+      lane.each<kOwn>([&](int i, int j, int u, int column) {
+        if (j == 0)
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-#pragma unroll
-        for (int p = 0; p < Cell::kPre; ++p) bias[p] = biases[p * width + lane.u + i];
-#pragma unroll
-        for (int j = 0; j < kOwn; ++j) {
-          const int column = kOwn * lane.t + j;
-          if (column < count && lane.u + i < s.H)
-            forward_unit<Cell>(s, row, column, lane.u + i, bias, gx[i][j], gh[i][j], h[i][j], c[i][j]);
-          states[turn][column * stride + lane.u + i] = Tile::state(h[i][j]);
-        }
-      }
+          for (int p = 0; p < Cell::kPre; ++p) bias[p] = biases[p * width + u];
+        if (column < count && u < s.H)
+          forward_unit<Cell>(s, row, column, u, bias, gx[i][j], gh[i][j], h[i][j], c[i][j]);
+        states[turn][column * stride + u] = Tile::state(h[i][j]);
+      });
     }
-    if (more) load(n + 1, next_count);
+    if (more) load(next, next_count);
     if (count > 0) __syncthreads();
-    count = next_count;
+    t = next, count = next_count;
   }
 
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-#pragma unroll
-    for (int j = 0; j < kOwn; ++j) {
-      const int column = kOwn * lane.t + j;
-      if (lane.u + i >= s.H || column >= rows || first + column >= s.steps.B) continue;
-      const int64_t at = (first + column) * s.H + lane.u + i;
-      s.h[at] = h[i][j];
-      if (Cell::kHasC) s.c[at] = c[i][j];
-    }
+  lane.each<kOwn>([&](int i, int j, int u, int column) {
+    if (!part.has(u, column)) return;
+    s.h[part.at(u, column)] = h[i][j];
+    if (Cell::kHasC) s.c[part.at(u, column)] = c[i][j];
+  });
 }
 
 template <class Cell, class T, class Tile>
@@ -224,25 +235,20 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   constexpr Arithmetic a = Tile::kArithmetic;
   const BackwardScan<T>& s = directions.of[blockIdx.y];
   const Lane lane;
+  const Part part{int64_t(blockIdx.x) * rows, s.steps.B, s.H, rows};
   const int stride = state_stride(state_width(s.H, kGates, true), a), gate_stride = tiles(s.H) * kTile;
-  const int64_t first = int64_t(blockIdx.x) * rows;
 
   ADL_DYNAMIC_SHARED(shared);
-  const Resident<Cell, T, Tile, true> w(s.w_hh, s.H,
+  const Resident<Cell, T, Tile, true> w(s.w_hh, s.H, reinterpret_cast<uint4*>(shared),
                                         reinterpret_cast<uint4*>(shared + state_bytes(s.H, kGates, a, true)));
   const Buffers<Tile> states(shared, a.rows, stride);
 
   float dh[2][kOwn], dc[2][kOwn];
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-#pragma unroll
-    for (int j = 0; j < kOwn; ++j) {
-      const int column = kOwn * lane.t + j;
-      const int64_t at = (first + column) * s.H + lane.u + i;
-      const bool mine = lane.u + i < s.H && column < rows && first + column < s.steps.B;
-      dh[i][j] = mine ? s.dh[at] : 0.0f;
-      dc[i][j] = mine && Cell::kHasC ? s.dc[at] : 0.0f;
-    }
+  lane.each<kOwn>([&](int i, int j, int u, int column) {
+    const bool mine = part.has(u, column);
+    dh[i][j] = mine ? s.dh[part.at(u, column)] : 0.0f;
+    dc[i][j] = mine && Cell::kHasC ? s.dc[part.at(u, column)] : 0.0f;
+  });
 
   // dL/dh of the step before: what came by the way around W_hh is there already.
   const auto add_product = [&](const typename Tile::State* dgates) {
@@ -252,69 +258,50 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     for (const typename Tile::Sum& sum : sums) {
       float out[2][kOwn];
       Tile::finish(sum, lane.t, out);
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int j = 0; j < kOwn; ++j) dh[i][j] += out[i][j];
+      lane.each<kOwn>([&](int i, int j, int, int) { dh[i][j] += out[i][j]; });
     }
-  };
-  const auto active = [&](int64_t t) {
-    const int64_t count = count_of(s.steps, t) - first;
-    return static_cast<int>(count < rows ? count : rows);
   };
   Kept<Cell, T> kept[2][kOwn];
   const auto load = [&](int64_t t, int count) {
-    const int64_t row = row_of(s.steps, t) + first;
+    const int64_t row = row_of(s.steps, t) + part.first;
     const Before from = before(s.steps, t);
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int j = 0; j < kOwn; ++j) {
-        const int column = kOwn * lane.t + j;
-        if (column < count && lane.u + i < s.H) load_kept(s, first, row, column, from, lane.u + i, kept[i][j]);
-      }
+    lane.each<kOwn>([&](int i, int j, int u, int column) {
+      if (column < count && u < s.H) load_kept(s, part.first, row, column, from, u, kept[i][j]);
+    });
   };
 
   const auto step = [&](int64_t n) { return step_of(s.steps, s.steps.T - 1 - n); };
-  int turn = 0, count = active(step(0));
-  load(step(0), count);
+  int64_t t = step(0);
+  int turn = 0, count = part.active(s.steps, t);
+  load(t, count);
   for (int64_t n = 0; n < s.steps.T; ++n) {
-    const int64_t row = row_of(s.steps, step(n)) + first;
     const bool more = n + 1 < s.steps.T;
-    const int next_count = more ? active(step(n + 1)) : 0;
+    const int64_t row = row_of(s.steps, t) + part.first, next = step(n + 1);
+    const int next_count = more ? part.active(s.steps, next) : 0;
     if (count > 0) {
       add_product(states[turn]);
       turn ^= 1;
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int j = 0; j < kOwn; ++j) {
-          const int column = kOwn * lane.t + j;
-          const bool runs = column < count && lane.u + i < s.H;
-          if (runs) backward_unit(s, row, column, lane.u + i, kept[i][j], dh[i][j], dc[i][j]);
+      lane.each<kOwn>([&](int i, int j, int u, int column) {
+        const bool runs = column < count && u < s.H;
+        if (runs) backward_unit(s, row, column, u, kept[i][j], dh[i][j], dc[i][j]);
         // A sequence that has ended passes its dh on as it is.
 #pragma unroll
-          for (int q = 0; q < kGates; ++q)
-            states[turn][column * stride + q * gate_stride + lane.u + i] =
-                Tile::state(runs ? kept[i][j].gates[hh<Cell>(q)] : 0.0f);
-        }
+        for (int q = 0; q < kGates; ++q)
+          states[turn][column * stride + q * gate_stride + u] =
+              Tile::state(runs ? kept[i][j].gates[hh<Cell>(q)] : 0.0f);
+      });
     }
-    if (more) load(step(n + 1), next_count);
+    if (more) load(next, next_count);
     if (count > 0) __syncthreads();
-    count = next_count;
+    t = next, count = next_count;
   }
   add_product(states[turn]);
 
-#pragma unroll
-  for (int i = 0; i < 2; ++i)
-#pragma unroll
-    for (int j = 0; j < kOwn; ++j) {
-      const int column = kOwn * lane.t + j;
-      if (lane.u + i >= s.H || column >= rows || first + column >= s.steps.B) continue;
-      const int64_t at = (first + column) * s.H + lane.u + i;
-      s.dh[at] = dh[i][j];
-      if (Cell::kHasC) s.dc[at] = dc[i][j];
-    }
+  lane.each<kOwn>([&](int i, int j, int u, int column) {
+    if (!part.has(u, column)) return;
+    s.dh[part.at(u, column)] = dh[i][j];
+    if (Cell::kHasC) s.dc[part.at(u, column)] = dc[i][j];
+  });
 }
 
 }  // namespace adl

@@ -59,9 +59,6 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t str
   return cudaLaunchKernelEx(&config, kernel, static_cast<A&&>(arguments)...);
 }
 
-// Loads are not moved across this line when the program is compiled, by ptxas neither.
-__device__ __forceinline__ void compiler_fence() { __syncwarp(); }
-
 // ---- flags between blocks
 
 __device__ __forceinline__ unsigned load_acquire(const unsigned* p) {

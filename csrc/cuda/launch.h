@@ -62,8 +62,13 @@ constexpr size_t spilled_bytes(int64_t H, int gates, Arithmetic a) {
   const int n = tiles(H), held = register_tiles(gates, a);
   return n > held ? size_t(n) * (n - held) * gates * 32 * a.words * 4 : 0;
 }
+constexpr size_t staging_bytes(int64_t H, int gates, Arithmetic a) {  // of what is in registers, before all that
+  return size_t(tiles(H)) * register_tiles(gates, a) * 32 * a.words * 4;
+}
 constexpr size_t block_shared_bytes(int64_t H, int gates, int pre, Arithmetic a, bool backward) {
-  return state_bytes(H, gates, a, backward) + bias_bytes(H, pre, backward) + spilled_bytes(H, gates, a);
+  const size_t all = state_bytes(H, gates, a, backward) + bias_bytes(H, pre, backward) + spilled_bytes(H, gates, a);
+  const size_t staging = staging_bytes(H, gates, a);
+  return all > staging ? all : staging;
 }
 
 // Sequences per block: as few as fill the GPU, since the time of a step hardly depends on it.

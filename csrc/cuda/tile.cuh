@@ -17,20 +17,31 @@ __device__ __forceinline__ void mma(Half, float (&c)[4], const uint32_t (&a)[4],
   mma_f16(c, a, b);
 }
 
-// bfloat16 or float16 on tensor cores.
-template <class T>
-struct alignas(16) HalfTile {
-  using State = T;
-  static constexpr Arithmetic kArithmetic = kHalfTensorCores;
+// The sums of tensor cores: fragment C has units by sequences.
+struct TensorCores {
   static constexpr int kOwn = 2;  // sequences 2 t and 2 t + 1
 
-  struct Operand {
-    uint32_t b[2];
-  };
   struct Sum {
     float c[4] = {0, 0, 0, 0};
   };
 
+  static __device__ __forceinline__ void finish(const Sum& sum, int, float (&out)[2][kOwn]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i)
+#pragma unroll
+      for (int j = 0; j < kOwn; ++j) out[i][j] = sum.c[2 * i + j];
+  }
+};
+
+// bfloat16 or float16 on tensor cores.
+template <class T>
+struct alignas(16) HalfTile : TensorCores {
+  using State = T;
+  static constexpr Arithmetic kArithmetic = kHalfTensorCores;
+
+  struct Operand {
+    uint32_t b[2];
+  };
   uint32_t a[4];
 
   __device__ __forceinline__ void set(const T (&w)[2][4]) {
@@ -44,27 +55,16 @@ struct alignas(16) HalfTile {
     return {{two.x, two.y}};
   }
   __device__ __forceinline__ void add(Sum& sum, const Operand& operand) const { mma(T(), sum.c, a, operand.b); }
-  static __device__ __forceinline__ void finish(const Sum& sum, int, float (&out)[2][kOwn]) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int j = 0; j < kOwn; ++j) out[i][j] = sum.c[2 * i + j];
-  }
 };
 
 // float32 rounded to tf32 on tensor cores.
-struct alignas(16) Tf32Tile {
+struct alignas(16) Tf32Tile : TensorCores {
   using State = uint32_t;
   static constexpr Arithmetic kArithmetic = kTf32TensorCores;
-  static constexpr int kOwn = 2;
 
   struct Operand {
     uint32_t b[4];
   };
-  struct Sum {
-    float c[4] = {0, 0, 0, 0};
-  };
-
   uint32_t a[8];  // of two products over 8 states each
 
   __device__ __forceinline__ void set(const float (&w)[2][4]) {
@@ -79,12 +79,6 @@ struct alignas(16) Tf32Tile {
   __device__ __forceinline__ void add(Sum& sum, const Operand& o) const {
     mma_tf32(sum.c, {a[0], a[1], a[2], a[3]}, {o.b[0], o.b[1]});
     mma_tf32(sum.c, {a[4], a[5], a[6], a[7]}, {o.b[2], o.b[3]});
-  }
-  static __device__ __forceinline__ void finish(const Sum& sum, int, float (&out)[2][kOwn]) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i)
-#pragma unroll
-      for (int j = 0; j < kOwn; ++j) out[i][j] = sum.c[2 * i + j];
   }
 };
 

@@ -256,11 +256,7 @@ struct Cuda {
 }  // namespace
 }  // namespace adl
 
-#ifdef ADL_CUDA_ON_CPU
-TORCH_LIBRARY_IMPL(adl_kernels, CPU, m) {
-#else
-TORCH_LIBRARY_IMPL(adl_kernels, CUDA, m) {
-#endif
+TORCH_LIBRARY_IMPL(adl_kernels, ADL_GPU_KEY, m) {
 #define ADL_IMPLEMENT(Cell) adl::implement<adl::Cuda, adl::Cell>(m);
   ADL_CELLS(ADL_IMPLEMENT)
 #undef ADL_IMPLEMENT

@@ -30,10 +30,4 @@ Tensor dropout(const Tensor& x_in, double p, const Tensor& seed, int64_t stream)
 }  // namespace
 }  // namespace adl
 
-#ifdef ADL_CUDA_ON_CPU
-TORCH_LIBRARY_IMPL(adl_kernels, CPU, m) {
-#else
-TORCH_LIBRARY_IMPL(adl_kernels, CUDA, m) {
-#endif
-  m.impl("dropout", adl::dropout);
-}
+TORCH_LIBRARY_IMPL(adl_kernels, ADL_GPU_KEY, m) { m.impl("dropout", adl::dropout); }

@@ -28,6 +28,8 @@ void with_gpu_number(at::ScalarType type, F f) {
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#define ADL_GPU_KEY CUDA  // what the ops are registered for
+
 namespace adl {
 namespace {
 

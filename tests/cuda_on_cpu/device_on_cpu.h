@@ -29,8 +29,6 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, La
   return cudaSuccess;
 }
 
-inline void compiler_fence() {}
-
 // ---- flags between blocks
 
 inline unsigned load_acquire(const unsigned* p) {

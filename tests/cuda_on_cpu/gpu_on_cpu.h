@@ -7,6 +7,8 @@
 
 #include <cstdlib>
 
+#define ADL_GPU_KEY CPU
+
 namespace adl {
 namespace {
 
