@@ -25,12 +25,6 @@
 
 namespace adl {
 
-struct LaunchOptions {
-  size_t shared_bytes = 0;
-  bool cooperative = false;
-  unsigned cluster = 1;  // blocks per cluster
-};
-
 // The error of this launch, not of an earlier one; the caller turns it into an exception.
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream, LaunchOptions options,

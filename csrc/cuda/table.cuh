@@ -33,30 +33,34 @@ cudaError_t start_block(Kernel kernel, const Directions<Scan>& d, const Gpu& gpu
   return launch(kernel, grid, unsigned(32 * tiles(H)), stream, options, d, rows);
 }
 
+// Calls f with a null pointer to the tile that T is multiplied by.
+template <class T, class F>
+auto with_tile(bool tf32, F f) {
+  if constexpr (sizeof(T) == 2)
+    return f(static_cast<HalfTile<T>*>(nullptr));
+  else
+    return tf32 ? f(static_cast<Tf32Tile*>(nullptr)) : f(static_cast<FloatTile*>(nullptr));
+}
+
 template <class Cell, class T>
 cudaError_t start_block_forward(const Directions<ForwardScan<T>>& d, bool tf32, const Gpu& gpu, cudaStream_t stream) {
-  if constexpr (sizeof(T) == 2)
-    return start_block<Cell, HalfTile<T>, false>(block_forward<Cell, T, HalfTile<T>>, d, gpu, stream);
-  else if (tf32)
-    return start_block<Cell, Tf32Tile, false>(block_forward<Cell, T, Tf32Tile>, d, gpu, stream);
-  else
-    return start_block<Cell, FloatTile, false>(block_forward<Cell, T, FloatTile>, d, gpu, stream);
+  return with_tile<T>(tf32, [&]<class Tile>(Tile*) {
+    return start_block<Cell, Tile, false>(block_forward<Cell, T, Tile>, d, gpu, stream);
+  });
 }
 
 template <class Cell, class T>
 cudaError_t start_block_backward(const Directions<BackwardScan<T>>& d, bool tf32, const Gpu& gpu, cudaStream_t stream) {
-  if constexpr (sizeof(T) == 2)
-    return start_block<Cell, HalfTile<T>, true>(block_backward<Cell, T, HalfTile<T>>, d, gpu, stream);
-  else if (tf32)
-    return start_block<Cell, Tf32Tile, true>(block_backward<Cell, T, Tf32Tile>, d, gpu, stream);
-  else
-    return start_block<Cell, FloatTile, true>(block_backward<Cell, T, FloatTile>, d, gpu, stream);
+  return with_tile<T>(tf32, [&]<class Tile>(Tile*) {
+    return start_block<Cell, Tile, true>(block_backward<Cell, T, Tile>, d, gpu, stream);
+  });
 }
 
 template <class Cell, class T>
 bool fits(int64_t H, bool backward, bool tf32, const Gpu& gpu) {
-  const Arithmetic a = sizeof(T) == 2 ? kHalfTensorCores : tf32 ? kTf32TensorCores : kFloatFma;
-  return block_fits(H, Cell::kGates, Cell::kPre, a, backward, gpu);
+  return with_tile<T>(tf32, [&]<class Tile>(Tile*) {
+    return block_fits(H, Cell::kGates, Cell::kPre, Tile::kArithmetic, backward, gpu);
+  });
 }
 
 template <class Cell, class T>

@@ -1,6 +1,8 @@
 // Number types of the CUDA code as the host sees them. No torch here.
 #pragma once
 
+#include <cstddef>
+
 // The tests run the kernels on the CPU, by a header of the same names.
 #ifdef ADL_CUDA_ON_CPU
 #include "cuda_on_cpu.h"
@@ -26,5 +28,12 @@ struct Accumulator<double> {
 };
 template <class T>
 using Acc = typename Accumulator<T>::type;
+
+// Of launch() in device.cuh.
+struct LaunchOptions {
+  size_t shared_bytes = 0;
+  bool cooperative = false;
+  unsigned cluster = 1;  // blocks per cluster
+};
 
 }  // namespace adl

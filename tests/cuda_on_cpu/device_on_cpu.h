@@ -14,12 +14,6 @@
 
 namespace adl {
 
-struct LaunchOptions {
-  size_t shared_bytes = 0;
-  bool cooperative = false;
-  unsigned cluster = 1;  // blocks per cluster
-};
-
 // Throws where a kernel did something wrong.
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, LaunchOptions options, A&&... arguments) {
