@@ -10,9 +10,6 @@
 namespace adl {
 namespace {
 
-// W_ih x is computed for as many steps at a time as fit into so many bytes, unless it is kept anyway.
-constexpr int64_t kMostProjected = int64_t(1) << 28;
-
 // gx = W_ih x of the steps between begin and end of the scan.
 template <class Cell, class T>
 void project(const GpuLayer<Cell, T>& g, int64_t d, ForwardScan<T>& scan, Acc<T>* gx, bool in_place) {
@@ -63,7 +60,7 @@ void forward_layer(const Layer<Cell>& layer, const Tensor& y, const Tensors& h_n
   Tensor projected;
   if (!in_place) {
     const int64_t bytes = s.D * s.B * Cell::kGates * s.H * int64_t(sizeof(A));
-    at_once = std::clamp<int64_t>(kMostProjected / bytes, 1, s.T);
+    at_once = std::clamp<int64_t>(most_projected() / bytes, 1, s.T);
     const int64_t rows = std::min(s.N, at_once * s.B);
     projected = g.buffer({s.D, rows, Cell::kGates * s.H}, type_of<A>());
   }

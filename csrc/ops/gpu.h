@@ -8,6 +8,14 @@
 namespace adl {
 namespace {
 
+template <class T>
+constexpr at::ScalarType type_of() {
+  return std::is_same_v<T, double>   ? at::kDouble
+         : std::is_same_v<T, float>  ? at::kFloat
+         : std::is_same_v<T, BFloat> ? at::kBFloat16
+                                     : at::kHalf;
+}
+
 // Calls f with a null pointer to the C++ type of numbers of this type.
 template <class F>
 void with_gpu_number(at::ScalarType type, F f) {
@@ -32,6 +40,9 @@ void with_gpu_number(at::ScalarType type, F f) {
 
 namespace adl {
 namespace {
+
+// W_ih x is computed for as many steps at a time as fit into so many bytes, unless it is kept anyway.
+constexpr int64_t most_projected() { return int64_t(1) << 28; }
 
 // As torch has it for nn.LSTM: torch.backends.cudnn.rnn.fp32_precision, or cudnn.allow_tf32.
 inline bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }

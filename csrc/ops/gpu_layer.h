@@ -12,14 +12,6 @@
 namespace adl {
 namespace {
 
-template <class T>
-constexpr at::ScalarType type_of() {
-  return std::is_same_v<T, double>   ? at::kDouble
-         : std::is_same_v<T, float>  ? at::kFloat
-         : std::is_same_v<T, BFloat> ? at::kBFloat16
-                                     : at::kHalf;
-}
-
 // Gates gate .. gate + count - 1 of the weights, whose products are pre-activations pre .. pre + count - 1.
 struct Run {
   int64_t gate, pre, count;

@@ -12,6 +12,11 @@
 namespace adl {
 namespace {
 
+inline int64_t most_projected() {
+  const char* wanted = std::getenv("ADL_EMULATED_PROJECTED");
+  return wanted ? std::atoll(wanted) : int64_t(1) << 28;
+}
+
 inline bool allows_tf32() {
   const char* wanted = std::getenv("ADL_EMULATED_TF32");
   return wanted && *wanted == '1';
@@ -32,7 +37,7 @@ class Device {
                const From* b, int64_t ldb, To* c, int64_t ldc, bool accumulate) const {
     const Tensor left = matrix(a, transpose_a ? k : m, transpose_a ? m : k, lda);
     const Tensor right = matrix(b, transpose_b ? n : k, transpose_b ? k : n, ldb);
-    const at::ScalarType type = std::is_same_v<From, double> ? at::kDouble : at::kFloat;
+    const at::ScalarType type = type_of<Acc<From>>();
     Tensor out = matrix(c, m, n, ldc);
     const Tensor sum = at::mm((transpose_a ? left.t() : left).to(type), (transpose_b ? right.t() : right).to(type));
     out.copy_(accumulate ? at::add(sum, out) : sum);
@@ -41,15 +46,11 @@ class Device {
  private:
   template <class T>
   static Tensor matrix(const T* p, int64_t rows, int64_t columns, int64_t ld) {
-    const auto type = std::is_same_v<T, double>   ? at::kDouble
-                      : std::is_same_v<T, float>  ? at::kFloat
-                      : std::is_same_v<T, BFloat> ? at::kBFloat16
-                                                  : at::kHalf;
     // The sanitizers do not look into torch.
     for (int64_t i = 0; i < rows && columns > 0; ++i)
       for (const T* end : {p + i * ld, p + i * ld + columns - 1})
         static_cast<void>(*reinterpret_cast<const volatile char*>(end));
-    return at::from_blob(const_cast<T*>(p), {rows, columns}, {ld, 1}, at::TensorOptions(type));
+    return at::from_blob(const_cast<T*>(p), {rows, columns}, {ld, 1}, at::TensorOptions(type_of<T>()));
   }
 };
 

@@ -71,6 +71,22 @@ def test_tf32(cell, hidden_size, tier, monkeypatch):
     assert not torch.equal(rounded[0][0], plain[0][0])
 
 
+@pytest.mark.parametrize("name", ["block", "streaming"])
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+@pytest.mark.parametrize("lengths", [(), RAGGED], ids=["padded", "packed"])
+def test_a_scan_in_pieces(cell, dtype, lengths, name, tier, monkeypatch):
+    """Where W_ih x would take too much memory, a few steps at a time are projected and scanned."""
+    tier(name)
+    layer = make(Case(cell, 4, 5, 3, 18, dtype, D=2, lengths=lengths))
+    whole = layer.ours()
+    bytes_of_a_step = 2 * 5 * CELLS[cell].gates * 18 * 4
+    for steps in (1, 3):  # which does not divide four
+        monkeypatch.setenv("ADL_EMULATED_PROJECTED", str(steps * bytes_of_a_step))
+        for a, b in zip(layer.ours(), whole, strict=True):
+            torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_nan_stays_in_its_sequence(cell, tier):
     tier("block")
