@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import _C, reference
 from ._cells import CELLS, Cell
+from ._extras import PLAIN, Extras
 
 
 class Layer(torch.autograd.Function):
@@ -17,13 +18,12 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, cell: Cell, batch_sizes: Tensor | None, x: Tensor, *tensors: Tensor
+        ctx: Any, cell: Cell, extras: Extras, x: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         hx, weights = tensors[: cell.states], tensors[cell.states :]
-        outputs = cell.forward_op(x, list(hx), list(weights), batch_sizes)
-        y, saved = outputs[0], outputs[1 + cell.states :]
-        ctx.cell = cell
-        ctx.save_for_backward(batch_sizes, y, x, *tensors, *saved)
+        outputs = cell.forward_op(x, list(hx), list(weights), *extras)
+        y, saved = outputs[0], outputs[_outputs(cell, extras) :]
+        ctx.cell, ctx.extras = cell, _Kept(ctx, extras, y, x, *tensors, *saved)
         ctx.inputs = 1 + len(tensors)
         ctx.mark_non_differentiable(*saved)
         ctx.set_materialize_grads(False)
@@ -32,17 +32,17 @@ class Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         cell, needs = ctx.cell, ctx.needs_input_grad[2:]
-        batch_sizes, y, *tensors = ctx.saved_tensors
+        extras, (y, *tensors) = ctx.extras.again(ctx)
         x, *inputs = tensors[: ctx.inputs]
+        given = grads[: _outputs(cell, extras)]
         if reference.wanted(*grads):
-            given = grads[: 1 + cell.states]
-            return None, None, *_gradients(cell, tensors[: ctx.inputs], batch_sizes, given, needs)
+            return None, None, *_gradients(cell, tensors[: ctx.inputs], extras, given, needs)
         gradients = cell.backward_op(
-            list(grads[: 1 + cell.states]),
+            list(given),
             x,
             inputs[: cell.states],
             inputs[cell.states :],
-            batch_sizes,
+            *extras,
             y,
             tensors[ctx.inputs :],
             [needs[0], *needs[1 + cell.states :]],
@@ -53,25 +53,25 @@ class Layer(torch.autograd.Function):
 class LayerBackward(torch.autograd.Function):
     """The backward op; its own derivative is taken through the definition of the layer.
 
-    Tensors are the gradients of y and the final states, then x, hx and weights.
+    Tensors are the gradients of the outputs, then x, hx and weights.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
         cell: Cell,
-        batch_sizes: Tensor | None,
+        extras: Extras,
         y: Tensor,
         saved: list[Tensor],
         needs: list[bool],
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        ctx.cell, ctx.needs = cell, needs
-        ctx.save_for_backward(batch_sizes, *tensors)
+        ctx.cell, ctx.extras = cell, _Kept(ctx, extras, *tensors)
         ctx.set_materialize_grads(False)
-        grads, (x, *inputs) = tensors[: 1 + cell.states], tensors[1 + cell.states :]
+        outputs = _outputs(cell, extras)
+        grads, (x, *inputs) = tensors[:outputs], tensors[outputs:]
         hx, weights = inputs[: cell.states], inputs[cell.states :]
-        gradients = cell.backward_op(list(grads), x, hx, weights, batch_sizes, y, saved, needs)
+        gradients = cell.backward_op(list(grads), x, hx, weights, *extras, y, saved, needs)
         unwanted = [
             g for g, need in zip(gradients, _with_states(cell, needs), strict=True) if not need
         ]
@@ -81,22 +81,39 @@ class LayerBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         cell, create_graph = ctx.cell, torch.is_grad_enabled()
-        batch_sizes, *tensors = ctx.saved_tensors
-        needs = ctx.needs_input_grad[5:]
+        extras, tensors = ctx.extras.again(ctx)
+        needs, outputs = ctx.needs_input_grad[5:], _outputs(cell, extras)
         with torch.enable_grad():
             tensors = _views(tensors)
-            grads, inputs = tensors[: 1 + cell.states], tensors[1 + cell.states :]
+            grads, inputs = tensors[:outputs], tensors[outputs:]
             inputs = [t if t.requires_grad else t.requires_grad_() for t in inputs]
-            first = _grad(_reference(cell, inputs, batch_sizes), inputs, grads, create_graph=True)
+            first = _grad(_reference(cell, inputs, extras), inputs, grads, create_graph=True)
             wanted = [t for t, need in zip(grads + inputs, needs, strict=True) if need]
             second = iter(_grad(first, wanted, cotangents, create_graph=create_graph))
         return *[None] * 5, *(next(second) if need else None for need in needs)
 
 
+class _Kept:
+    """Extras whose tensors ctx has saved, before other tensors."""
+
+    def __init__(self, ctx: Any, extras: Extras, *others: Tensor | None) -> None:
+        self.rest = extras.with_tensors((None,) * len(extras.tensors))
+        ctx.save_for_backward(*extras.tensors, *others)
+
+    def again(self, ctx: Any) -> tuple[Extras, list[Tensor]]:
+        tensors = ctx.saved_tensors
+        count = len(self.rest.tensors)
+        return self.rest.with_tensors(tensors[:count]), list(tensors[count:])
+
+
+def _outputs(cell: Cell, extras: Extras) -> int:
+    return 1 + cell.states + extras.all_states
+
+
 def _gradients(
     cell: Cell,
     tensors: list[Tensor],
-    batch_sizes: Tensor | None,
+    extras: Extras,
     grads: Sequence[Tensor | None],
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
@@ -105,14 +122,14 @@ def _gradients(
     with torch.enable_grad():
         inputs = _views(tensors)
         wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
-        outputs = _reference(cell, inputs, batch_sizes)
+        outputs = _reference(cell, inputs, extras)
         found = iter(_grad(outputs, wanted, grads, create_graph=create_graph))
     return [next(found) if need else None for need in needs]
 
 
-def _reference(cell: Cell, inputs: list[Tensor], batch_sizes: Tensor | None) -> list[Tensor]:
+def _reference(cell: Cell, inputs: list[Tensor], extras: Extras) -> list[Tensor]:
     hx, weights = inputs[1 : 1 + cell.states], inputs[1 + cell.states :]
-    return reference.layer(cell.name, inputs[0], hx, weights, batch_sizes)
+    return reference.layer(cell.name, inputs[0], hx, weights, *extras)
 
 
 def _views(tensors: Sequence[Tensor | None]) -> list[Any]:
@@ -149,38 +166,31 @@ def _wants_graph(*tensors: Tensor | None) -> bool:
 def _register(library: torch.library.Library, cell: Cell) -> None:
     below_autograd = torch._C._AutoDispatchBelowAutograd
 
-    def layer(
-        x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None
-    ) -> list[Tensor]:
+    def layer(x: Tensor, hx: list[Tensor], weights: list[Tensor], *extras: Any) -> list[Tensor]:
         if len(hx) == cell.states and _wants_graph(x, *hx, *weights):
-            return list(Layer.apply(cell, batch_sizes, x, *hx, *weights)[: 1 + cell.states])
+            asked = Extras(*extras)
+            outputs = Layer.apply(cell, asked, x, *hx, *weights)
+            return list(outputs[: _outputs(cell, asked)])
         with below_autograd():
-            return cell.op(x, hx, weights, batch_sizes)
+            return cell.op(x, hx, weights, *extras)
 
     def layer_forward(
-        x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None
+        x: Tensor, hx: list[Tensor], weights: list[Tensor], *extras: Any
     ) -> list[Tensor]:
         if len(hx) == cell.states and _wants_graph(x, *hx, *weights):
-            return list(Layer.apply(cell, batch_sizes, x, *hx, *weights))
+            return list(Layer.apply(cell, Extras(*extras), x, *hx, *weights))
         with below_autograd():
-            return cell.forward_op(x, hx, weights, batch_sizes)
+            return cell.forward_op(x, hx, weights, *extras)
 
     def layer_backward(
-        grads: list[Tensor | None],
-        x: Tensor,
-        hx: list[Tensor],
-        weights: list[Tensor],
-        batch_sizes: Tensor | None,
-        y: Tensor,
-        saved: list[Tensor],
-        needs: list[bool],
+        grads: list[Tensor | None], x: Tensor, hx: list[Tensor], weights: list[Tensor], *rest: Any
     ) -> list[Tensor]:
         if len(hx) == cell.states and _wants_graph(*grads, x, *hx, *weights):
-            return list(
-                LayerBackward.apply(cell, batch_sizes, y, saved, needs, *grads, x, *hx, *weights)
-            )
+            *extras, y, saved, needs = rest
+            asked = Extras(*extras)
+            return list(LayerBackward.apply(cell, asked, y, saved, needs, *grads, x, *hx, *weights))
         with below_autograd():
-            return cell.backward_op(grads, x, hx, weights, batch_sizes, y, saved, needs)
+            return cell.backward_op(grads, x, hx, weights, *rest)
 
     library.impl(cell.name, layer, "Autograd")
     library.impl(f"{cell.name}_forward", layer_forward, "Autograd")
@@ -191,7 +201,7 @@ def _batched(
     name: str, inputs: list[Tensor], grads: list[Tensor | None], needs: list[bool]
 ) -> list[Tensor | None]:
     """What csrc/ops/eager.cpp asks for when gradients are batched."""
-    return _gradients(CELLS[name], inputs, None, grads, needs)
+    return _gradients(CELLS[name], inputs, PLAIN, grads, needs)
 
 
 def _keep_seed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

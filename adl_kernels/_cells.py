@@ -19,11 +19,13 @@ class Cell:
     pre_activations: int  # values kept per unit while a step is computed
     unit_block: int  # units per block in saved tensors
     has_c: bool  # hx is (h_0, c_0), not h_0 alone
-    saves_gates: bool
+    saves_gates: bool  # even where the output tells what the cell made
+    peepholes: int  # gates that can see c
+    chooses: bool  # whether activations and peepholes can be asked for
 
     @property
     def op(self) -> torch._ops.OpOverload:
-        """y, h_n [, c_n]; keeps nothing."""
+        """y, h_n [, c_n] [, all c]; keeps nothing."""
         return getattr(torch.ops.adl_kernels, self.name).default
 
     @property

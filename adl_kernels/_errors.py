@@ -146,6 +146,48 @@ def check_length(name: str, steps: int) -> None:
         )
 
 
+def check_rows(name: str, input: Tensor, lengths: Any, reset: Any, batch_dim: int) -> None:
+    """lengths and reset of a padded input."""
+    for what, value in (("lengths", lengths), ("reset", reset)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name}: {what} must be a Tensor, got {type(value).__name__}")
+    if lengths is not None:
+        if input.dim() != 3:
+            raise RuntimeError(f"{name}: lengths are for batched input, got {list(input.shape)}")
+        batch = input.size(batch_dim)
+        is_integer = not (lengths.is_floating_point() or lengths.is_complex())
+        if list(lengths.shape) != [batch] or not is_integer or lengths.dtype == torch.bool:
+            raise RuntimeError(
+                f"{name}: lengths must be integers [{batch}] (batch), got {lengths.dtype} "
+                f"{list(lengths.shape)}"
+            )
+        if lengths.device.type != "cpu" and lengths.device != input.device:
+            raise RuntimeError(
+                f"{name}: lengths must be on the CPU or on the device of input, {input.device}, "
+                f"got {lengths.device}"
+            )
+    if reset is not None:
+        if reset.shape != input.shape[:-1] or reset.dtype != torch.bool:
+            raise RuntimeError(
+                f"{name}: reset must be bool {list(input.shape[:-1])} (input without its "
+                f"features), got {reset.dtype} {list(reset.shape)}"
+            )
+        if reset.device != input.device:
+            raise RuntimeError(
+                f"{name}: reset must be on the device of input, {input.device}, got {reset.device}"
+            )
+
+
+def check_packed(name: str, lengths: Any, reset: Any) -> None:
+    """A PackedSequence has lengths of its own, and no place for resets."""
+    if lengths is not None:
+        raise ValueError(f"{name}: lengths are for padded input; a PackedSequence has its own")
+    if reset is not None:
+        raise ValueError(
+            f"{name}: reset is for padded input; instead of a PackedSequence give lengths"
+        )
+
+
 def check_cell_states(name: str, hx: Any, has_c: bool) -> tuple[Tensor, ...]:
     """The states of a cell as a tuple, each 1-D or 2-D."""
     if has_c and isinstance(hx, Tensor):

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ._cells import CELLS, Cell
+from ._extras import Extras
 
 
-def _states(x: Tensor, hx: list[Tensor]) -> list[Tensor]:
-    directions, _, width = hx[0].shape
-    y = x.new_empty((*x.shape[:-1], directions * width))
-    return [y, *(x.new_empty(h.shape) for h in hx)]
+def _states(cell: Cell, x: Tensor, hx: list[Tensor], extras: Extras) -> list[Tensor]:
+    widths = [hx[0].shape[2]] + [hx[-1].shape[2]] * extras.all_states
+    y, *all_c = (x.new_empty((*x.shape[:-1], hx[0].shape[0] * width)) for width in widths)
+    return [y, *(x.new_empty(h.shape) for h in hx), *all_c]
 
 
-def _saved(cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+def _saved(
+    cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor], extras: Extras
+) -> list[Tensor]:
     """What the forward op keeps for backward, in the layout of x's device."""
     directions = hx[0].shape[0]
     rows = x.shape[0] * x.shape[1] if x.dim() == 3 else x.shape[0]
     hidden_size = weights[0].shape[0] // cell.gates
+    per_unit = 2 * cell.gates if extras.layer_norm else cell.pre_activations
+    if not (cell.saves_gates or extras.has_zoneout or extras.layer_norm):
+        per_unit = 0
     layout = LAYOUTS.get(x.device.type, _cpu_layout)
-    shapes, dtype = layout(cell, rows, hidden_size, x.dtype)
-    if len(weights) // directions % 2:  # a projection
+    shapes, dtype = layout(cell, rows, hidden_size, per_unit, x.dtype)
+    norms = (4 if cell.has_c else 2) * extras.layer_norm
+    if (len(weights) // directions - extras.peephole - norms) % 2:  # a projection
         shapes.append((rows, hidden_size))
     return [x.new_empty((directions, *shape), dtype=dtype) for shape in shapes]
 
@@ -30,21 +39,21 @@ Shapes = list[tuple[int, ...]]
 
 
 def _cpu_layout(
-    cell: Cell, rows: int, hidden_size: int, dtype: torch.dtype
+    cell: Cell, rows: int, hidden_size: int, per_unit: int, dtype: torch.dtype
 ) -> tuple[Shapes, torch.dtype]:
     """csrc/ops/cpu.cpp: blocks of units; float16 is computed in float32."""
     units = cell.unit_block
     count = (hidden_size + units - 1) // units
-    gates: Shapes = [(count, rows, cell.pre_activations, units)] if cell.saves_gates else []
+    gates: Shapes = [(count, rows, per_unit, units)] if per_unit else []
     c: Shapes = [(count, rows, units)] if cell.has_c else []
     return gates + c, torch.float32 if dtype == torch.float16 else dtype
 
 
 def _cuda_layout(
-    cell: Cell, rows: int, hidden_size: int, dtype: torch.dtype
+    cell: Cell, rows: int, hidden_size: int, per_unit: int, dtype: torch.dtype
 ) -> tuple[Shapes, torch.dtype]:
     """csrc/ops/cuda.cpp."""
-    gates: Shapes = [(rows, cell.pre_activations, hidden_size)] if cell.saves_gates else []
+    gates: Shapes = [(rows, per_unit, hidden_size)] if per_unit else []
     c: Shapes = [(rows, hidden_size)] if cell.has_c else []
     return gates + c, dtype
 
@@ -54,28 +63,19 @@ LAYOUTS = {"cpu": _cpu_layout, "cuda": _cuda_layout}
 
 def _register(cell: Cell) -> None:
     @torch.library.register_fake(f"adl_kernels::{cell.name}")
-    def _(
-        x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None
-    ) -> list[Tensor]:
-        return _states(x, hx)
+    def _(x: Tensor, hx: list[Tensor], weights: list[Tensor], *extras: Any) -> list[Tensor]:
+        return _states(cell, x, hx, Extras(*extras))
 
     @torch.library.register_fake(f"adl_kernels::{cell.name}_forward")
-    def _(
-        x: Tensor, hx: list[Tensor], weights: list[Tensor], batch_sizes: Tensor | None = None
-    ) -> list[Tensor]:
-        return _states(x, hx) + _saved(cell, x, hx, weights)
+    def _(x: Tensor, hx: list[Tensor], weights: list[Tensor], *extras: Any) -> list[Tensor]:
+        asked = Extras(*extras)
+        return _states(cell, x, hx, asked) + _saved(cell, x, hx, weights, asked)
 
     @torch.library.register_fake(f"adl_kernels::{cell.name}_backward")
     def _(
-        grads: list[Tensor | None],
-        x: Tensor,
-        hx: list[Tensor],
-        weights: list[Tensor],
-        batch_sizes: Tensor | None,
-        y: Tensor,
-        saved: list[Tensor],
-        needs: list[bool],
+        grads: list[Tensor | None], x: Tensor, hx: list[Tensor], weights: list[Tensor], *rest: Any
     ) -> list[Tensor]:
+        needs = rest[-1]
         dx, *dweights = (
             t.new_empty(t.shape if need else (0,))
             for t, need in zip([x, *weights], needs, strict=True)
@@ -90,3 +90,8 @@ for _cell in CELLS.values():
 @torch.library.register_fake("adl_kernels::dropout")
 def _(x: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:
     return x.new_empty(x.shape)
+
+
+@torch.library.register_fake("adl_kernels::mask")
+def _(like: Tensor, sizes: list[int], p: float, seed: Tensor, stream: int = 0) -> Tensor:
+    return like.new_empty(sizes, dtype=torch.uint8)

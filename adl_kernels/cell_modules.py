@@ -34,7 +34,7 @@ def _step(name: str, module: nn.RNNCellBase, cell: Cell, input: Tensor, hx: Any)
         )
         states = (zeros,) * cell.states
     _, *new = functional.recurrent(
-        cell, input.unsqueeze(0), [h.unsqueeze(0) for h in states], weights, *functional.ONE_LAYER
+        cell, input.unsqueeze(0), [h.unsqueeze(0) for h in states], weights, functional.Options()
     )
     new = [h.squeeze(0) if is_batched else h.view(-1) for h in new]
     return tuple(new) if cell.has_c else new[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .cell_modules import GRUCell, LSTMCell, RNNCell
-from .modules import GRU, LSTM, RNN
+from .modules import GRU, LSTM, RNN, Recurrent
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTM: LSTM,
@@ -88,7 +88,11 @@ def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> 
         cls = type(module)
         parametrized = nn.utils.parametrize.is_parametrized(module)
         original = cls.__mro__[1] if parametrized else cls
-        if original in classes:
+        extras = module._beyond_torch() if isinstance(module, Recurrent) else {}
+        if extras and original in classes:
+            why = f"torch.nn has no {', '.join(extras)}"
+            report.left.append((path or "(model)", _name(original), why))
+        elif original in classes:
             new = classes[original]
             # Parametrized modules are of a class of their own, made from the one below.
             module.__class__ = type(cls.__name__, (new,), _namespace(cls)) if parametrized else new

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import _C, _errors, functional
-from ._cells import CELLS
+from ._cells import CELLS, Cell
 
 Hidden = Tensor | tuple[Tensor, Tensor]
-
-CELL_OF_MODE = {"LSTM": "lstm", "GRU": "gru", "RNN_TANH": "rnn_tanh", "RNN_RELU": "rnn_relu"}
 
 
 class Recurrent(nn.RNNBase):
@@ -28,17 +26,136 @@ class Recurrent(nn.RNNBase):
     # less memory, a third more time in training.
     recompute = False
 
-    # One int64 from which the masks of dropout are made, the same on every device; new masks need
-    # a new number. None: torch's generator, with the masks of torch.nn on the CPU.
+    # One int64 from which all masks are made, the same on every device; new masks need a new
+    # number. None: torch's generator, with the masks of torch.nn on the CPU.
     dropout_seed: Tensor | None = None
 
+    # What torch.nn's layers have not, as the constructors document it; all but those that decide
+    # which parameters there are may be set at any time.
+    forget_gate = "learned"
+    cell_activation = "tanh"
+    hidden_activation = "tanh"
+    peephole = False
+    reset_after = True
+    layer_norm = False
+    zoneout: float | tuple[float, ...] = 0.0
+    recurrent_dropout = 0.0
+    weight_dropout = 0.0
+    bptt_steps = 0
+    return_all_states = False
+
+    # The names of those.
+    EXTRAS = (
+        "forget_gate",
+        "cell_activation",
+        "hidden_activation",
+        "peephole",
+        "reset_after",
+        "layer_norm",
+        "zoneout",
+        "recurrent_dropout",
+        "weight_dropout",
+        "bptt_steps",
+        "return_all_states",
+    )
+    _short_cut = True  # whether nothing is asked for that the eager short cut does not know
+
+    def __init__(self, mode: str, *args: Any, extras: dict[str, Any], **kwargs: Any) -> None:
+        # RNNBase knows the modes of torch; of them it makes the weights with as many gates.
+        gates_of = {"RNN_SIGMOID": "RNN_TANH"}.get(mode, mode)
+        if extras.get("forget_gate", "learned") != "learned":
+            gates_of = "GRU"
+        super().__init__(gates_of, *args, **kwargs)
+        self.mode = mode
+        for name, value in extras.items():
+            if value != getattr(type(self), name):
+                setattr(self, name, value)
+        self._check_extras()
+        if self._add_parameters():
+            self._init_flat_weights()
+            self.reset_parameters()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in Recurrent.EXTRAS or name == "recompute":
+            self._short_cut = not (self.recompute or self._beyond_torch())
+
+    def _beyond_torch(self) -> dict[str, Any]:
+        """What differs from torch.nn's layer, name by name."""
+        given = {name: getattr(self, name) for name in Recurrent.EXTRAS}
+        found = {k: v for k, v in given.items() if v != getattr(Recurrent, k)}
+        return found | ({"nonlinearity": "sigmoid"} if self.mode == "RNN_SIGMOID" else {})
+
+    def _check_extras(self) -> None:
+        """Values of extras, at construction; the ops check again what is set later."""
+        name = self._name()
+        for rate in ("recurrent_dropout", "weight_dropout"):
+            value = getattr(self, rate)
+            if not (_is_number(value) and 0 <= value < 1):
+                raise ValueError(f"{name}: {rate} must be a number in [0, 1), got {value!r}")
+        self._zoneout()
+        for flag in ("peephole", "layer_norm", "reset_after", "return_all_states"):
+            if not isinstance(getattr(self, flag), bool):
+                raise TypeError(
+                    f"{name}: {flag} must be True or False, got {getattr(self, flag)!r}"
+                )
+        steps = self.bptt_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"{name}: bptt_steps must be an integer of at least 0, got {steps!r}")
+        if self.mode == "LSTM":
+            functional.lstm_cell(
+                self.forget_gate, self.peephole, self.cell_activation, self.hidden_activation
+            )
+
+    def _zoneout(self) -> tuple[float, ...]:
+        """Shares of h and, in an LSTM, of c."""
+        count, given = 2 if self.mode == "LSTM" else 1, self.zoneout
+        shares = (given,) * count if _is_number(given) else given
+        fits = isinstance(shares, (tuple, list)) and len(shares) == count
+        if not (fits and all(_is_number(p) and 0 <= p <= 1 for p in shares)):
+            wanted = "a number in [0, 1]" + " or a pair (of h, of c)" * (count == 2)
+            raise ValueError(f"{self._name()}: zoneout must be {wanted}, got {given!r}")
+        return tuple(float(p) for p in shares)
+
+    def _add_parameters(self) -> bool:
+        """Those of peepholes and layer norms, after torch's in every layer and direction."""
+        gates = self.weight_hh_l0.size(0)
+        sizes: dict[str, tuple[int, ...]] = {}
+        if self.peephole:
+            sizes["weight_ch"] = (gates // self.hidden_size - 1, self.hidden_size)
+        if self.layer_norm:
+            sizes |= {"weight_ln_ih": (gates,), "weight_ln_hh": (gates,)}
+            if self.mode == "LSTM":
+                sizes |= {"weight_ln_c": (self.hidden_size,), "bias_ln_c": (self.hidden_size,)}
+        for names in self._all_weights:
+            suffix = names[0].removeprefix("weight_ih")
+            for name, size in sizes.items():
+                names.append(name + suffix)
+                parameter = nn.Parameter(self.weight_hh_l0.detach().new_empty(size))
+                self.register_parameter(name + suffix, parameter)
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        return bool(sizes)
+
+    def reset_parameters(self) -> None:
+        """Uniform in +-1 / sqrt(H) as torch.nn; gains of layer norms one, their shifts zero."""
+        super().reset_parameters()
+        for name, parameter in self.named_parameters():
+            if "_ln_" in name:
+                nn.init.constant_(parameter, float(name.startswith("weight")))
+
     def forward(
-        self, input: Tensor | PackedSequence, hx: Hidden | None = None
-    ) -> tuple[Tensor | PackedSequence, Hidden]:
+        self,
+        input: Tensor | PackedSequence,
+        hx: Hidden | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> Any:
         """Runs the layer; see the class for the shapes."""
-        if self.num_layers == 1 and not (self.recompute or torch.compiler.is_compiling()):
+        plain = self._short_cut and lengths is None and reset is None
+        if plain and self.num_layers == 1 and not torch.compiler.is_compiling():
             result = _C.eager(
-                CELLS[CELL_OF_MODE[self.mode]].index,
+                CELLS[self.mode.lower()].index,
                 self._parameters,
                 self._flat_weights_names,
                 input,
@@ -50,7 +167,7 @@ class Recurrent(nn.RNNBase):
             if result is not None:
                 return result
         if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx)
+            return self._forward_packed(input, hx, lengths, reset)
         name = self._name()
         _errors.check_input(name, input, 3, self._layout())
         is_batched = input.dim() == 3
@@ -59,18 +176,27 @@ class Recurrent(nn.RNNBase):
         if hx is not None:
             states = _errors.check_states(name, hx, self.mode == "LSTM")
             _errors.check_state_dims(name, states, is_batched)
+        _errors.check_rows(name, input, lengths, reset, batch_dim)
         if not is_batched:
             input = input.unsqueeze(batch_dim)
             states = None if states is None else tuple(h.unsqueeze(1) for h in states)
-        output, *finals = self._run(input, states, None)
+            reset = None if reset is None else reset.unsqueeze(batch_dim)
+        output, *rest = self._run(input, states, None, lengths, reset)
         if not is_batched:
             output = output.squeeze(batch_dim)
-            finals = [h.squeeze(1) for h in finals]
-        return output, self._hidden(finals)
+            all_c = slice(2, None)
+            rest[all_c] = [c.squeeze(batch_dim) for c in rest[all_c]]
+            rest[:2] = [h.squeeze(1) for h in rest[:2]]
+        return self._result(output, rest)
 
     def _forward_packed(
-        self, input: PackedSequence, hx: Hidden | None
-    ) -> tuple[PackedSequence, Hidden]:
+        self,
+        input: PackedSequence,
+        hx: Hidden | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+    ) -> Any:
+        _errors.check_packed(self._name(), lengths, reset)
         data, batch_sizes, sorted_indices, unsorted_indices = input
         states = None
         if hx is not None:
@@ -78,15 +204,23 @@ class Recurrent(nn.RNNBase):
             self._check_state_sizes(states, int(batch_sizes[0]))
             if sorted_indices is not None:
                 states = tuple(h.index_select(1, sorted_indices) for h in states)
-        output, *finals = self._run(data, states, batch_sizes)
+        output, *rest = self._run(data, states, batch_sizes, None, None)
         if unsorted_indices is not None:
-            finals = [h.index_select(1, unsorted_indices) for h in finals]
-        packed = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-        return packed, self._hidden(finals)
+            rest[:2] = [h.index_select(1, unsorted_indices) for h in rest[:2]]
+
+        def packed(rows: Tensor) -> PackedSequence:
+            return PackedSequence(rows, batch_sizes, sorted_indices, unsorted_indices)
+
+        return self._result(packed(output), [*rest[:2], *(packed(c) for c in rest[2:])])
 
     def _run(
-        self, input: Tensor, states: tuple[Tensor, ...] | None, batch_sizes: Tensor | None
-    ) -> list[Tensor]:
+        self,
+        input: Tensor,
+        states: tuple[Tensor, ...] | None,
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+        reset: Tensor | None,
+    ) -> list[Any]:
         # Read anew every time: no way to change a weight can go unnoticed.
         weights = [getattr(self, name) for name in self._flat_weights_names]
         _errors.check_weights(self._name(), self._flat_weights_names, weights)
@@ -96,11 +230,7 @@ class Recurrent(nn.RNNBase):
             self._check_state_sizes(states, input.size(0 if self.batch_first else 1))
         _errors.check_layer_tensors(name, input, states or (), weights)
         _errors.check_length(name, input.size(1 if self.batch_first and not packed else 0))
-        return functional.recurrent(
-            CELLS[CELL_OF_MODE[self.mode]],
-            input,
-            states,
-            weights,
+        how = functional.Options(
             self.num_layers,
             self.bidirectional,
             self.batch_first,
@@ -109,7 +239,30 @@ class Recurrent(nn.RNNBase):
             batch_sizes,
             self.recompute,
             self.dropout_seed,
+            lengths,
+            reset,
         )
+        if not self._short_cut:
+            zoneout = self._zoneout()
+            how = how._replace(
+                recurrent_dropout=self.recurrent_dropout,
+                zoneout=zoneout if any(zoneout) else (),
+                weight_dropout=self.weight_dropout,
+                cell_activation=self.cell_activation,
+                hidden_activation=self.hidden_activation,
+                peephole=self.peephole,
+                layer_norm=self.layer_norm,
+                all_states=self.return_all_states,
+                bptt_steps=self.bptt_steps,
+            )
+        return functional.recurrent(self._cell(), input, states, weights, how)
+
+    def _cell(self) -> Cell:
+        if self.mode == "LSTM":
+            return functional.lstm_cell(
+                self.forget_gate, self.peephole, self.cell_activation, self.hidden_activation
+            )
+        return CELLS[self.mode.lower() if self.reset_after else "gru_reset_before"]
 
     def _check_state_sizes(self, states: tuple[Tensor, ...], batch: int) -> None:
         count = self.num_layers * (2 if self.bidirectional else 1)
@@ -117,8 +270,10 @@ class Recurrent(nn.RNNBase):
         sizes = tuple((count, batch, width) for width in widths[: len(states)])
         _errors.check_state_sizes(self._name(), states, sizes)
 
-    def _hidden(self, states: list[Tensor]) -> Hidden:
-        return (states[0], states[1]) if self.mode == "LSTM" else states[0]
+    def _result(self, output: Any, rest: list[Any]) -> Any:
+        if self.mode != "LSTM":
+            return output, rest[0]
+        return (output, (rest[0], rest[1]), *rest[2:])
 
     def _layout(self) -> str:
         order = "[B, T, {0}] (batch_first)" if self.batch_first else "[T, B, {0}]"
@@ -130,6 +285,14 @@ class Recurrent(nn.RNNBase):
 
     def flatten_parameters(self) -> None:
         """Does nothing: the ops take every weight as it is. Kept for code that calls it."""
+
+    def extra_repr(self) -> str:
+        extras = (f", {name}={value!r}" for name, value in self._beyond_torch().items())
+        return super().extra_repr() + "".join(extras)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class LSTM(Recurrent):
@@ -150,26 +313,81 @@ class LSTM(Recurrent):
         proj_size: width P of h if it is projected to fewer features than H; 0 for none, P = H.
         device, dtype: of the parameters; float64, float32, bfloat16 or float16.
 
+        What torch.nn's layer has not, by keyword:
+
+        forget_gate: "learned"; "coupled", f = 1 - i; "none", f = 1. The latter two have three
+            blocks of weights, i g o.
+        peephole: i and f also see ``p c_{t-1}``, o sees ``p c_t`` (Gers & Schmidhuber 2000), with
+            a parameter weight_ch_l{k} [gates that see, H], in the order i f o or i o.
+        cell_activation: phi in ``g = phi(...)``: "tanh", "sigmoid", "relu" or "identity".
+        hidden_activation: phi in ``h_t = o phi(c_t)``, of the same.
+        layer_norm: normalises W x, U h and, for h_t, c_t, each over its features (Ba et al. 2016):
+            gains weight_ln_ih, weight_ln_hh [4 H], weight_ln_c [H], shift bias_ln_c [H].
+        zoneout: probability, or a pair (of h, of c), that a unit keeps its state at a step
+            (Krueger et al. 2017); the expectation in eval.
+        recurrent_dropout: probability of zeroing what U sees of h, one mask per sequence, in
+            training (Gal & Ghahramani 2016).
+        weight_dropout: probability of zeroing an element of U, in training (Merity et al. 2018).
+        bptt_steps: truncated BPTT: gradients do not pass from a step that is a multiple of it to
+            the step before, as if chunks of so many steps were fed with the state detached.
+        return_all_states: whether forward returns a third value c [T, B, D H], the last layer's
+            cell state at every step (a PackedSequence if the input is one).
+
     Attributes:
+        bptt_steps, zoneout, recurrent_dropout, weight_dropout, return_all_states: may be set at
+            any time.
         recompute: False. Set to True to keep no gates for backward, which then runs the layer once
             more: less memory, a third more time in training.
         dropout_seed: None. Set to one int64, before each step anew, to have masks of dropout that
-            depend on it alone, on the CPU and on a GPU.
+            depend on it alone, on the CPU and on a GPU. Without it the seed of the masks of
+            zoneout, recurrent and weight dropout comes from torch's generator on the CPU, so they
+            too are the same on every device.
 
     Shapes:
         input [T, B, I], [B, T, I] with batch_first, unbatched [T, I], or a PackedSequence;
         h_0, h_n [L D, B, P] and c_0, c_n [L D, B, H], or without B; output [T, B, D P].
-        ``forward(input, (h_0, c_0) = zeros) -> output, (h_n, c_n)``.
+        ``forward(input, (h_0, c_0) = zeros, *, lengths=None, reset=None) -> output, (h_n, c_n)``.
+        lengths [B], integers from 0 to T in any order, on any device: outputs past a sequence's end
+        are zero, h_n and c_n come from its last step, the reverse direction starts there.
+        reset bool [T, B] ([B, T] with batch_first): true where a new sequence begins; the state is
+        zero there, in the reverse direction it is so for the step before, and no gradient crosses.
 
     Raises:
         RuntimeError, ValueError: as torch.nn.LSTM does and with its text, then what was expected.
 
     Equivalent to:
-        ``torch.nn.LSTM(...)`` with the same state_dict.
+        ``torch.nn.LSTM(...)`` with the same state_dict, as long as nothing is asked for by the
+        keywords that it has not.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__("LSTM", *args, **kwargs)
+    def __init__(
+        self,
+        *args: Any,
+        forget_gate: str = "learned",
+        peephole: bool = False,
+        cell_activation: str = "tanh",
+        hidden_activation: str = "tanh",
+        layer_norm: bool = False,
+        zoneout: float | tuple[float, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        bptt_steps: int = 0,
+        return_all_states: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        extras = {
+            "forget_gate": forget_gate,
+            "peephole": peephole,
+            "cell_activation": cell_activation,
+            "hidden_activation": hidden_activation,
+            "layer_norm": layer_norm,
+            "zoneout": zoneout,
+            "recurrent_dropout": recurrent_dropout,
+            "weight_dropout": weight_dropout,
+            "bptt_steps": bptt_steps,
+            "return_all_states": return_all_states,
+        }
+        super().__init__("LSTM", *args, extras=extras, **kwargs)
 
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
@@ -183,44 +401,85 @@ class GRU(Recurrent):
     ``n = tanh(W_n x_t + b_in + r (U_n h_{t-1} + b_hn))``, ``h_t = (1 - z) n + z h_{t-1}``
     (Cho et al. 2014, the reset gate applied after the product).
 
-    Arguments, shapes and errors: as :class:`LSTM`, without proj_size and with one state h.
-    ``forward(input, h_0 = zeros) -> output, h_n``.
+    Arguments, shapes and errors: as :class:`LSTM`, without proj_size and with one state h. By
+    keyword also layer_norm, zoneout, recurrent_dropout, weight_dropout and bptt_steps of
+    :class:`LSTM`, and
+
+        reset_after: False for the form of Cho et al. 2014 and of most lectures,
+            ``n = tanh(W_n x_t + b_in + U_n (r h_{t-1}) + b_hn)``. Lectures often write the update
+            gate the other way round: see :func:`adl_kernels.functional.flip_update_gate`.
+
+    ``forward(input, h_0 = zeros, *, lengths=None, reset=None) -> output, h_n``.
 
     Equivalent to:
-        ``torch.nn.GRU(...)`` with the same state_dict.
+        ``torch.nn.GRU(...)`` with the same state_dict, as long as nothing is asked for by the
+        keywords that it has not.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        reset_after: bool = True,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        bptt_steps: int = 0,
+        **kwargs: Any,
+    ) -> None:
         _refuse_projection(kwargs)
-        super().__init__("GRU", *args, **kwargs)
+        extras = {
+            "reset_after": reset_after,
+            "layer_norm": layer_norm,
+            "zoneout": zoneout,
+            "recurrent_dropout": recurrent_dropout,
+            "weight_dropout": weight_dropout,
+            "bptt_steps": bptt_steps,
+        }
+        super().__init__("GRU", *args, extras=extras, **kwargs)
 
 
 class RNN(Recurrent):
     """A multi-layer Elman RNN. Same arguments, parameters and results as :class:`torch.nn.RNN`.
 
-    ``h_t = phi(W x_t + b_i + U h_{t-1} + b_h)``, phi tanh or, with nonlinearity="relu", the
-    positive part (Elman 1990).
+    ``h_t = phi(W x_t + b_i + U h_{t-1} + b_h)``, phi tanh, with nonlinearity="relu" the positive
+    part, with nonlinearity="sigmoid" the logistic function, which torch.nn has not (Elman 1990).
 
-    Arguments, shapes and errors: as :class:`GRU`, with ``nonlinearity="tanh"`` as fourth argument.
-    ``forward(input, h_0 = zeros) -> output, h_n``.
+    Arguments, shapes and errors: as :class:`GRU` without reset_after, and with
+    ``nonlinearity="tanh"`` as fourth argument.
+    ``forward(input, h_0 = zeros, *, lengths=None, reset=None) -> output, h_n``.
 
     Equivalent to:
-        ``torch.nn.RNN(...)`` with the same state_dict.
+        ``torch.nn.RNN(...)`` with the same state_dict, as long as nothing is asked for that it has
+        not.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        layer_norm: bool = False,
+        zoneout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_dropout: float = 0.0,
+        bptt_steps: int = 0,
+        **kwargs: Any,
+    ) -> None:
         _refuse_projection(kwargs)
         if len(args) > 3:
             nonlinearity = args[3]
             args = args[:3] + args[4:]
         else:
             nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(
-                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
-            )
+        functional.check_nonlinearity(nonlinearity)
         self.nonlinearity = nonlinearity
-        super().__init__(f"RNN_{nonlinearity.upper()}", *args, **kwargs)
+        extras = {
+            "layer_norm": layer_norm,
+            "zoneout": zoneout,
+            "recurrent_dropout": recurrent_dropout,
+            "weight_dropout": weight_dropout,
+            "bptt_steps": bptt_steps,
+        }
+        super().__init__(f"RNN_{nonlinearity.upper()}", *args, extras=extras, **kwargs)
 
 
 def _refuse_projection(kwargs: dict[str, Any]) -> None:

@@ -6,56 +6,150 @@ forward-mode AD and functorch transforms.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import layer_norm, linear
 
-Step = tuple[Tensor, ...]
+from ._extras import Extras
 
-
-def lstm_step(
-    x: Tensor, state: Step, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
-) -> Step:
-    """i, f, o = sigmoid(...); g = tanh(...); c = f c + i g; h = o tanh(c)."""
-    h, c = state
-    i, f, g, o = (linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh)).chunk(4, 1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
+State = tuple[Tensor, ...]
 
 
-def gru_step(
-    x: Tensor, state: Step, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
-) -> Step:
+class Weights(NamedTuple):
+    """Of one direction, in the order of the op's list; G gates, P the width of h."""
+
+    ih: Tensor  # [G H, I]
+    hh: Tensor  # [G H, P]
+    b_ih: Tensor | None = None  # [G H]
+    b_hh: Tensor | None = None
+    hr: Tensor | None = None  # [P, H] projection
+    ch: Tensor | None = None  # [G - 1, H] peepholes, i [f] o
+    ln_ih: Tensor | None = None  # [G H] gains of the layer norms
+    ln_hh: Tensor | None = None
+    ln_c: Tensor | None = None  # [H]
+    b_ln_c: Tensor | None = None
+
+    @classmethod
+    def of(cls, given: Sequence[Tensor], has_c: bool, extras: Extras) -> Weights:
+        """From the list, which leaves out what there is not."""
+        rest = list(given[2:])
+        norm = [rest.pop() for _ in range((4 if has_c else 2) * extras.layer_norm)][::-1]
+        ch = rest.pop() if extras.peephole else None
+        hr = rest.pop() if len(rest) % 2 else None
+        return cls(given[0], given[1], *(rest or (None, None)), hr, ch, *norm)
+
+
+def _products(x: Tensor, h: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
+    """W_ih x + b_ih and W_hh h + b_hh, normalised before the bias (Ba et al. 2016)."""
+    gx, gh = linear(x, w.ih), linear(h, w.hh)
+    if w.ln_ih is not None:
+        gx, gh = _norm(gx, w.ln_ih), _norm(gh, w.ln_hh)
+    return _biased(gx, w.b_ih), _biased(gh, w.b_hh)
+
+
+def _norm(x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> Tensor:
+    return layer_norm(x, x.shape[-1:], weight, bias)
+
+
+def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
+    return x if bias is None else x + bias
+
+
+SQUASH: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
+    "identity": lambda x: x,
+}
+
+
+# Steps. x [B, I]; h [B, P] what W_hh multiplies; state: what stood before the step. They return the
+# state after it, h before a projection.
+
+
+def lstm_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
+    """i, f, o = sigmoid(...), which see p c; g = phi(...); c = f c + i g; h = o phi(c)."""
+    c = state[-1]
+    gx, gh = _products(x, h, w)
+    i, f, g, o = (gx + gh).chunk(4, 1)
+    p_i, p_f, p_o = (0, 0, 0) if w.ch is None else w.ch
+    i, f, g = torch.sigmoid(i + p_i * c), torch.sigmoid(f + p_f * c), SQUASH[how.cell_activation](g)
+    return _emit(f * c + i * g, o, p_o, w, how)
+
+
+def lstm_coupled_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
+    """An LSTM with f = 1 - i."""
+    c = state[-1]
+    gx, gh = _products(x, h, w)
+    i, g, o = (gx + gh).chunk(3, 1)
+    p_i, p_o = (0, 0) if w.ch is None else w.ch
+    i, g = torch.sigmoid(i + p_i * c), SQUASH[how.cell_activation](g)
+    return _emit((1 - i) * c + i * g, o, p_o, w, how)
+
+
+def lstm_no_forget_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
+    """An LSTM with f = 1."""
+    c = state[-1]
+    gx, gh = _products(x, h, w)
+    i, g, o = (gx + gh).chunk(3, 1)
+    p_i, p_o = (0, 0) if w.ch is None else w.ch
+    i, g = torch.sigmoid(i + p_i * c), SQUASH[how.cell_activation](g)
+    return _emit(c + i * g, o, p_o, w, how)
+
+
+def _emit(c: Tensor, o: Tensor, p_o: Tensor | int, w: Weights, how: Extras) -> State:
+    o = torch.sigmoid(o + p_o * c)
+    normed = c if w.ln_c is None else _norm(c, w.ln_c, w.b_ln_c)
+    return o * SQUASH[how.hidden_activation](normed), c
+
+
+def gru_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
     """r, z = sigmoid(...); n = tanh(W_n x + b_in + r (U_n h + b_hn)); h = (1 - z) n + z h."""
-    (h,) = state
-    r_x, z_x, n_x = linear(x, w_ih, b_ih).chunk(3, 1)
-    r_h, z_h, n_h = linear(h, w_hh, b_hh).chunk(3, 1)
+    gx, gh = _products(x, h, w)
+    (r_x, z_x, n_x), (r_h, z_h, n_h) = gx.chunk(3, 1), gh.chunk(3, 1)
     r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
     n = torch.tanh(n_x + r * n_h)
-    return ((1 - z) * n + z * h,)
+    return ((1 - z) * n + z * state[0],)
 
 
-def rnn_tanh_step(
-    x: Tensor, state: Step, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
-) -> Step:
-    """h = tanh(W x + b_ih + U h + b_hh)."""
-    return (torch.tanh(linear(x, w_ih, b_ih) + linear(state[0], w_hh, b_hh)),)
+def gru_reset_before_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
+    """r, z = sigmoid(...); n = tanh(W_n x + b_in + U_n (r h) + b_hn); h = (1 - z) n + z h."""
+    units = w.hh.size(0) // 3
+    first, last = ([None if t is None else t[part] for t in (w.hh, w.ln_hh, w.b_hh)]
+                   for part in (slice(2 * units), slice(2 * units, None)))  # fmt: skip
+    gx, gh = _products(x, h, w._replace(hh=first[0], ln_hh=first[1], b_hh=first[2]))
+    r_x, z_x, n_x = gx.chunk(3, 1)
+    r_h, z_h = gh.chunk(2, 1)
+    r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
+    n_h = linear(r * h, last[0])
+    n_h = _biased(n_h if last[1] is None else _norm(n_h, last[1]), last[2])
+    return ((1 - z) * torch.tanh(n_x + n_h) + z * state[0],)
 
 
-def rnn_relu_step(
-    x: Tensor, state: Step, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
-) -> Step:
-    """h = relu(W x + b_ih + U h + b_hh)."""
-    return (torch.relu(linear(x, w_ih, b_ih) + linear(state[0], w_hh, b_hh)),)
+def rnn_step(phi: str) -> Callable[[Tensor, Tensor, State, Weights, Extras], State]:
+    """h = phi(W x + b_ih + U h + b_hh)."""
+
+    def step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
+        gx, gh = _products(x, h, w)
+        return (SQUASH[phi](gx + gh),)
+
+    return step
 
 
 STEPS = {
     "lstm": lstm_step,
     "gru": gru_step,
-    "rnn_tanh": rnn_tanh_step,
-    "rnn_relu": rnn_relu_step,
+    "rnn_tanh": rnn_step("tanh"),
+    "rnn_relu": rnn_step("relu"),
+    "rnn_sigmoid": rnn_step("sigmoid"),
+    "lstm_general": lstm_step,
+    "lstm_coupled": lstm_coupled_step,
+    "lstm_no_forget": lstm_no_forget_step,
+    "gru_reset_before": gru_reset_before_step,
 }
 
 
@@ -78,7 +172,7 @@ def layer(
     x: Tensor,
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
-    batch_sizes: Tensor | None = None,
+    *extras: object,
 ) -> list[Tensor]:
     """What ``torch.ops.adl_kernels.<cell>`` computes: one layer, all its directions.
 
@@ -86,58 +180,91 @@ def layer(
         cell: a name of the list of cells, such as "lstm".
         x: [T, B, I], or [N, I] with batch_sizes.
         hx: h_0 [D, B, P] and, for cells that have one, c_0 [D, B, H].
-        weights: per direction weight_ih [G H, I], weight_hh [G H, P], then bias_ih and bias_hh
-            [G H] and weight_hr [P, H] where there are any.
-        batch_sizes: those of a PackedSequence.
+        weights: per direction those of :class:`Weights` that there are.
+        extras: those of :class:`adl_kernels._extras.Extras`, in order.
 
     Returns:
-        y [T, B, D P] or [N, D P], h_n, and c_n for cells that have it.
+        y [T, B, D P] or [N, D P], h_n, c_n for cells that have it; with all_states c of every step,
+        [T, B, D H] or [N, D H].
     """
-    sizes = [x.size(1)] * x.size(0) if batch_sizes is None else batch_sizes.tolist()
+    how = Extras(*extras)  # type: ignore[arg-type]
     directions = hx[0].size(0)
     per_direction = len(weights) // directions
-    outputs, finals = [], []
-    for d in range(directions):
-        y, final = _direction(
+    found = [
+        _direction(
             cell,
-            x.reshape(-1, x.size(-1)),
+            x,
             tuple(h[d] for h in hx),
-            weights[d * per_direction : (d + 1) * per_direction],
-            sizes,
-            reverse=d == 1,
+            Weights.of(weights[d * per_direction : (d + 1) * per_direction], len(hx) == 2, how),
+            how,
+            d,
         )
-        outputs.append(y)
-        finals.append(final)
-    y = torch.cat(outputs, 1)
-    states = [torch.stack(state) for state in zip(*finals, strict=True)]
-    return [y.view(*x.shape[:-1], -1) if x.numel() else y.view(*x.shape[:-1], y.size(1)), *states]
+        for d in range(directions)
+    ]
+    y = torch.cat([rows[0] for rows, _ in found], -1)
+    states = [torch.stack(state) for state in zip(*(final for _, final in found), strict=True)]
+    cs = [torch.cat([rows[1] for rows, _ in found], -1)] if how.all_states else []
+    return [y, *states, *cs]
 
 
 def _direction(
-    cell: str, rows: Tensor, state: Step, weights: Sequence[Tensor], sizes: list[int], reverse: bool
-) -> tuple[Tensor, Step]:
-    w_ih, w_hh = weights[:2]
-    b_ih, b_hh = weights[2:4] if len(weights) >= 4 else (None, None)
-    w_hr = weights[-1] if len(weights) % 2 else None
-    xs = list(rows.split(sizes)) if sizes else []
-    ys: list[Tensor] = [rows] * len(sizes)
-    for t in reversed(range(len(sizes))) if reverse else range(len(sizes)):
-        size = sizes[t]
-        new = STEPS[cell](xs[t], tuple(s[:size] for s in state), w_ih, w_hh, b_ih, b_hh)
-        if w_hr is not None:
-            new = (linear(new[0], w_hr), *new[1:])
-        ys[t] = new[0]
+    cell: str, x: Tensor, state: State, w: Weights, how: Extras, d: int
+) -> tuple[State, State]:
+    """Every step's h [and c] in the rows of x, and the final state."""
+    packed = how.batch_sizes is not None
+    masks = [mask[d] for mask in (how.zoneout_h, how.zoneout_c) if mask is not None]
+    kept = [] if masks else list(how.zoneout)
+    sizes = how.batch_sizes.tolist() if packed else [x.size(1)] * x.size(0)
+    rows = [list(t.split(sizes) if packed else t) for t in (x, *masks)]
+    xs, zones = rows[0] if sizes else [], rows[1:]
+    lengths = None if how.lengths is None else how.lengths.to(x.device)[:, None]
+    steps = list(range(len(sizes)))
+    outputs: list[State] = [()] * len(sizes)
+    for t in steps[::-1] if d else steps:
+        size, boundary = sizes[t], t + d  # between this step and the one before it in the scan
+        old = tuple(s[:size] for s in state)
+        if boundary < len(sizes):
+            begun: Tensor | bool = True if lengths is None else boundary < lengths
+            if how.reset is not None:
+                fresh = how.reset[boundary][:, None] & begun
+                old = tuple(torch.where(fresh, 0, s) for s in old)
+            if how.bptt_steps and boundary and boundary % how.bptt_steps == 0:
+                cut = tuple(s.detach() for s in old)
+                if lengths is not None:
+                    cut = tuple(torch.where(begun, a, b) for a, b in zip(cut, old, strict=True))
+                old = cut
+        h = old[0] if how.recurrent_mask is None else old[0] * how.recurrent_mask[d, :size]
+        new = STEPS[cell](xs[t], h, old, w, how)
+        if w.hr is not None:
+            new = (linear(new[0], w.hr), *new[1:])
+        if zones or kept:
+            shares = [zone[t].to(new[0].dtype) for zone in zones] or kept
+            new = tuple(n + k * (s - n) for n, s, k in zip(new, old, shares, strict=False))
+        outputs[t] = new
+        if lengths is not None:
+            runs = t < lengths
+            outputs[t] = tuple(torch.where(runs, n, 0) for n in new)
+            new = tuple(torch.where(runs, n, s) for n, s in zip(new, state, strict=True))
         # Sequences that have ended, or in reverse have not begun, keep their state.
         state = tuple(torch.cat([n, s[size:]]) for n, s in zip(new, state, strict=True))
-    return torch.cat(ys) if ys else rows.new_empty(0, state[0].size(1)), state
+    if not sizes:
+        return tuple(x.new_empty(*x.shape[:-1], s.size(1)) for s in state), state
+    join = torch.cat if packed else torch.stack
+    return tuple(join(list(h)) for h in zip(*outputs, strict=True)), state
 
 
 def seeded_dropout(x: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:
     """What ``torch.ops.adl_kernels.dropout`` computes: kept where word i >= p 2^32."""
-    blocks = torch.arange((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-    words = philox(seed.to(x.device).reshape(()), stream, blocks).flatten()[: x.numel()]
     scale = 1 / (1 - p) if p < 1 else 0.0
-    return torch.where(words.view(x.shape) >= int(p * 2**32), x * scale, 0)
+    return torch.where(seeded_mask(x, x.shape, p, seed, stream) == 0, x * scale, 0)
+
+
+def seeded_mask(like: Tensor, sizes: Sequence[int], p: float, seed: Tensor, stream: int) -> Tensor:
+    """What ``torch.ops.adl_kernels.mask`` computes: uint8, 1 where word i < p 2^32."""
+    count = math.prod(sizes)
+    blocks = torch.arange((count + 3) // 4, dtype=torch.int64, device=like.device)
+    words = philox(seed.to(like.device).reshape(()), stream, blocks).flatten()[:count]
+    return (words < int(p * 2**32)).to(torch.uint8).view(*sizes)
 
 
 def philox(seed: Tensor, stream: int, blocks: Tensor) -> Tensor:

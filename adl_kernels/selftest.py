@@ -77,7 +77,7 @@ def check(
     tensors = [t.to(device, dtype).requires_grad_() for t in exact]
     exact = [t.detach().cpu().double().requires_grad_() for t in tensors]
     x, hx, weights = tensors[0], tensors[1 : 1 + cell.states], tensors[1 + cell.states :]
-    ours = functional.recurrent(cell, x, hx, weights, 1, D == 2, False, 0.0, True, None)
+    ours = functional.recurrent(cell, x, hx, weights, functional.Options(bidirectional=D == 2))
     x, hx, weights = exact[0], exact[1 : 1 + cell.states], exact[1 + cell.states :]
     truth = reference.layer(cell.name, x, hx, weights)
     cotangents = [torch.randn_like(t) for t in truth]

@@ -5,7 +5,9 @@
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 
-#define ADL_CELLS(_) _(Lstm) _(Gru) _(RnnTanh) _(RnnRelu)
+#define ADL_CELLS(_)                                  \
+  _(Lstm) _(Gru) _(RnnTanh) _(RnnRelu) _(RnnSigmoid) \
+  _(LstmGeneral) _(LstmCoupled) _(LstmNoForget) _(GruResetBefore)
 
 namespace adl {
 
@@ -23,6 +25,29 @@ constexpr int index_of() {
   ADL_CELLS(ADL_MATCH)
 #undef ADL_MATCH
   return found;
+}
+
+// One step of one unit without anything between its halves: h and c in at t-1, out at t; p [kPeepholes].
+template <class Cell, class V>
+ADL_CELL void cell_forward(V* pre, V& h, V& c, const V* p, const Choice& choice) {
+  if constexpr (Cell::kHasC) {
+    Cell::remember(pre, c, p, choice);
+    h = Cell::emit(pre, c, choice);
+  } else {
+    Cell::forward(pre, h);
+  }
+}
+
+// dh: in dL/dh_t, out the part of dL/dh_{t-1} that bypasses W_hh. dc: in dL/dc_t but by h_t, out dL/dc_{t-1}.
+template <class Cell, class V>
+ADL_CELL void cell_backward(V* gates, V h_prev, V h, V c_prev, V c, V& dh, V& dc, const V* p, const Choice& choice) {
+  if constexpr (Cell::kHasC) {
+    dc = dc + Cell::emit_backward(gates, c, dh, choice);
+    Cell::remember_backward(gates, c_prev, c, dc, p, choice);
+    dh = V(0);
+  } else {
+    Cell::backward(gates, h_prev, h, dh);
+  }
 }
 
 // Gate columns of this many units lie side by side, so that one block product gives every gate of a unit.

@@ -9,3 +9,44 @@
 #else
 #define ADL_CELL static inline __attribute__((always_inline))
 #endif
+
+namespace adl {
+
+// A squashing function that is chosen at run time: a branch that all units take alike.
+enum class Squash : int { kTanh, kSigmoid, kRelu, kIdentity };
+
+// What a call may choose of a cell that leaves a choice.
+struct Choice {
+  Squash cell = Squash::kTanh, hidden = Squash::kTanh;
+};
+
+template <class V>
+ADL_CELL V squash(Squash kind, V x) {
+  switch (kind) {
+    case Squash::kTanh:
+      return tanh(x);
+    case Squash::kSigmoid:
+      return sigmoid(x);
+    case Squash::kRelu:
+      return relu(x);
+    default:
+      return x;
+  }
+}
+
+// Its derivative where its value is y.
+template <class V>
+ADL_CELL V slope(Squash kind, V y) {
+  switch (kind) {
+    case Squash::kTanh:
+      return V(1) - y * y;
+    case Squash::kSigmoid:
+      return y * (V(1) - y);
+    case Squash::kRelu:
+      return where_positive(y, V(1));
+    default:
+      return V(1);
+  }
+}
+
+}  // namespace adl

@@ -163,7 +163,8 @@ struct BackwardScan {
             h = V::load(f.p.y + (row + r) * f.p.y_stride + j * kUnits + u, width - u);
           }
           if constexpr (Cell::kHasC) dcv = V::load(dc + u), cv = V::load(c + u), cv_prev = V::load(c_prev + u);
-          Cell::backward(d, h_prev, h, cv_prev, cv, dhv, dcv);
+          const V none[3]{V(0), V(0), V(0)};
+          cell_backward<Cell, V>(d, h_prev, h, cv_prev, cv, dhv, dcv, none, f.p.extras.choice);
           for (int g = 0; g < Cell::kPre; ++g) d[g].store(dgates + g * kUnits + u);
           dhv.store(dh + u);
           if constexpr (Cell::kHasC) dcv.store(dc + u);

@@ -200,7 +200,8 @@ struct ForwardScan {
           V v[Cell::kPre];
           for (int g = 0; g < Cell::kPre; ++g) v[g] = V::load(pre + r * kRow + g * kUnits + u);
           V hv = V::load(h + u), cv = Cell::kHasC ? V::load(c + u) : V(0);
-          Cell::forward(v, hv, cv);
+          const V none[3]{V(0), V(0), V(0)};
+          cell_forward<Cell, V>(v, hv, cv, none, f.p.extras.choice);
           hv.store(h + u);
           hv.store(next + r * f.ldh + u);
           if constexpr (Cell::kHasC) cv.store(c + u);

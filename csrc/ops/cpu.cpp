@@ -3,6 +3,7 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <thread>
 
 #include "cpu/kernels.h"
@@ -15,21 +16,72 @@ namespace {
 // A call below this many operations is over before a second thread has woken up.
 constexpr int64_t kWorthAThread = 1 << 20;
 
+// The rows of a layer as the scan counts them. Where sequences end early: packed, the longest first.
 template <class Cell>
-Sequence sequence(const Layer<Cell>& layer, int64_t d) {
-  const LayerShape& s = layer.s;
-  const int64_t work = 2 * s.N * Cell::kGates * s.H * (s.I + s.P);
-  const bool serial = at::in_parallel_region() || work < kWorthAThread;
-  return {s.T, s.B, s.N, layer.batch_sizes.data(), layer.offsets.data(), d == 1, serial ? 1 : at::get_num_threads()};
-}
+struct Rows {
+  const Layer<Cell>& layer;
+  std::vector<int64_t> batch_sizes, offsets, order, places;
+
+  explicit Rows(const char* op, const Layer<Cell>& given) : layer(given) {
+    if (!layer.lengths.defined()) return;
+    const LayerShape& s = layer.s;
+    const int64_t* lengths = layer.lengths.template const_data_ptr<int64_t>();
+    for (int64_t b = 0; b < s.B; ++b) {
+      TORCH_CHECK(lengths[b] >= 0, op, ": lengths[", b, "] = ", lengths[b], " is negative");
+      TORCH_CHECK(lengths[b] <= s.T, op, ": lengths[", b, "] = ", lengths[b], " exceeds T = ", s.T);
+      if (lengths[b] > 0) order.push_back(b);
+    }
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
+    offsets.push_back(0);
+    int64_t count = order.size();
+    for (int64_t t = 0; count > 0; ++t) {
+      while (count > 0 && lengths[order[count - 1]] <= t) --count;
+      for (int64_t b = 0; b < count; ++b) places.push_back(t * s.B + order[b]);
+      if (count > 0) batch_sizes.push_back(count), offsets.push_back(offsets.back() + count);
+    }
+  }
+
+  Sequence sequence(int64_t d) const {
+    const LayerShape& s = layer.s;
+    const int64_t work = 2 * s.N * Cell::kGates * s.H * (s.I + s.P);
+    const bool serial = at::in_parallel_region() || work < kWorthAThread;
+    Sequence out{s.T,    s.B, s.N, layer.batch_sizes.data(), layer.offsets.data(),
+                 d == 1, serial ? 1 : at::get_num_threads()};
+    if (layer.lengths.defined()) {
+      out.T = batch_sizes.size(), out.B = order.size(), out.N = places.size();
+      out.batch_sizes = batch_sizes.data(), out.offsets = offsets.data();
+      out.places = places.data(), out.order = order.data();
+    }
+    out.resets = pointer<bool>(layer.reset);
+    out.bptt_steps = layer.bptt_steps;
+    return out;
+  }
+};
 
 template <class T, class Cell>
 Weights<T> weights_of(const Layer<Cell>& layer, int64_t d) {
   const LayerShape& s = layer.s;
   const Tensor* w = layer.weights.data() + d * s.per_direction;
-  Weights<T> out{s.I, s.H, s.P, pointer<T>(w[0]), pointer<T>(w[1]), nullptr, nullptr, nullptr};
+  Weights<T> out{};
+  out.I = s.I, out.H = s.H, out.P = s.P;
+  out.w_ih = pointer<T>(w[0]), out.w_hh = pointer<T>(w[1]);
   if (s.bias) out.b_ih = pointer<T>(w[2]), out.b_hh = pointer<T>(w[3]);
-  if (s.projection) out.w_hr = pointer<T>(w[s.per_direction - 1]);
+  if (s.projection) out.w_hr = pointer<T>(w[s.w_hr]);
+  if (s.w_ch >= 0) out.w_ch = pointer<T>(w[s.w_ch]);
+  if (s.ln >= 0) out.ln_ih = pointer<T>(w[s.ln]), out.ln_hh = pointer<T>(w[s.ln + 1]);
+  if (s.ln >= 0 && Cell::kHasC) out.ln_c = pointer<T>(w[s.ln + 2]), out.ln_c_shift = pointer<T>(w[s.ln + 3]);
+  return out;
+}
+
+template <class T, class Cell>
+Extras<T> extras_of(const Layer<Cell>& layer, int64_t d) {
+  Extras<T> out{};
+  out.choice = layer.choice;
+  out.mask = pointer<T>(layer.mask, d);
+  out.zoneout = layer.has_zoneout;
+  for (int64_t k = 0; k < layer.kStates; ++k) out.zone[k] = layer.zoneout[k];
+  out.zone_h = pointer<uint8_t>(layer.zoneout_h, d);
+  out.zone_c = pointer<uint8_t>(layer.zoneout_c, d);
   return out;
 }
 
@@ -63,23 +115,28 @@ void call(int64_t (*scratch)(const Params&), void (*kernel)(const Params&, void*
 
 template <class Cell, class T>
 void scan_forward(const Layer<Cell>& layer, at::ScalarType type, const Tensor& y, const Tensors& h_n,
-                  const Tensors& saved) {
+                  const Tensor& all_c, const Tensors& saved) {
   const LayerShape& s = layer.s;
   const CellKernels<T>& kernel = kernels_for<T>(type).cells[index_of<Cell>()];
+  const Rows<Cell> rows(Cell::kName, layer);
   const bool save = !saved.empty();
   for (int64_t d = 0; d < s.D; ++d) {
     Forward<T> p{};
-    p.sequence = sequence(layer, d);
+    p.sequence = rows.sequence(d);
+    if (p.sequence.N == 0) return;
     p.weights = weights_of<T>(layer, d);
+    p.extras = extras_of<T>(layer, d);
     p.x = pointer<T>(layer.x);
     p.h_0 = pointer<T>(layer.hx[0], d);
     p.y = pointer<T>(y) + d * s.P;
     p.y_stride = s.D * s.P;
     p.h_n = pointer<T>(h_n[0], d);
     if (Cell::kHasC) p.c_0 = pointer<T>(layer.hx[1], d), p.c_n = pointer<T>(h_n[1], d);
-    if (Cell::kSavesGates && save) p.gates = pointer<T>(saved[0], d);
-    if (Cell::kHasC && save) p.c = pointer<T>(saved[1], d);
-    if (s.projection && save) p.h_cell = pointer<T>(saved[2], d);
+    if (layer.all_states) p.all_c = pointer<T>(all_c) + d * s.H, p.c_stride = s.D * s.H;
+    const Tensor* kept = saved.data();
+    if (save && layer.saves_gates()) p.gates = pointer<T>(*kept++, d);
+    if (save && Cell::kHasC) p.c = pointer<T>(*kept++, d);
+    if (save && s.projection) p.h_cell = pointer<T>(*kept++, d);
     call(kernel.forward_scratch, kernel.forward, p);
   }
 }
@@ -89,10 +146,13 @@ void scan_backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors&
                    at::TensorList saved, const Tensors& out) {
   const LayerShape& s = layer.s;
   const CellKernels<T>& kernel = kernels_for<T>(type).cells[index_of<Cell>()];
+  const Rows<Cell> rows(Cell::kName, layer);
   for (int64_t d = 0; d < s.D; ++d) {
     Backward<T> p{};
-    p.sequence = sequence(layer, d);
+    p.sequence = rows.sequence(d);
+    if (p.sequence.N == 0) return;
     p.weights = weights_of<T>(layer, d);
+    p.extras = extras_of<T>(layer, d);
     p.x = pointer<T>(layer.x);
     p.h_0 = pointer<T>(layer.hx[0], d);
     p.y = pointer<T>(y) + d * s.P;
@@ -102,19 +162,24 @@ void scan_backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors&
     p.dx = pointer<T>(out[0]);
     p.accumulate_dx = d > 0;
     p.dh_0 = pointer<T>(out[1], d);
-    if (Cell::kSavesGates) p.gates = pointer<T>(saved[0], d);
+    const Tensor* kept = saved.data();
+    if (layer.saves_gates()) p.gates = pointer<T>(*kept++, d);
     if (Cell::kHasC) {
       p.c_0 = pointer<T>(layer.hx[1], d);
-      p.c = pointer<T>(saved[1], d);
+      p.c = pointer<T>(*kept++, d);
       p.dc_n = pointer<T>(grads[2], d);
       p.dc_0 = pointer<T>(out[2], d);
     }
-    if (s.projection) p.h_cell = pointer<T>(saved[2], d);
-    const Tensor* dw = out.data() + (Cell::kHasC ? 3 : 2) + d * s.per_direction;
+    if (layer.all_states && grads[3].defined()) p.dall_c = pointer<T>(grads[3]) + d * s.H, p.c_stride = s.D * s.H;
+    if (s.projection) p.h_cell = pointer<T>(*kept++, d);
+    const Tensor* dw = out.data() + 1 + layer.kStates + d * s.per_direction;
     p.dw_ih = pointer<T>(dw[0]);
     p.dw_hh = pointer<T>(dw[1]);
     if (s.bias) p.db_ih = pointer<T>(dw[2]), p.db_hh = pointer<T>(dw[3]);
-    if (s.projection) p.dw_hr = pointer<T>(dw[s.per_direction - 1]);
+    if (s.projection) p.dw_hr = pointer<T>(dw[s.w_hr]);
+    if (s.w_ch >= 0) p.dw_ch = pointer<T>(dw[s.w_ch]);
+    if (s.ln >= 0) p.dln_ih = pointer<T>(dw[s.ln]), p.dln_hh = pointer<T>(dw[s.ln + 1]);
+    if (s.ln >= 0 && Cell::kHasC) p.dln_c = pointer<T>(dw[s.ln + 2]), p.dln_c_shift = pointer<T>(dw[s.ln + 3]);
     call(kernel.backward_scratch, kernel.backward, p);
   }
 }
@@ -140,11 +205,12 @@ struct Cpu {
 
   // gates [D, J, N, pre, U] and c [D, J, N, U], J blocks of U units; h_cell [D, N, H] with a projection.
   template <class Cell>
-  static std::vector<std::vector<int64_t>> saved_sizes(const LayerShape& s) {
+  static std::vector<std::vector<int64_t>> saved_sizes(const Layer<Cell>& layer) {
     constexpr int64_t U = unit_block(Cell::kGates);
+    const LayerShape& s = layer.s;
     const int64_t J = blocks(s.H, U);
     std::vector<std::vector<int64_t>> sizes;
-    if (Cell::kSavesGates) sizes.push_back({s.D, J, s.N, Cell::kPre, U});
+    if (layer.saves_gates()) sizes.push_back({s.D, J, s.N, layer.saved_per_unit(), U});
     if (Cell::kHasC) sizes.push_back({s.D, J, s.N, U});
     if (s.projection) sizes.push_back({s.D, s.N, s.H});
     return sizes;
@@ -152,8 +218,8 @@ struct Cpu {
 
   template <class Cell>
   static void forward(const Layer<Cell>& layer, at::ScalarType type, const Tensor& y, const Tensors& h_n,
-                      const Tensors& saved) {
-    with_number(layer.type, [&]<class T>(T) { scan_forward<Cell, T>(layer, type, y, h_n, saved); });
+                      const Tensor& all_c, const Tensors& saved) {
+    with_number(layer.type, [&]<class T>(T) { scan_forward<Cell, T>(layer, type, y, h_n, all_c, saved); });
   }
 
   template <class Cell>

@@ -32,9 +32,32 @@ Tensor dropout(const Tensor& x_in, double p, const Tensor& seed_in, int64_t stre
   return y;
 }
 
+Tensor mask(const Tensor& like, at::IntArrayRef sizes, double p, const Tensor& seed_in, int64_t stream) {
+  check_dropout(like, p, seed_in);
+  const Tensor y = at::empty(sizes, like.options().dtype(at::kByte));
+  const uint64_t seed = *seed_in.const_data_ptr<int64_t>();
+  const Dropout d = Dropout::of(p, stream);
+  const int64_t count = y.numel();
+  uint8_t* to = y.mutable_data_ptr<uint8_t>();
+  at::parallel_for(0, (count + 3) / 4, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const Words words = philox(seed, d.stream, block);
+      for (int64_t k = 0, i = 4 * block; k < 4 && i < count; ++k, ++i) to[i] = words.of[k] < d.threshold;
+    }
+  });
+  return y;
+}
+
 }  // namespace
 }  // namespace adl
 
-TORCH_LIBRARY_FRAGMENT(adl_kernels, m) { m.def("dropout(Tensor x, float p, Tensor seed, int stream=0) -> Tensor"); }
+// mask: uint8 on the device of `like`, 1 where dropout drops.
+TORCH_LIBRARY_FRAGMENT(adl_kernels, m) {
+  m.def("dropout(Tensor x, float p, Tensor seed, int stream=0) -> Tensor");
+  m.def("mask(Tensor like, SymInt[] sizes, float p, Tensor seed, int stream=0) -> Tensor");
+}
 
-TORCH_LIBRARY_IMPL(adl_kernels, CPU, m) { m.impl("dropout", adl::dropout); }
+TORCH_LIBRARY_IMPL(adl_kernels, CPU, m) {
+  m.impl("dropout", adl::dropout);
+  m.impl("mask", adl::mask);
+}

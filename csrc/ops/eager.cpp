@@ -18,16 +18,18 @@
 #include <vector>
 
 #include "cells/cells.h"
+#include "ops/signature.h"
 
 namespace adl {
 namespace {
 
 namespace py = pybind11;
-using at::Tensor;
-using Tensors = std::vector<Tensor>;
-using ForwardOp = Tensors(const Tensor&, at::TensorList, at::TensorList, const std::optional<Tensor>&);
-using BackwardOp = Tensors(const c10::List<std::optional<Tensor>>&, const Tensor&, at::TensorList, at::TensorList,
-                           const std::optional<Tensor>&, const Tensor&, at::TensorList, const c10::List<bool>&);
+using ForwardOp = Signature::Forward;
+using BackwardOp = Signature::Backward;
+
+// Nothing but torch.nn's own.
+const MaybeTensor kNone;
+const Asked kPlain{kNone, kNone, kNone, kNone, kNone, kNone, {}, "tanh", "tanh", false, false, false, 0};
 
 struct Ops {
   const char* name;
@@ -60,6 +62,11 @@ const Ops& ops_of(int64_t cell) {
 }
 
 const c10::DispatchKeySet kCpu(c10::DispatchKey::CPU);
+
+template <class Op>
+Tensors run_forward(const Op& op, const Tensor& x, at::TensorList hx, at::TensorList weights) {
+  return spread(kPlain, [&](const auto&... extras) { return op.redispatch(kCpu, x, hx, weights, extras...); });
+}
 
 // No mode, transform or other extension has a say in what happens to this tensor.
 bool is_plain(const Tensor& t) {
@@ -98,8 +105,8 @@ struct EagerLayer : torch::autograd::Function<EagerLayer> {
   static Tensors forward(torch::autograd::AutogradContext* ctx, int64_t cell, bool step, const Tensor& x,
                          at::TensorList hx, at::TensorList weights) {
     const Ops& ops = ops_of(cell);
-    Tensors out = step ? ops.saving.redispatch(kCpu, one_step(x), one_step(hx), weights, std::nullopt)
-                       : ops.saving.redispatch(kCpu, x, hx, weights, std::nullopt);
+    Tensors out = step ? run_forward(ops.saving, one_step(x), one_step(hx), weights)
+                       : run_forward(ops.saving, x, hx, weights);
     Tensors kept{out[0], x};
     kept.insert(kept.end(), hx.begin(), hx.end());
     kept.insert(kept.end(), weights.begin(), weights.end());
@@ -143,17 +150,23 @@ struct EagerLayer : torch::autograd::Function<EagerLayer> {
       if (graph) {  // which has a derivative of its own
         Tensors states;
         for (const Tensor& h : hx) states.push_back(step ? h.unsqueeze(0) : h);
-        found = ops.backward.call(given, step ? x.unsqueeze(0) : x, states, weights, std::nullopt, y, saved, wanted);
+        found = spread(kPlain, [&](const auto&... extras) {
+          return ops.backward.call(given, step ? x.unsqueeze(0) : x, states, weights, extras..., y, saved, wanted);
+        });
         for (size_t k = 0; step && k < 1 + ops.states; ++k)
           if (needs[k]) found[k] = found[k].squeeze(0);
       } else if (step) {
-        found =
-            ops.backward.redispatch(kCpu, given, one_step(x), one_step(hx), weights, std::nullopt, y, saved, wanted);
+        const Tensors states = one_step(hx);
+        found = spread(kPlain, [&](const auto&... extras) {
+          return ops.backward.redispatch(kCpu, given, one_step(x), states, weights, extras..., y, saved, wanted);
+        });
         if (needs[0]) drop_step(found, 1);
         for (size_t k = 1; k < 1 + ops.states; ++k)
           found[k].unsafeGetTensorImpl()->set_sizes_contiguous({found[k].size(1), found[k].size(2)});
       } else {
-        found = ops.backward.redispatch(kCpu, given, x, hx, weights, std::nullopt, y, saved, wanted);
+        found = spread(kPlain, [&](const auto&... extras) {
+          return ops.backward.redispatch(kCpu, given, x, hx, weights, extras..., y, saved, wanted);
+        });
       }
     }
     Tensors out(2);
@@ -247,8 +260,8 @@ py::object eager(int64_t cell, const py::dict& parameters, const py::sequence& n
       out = EagerLayer::apply(cell, step, x, at::TensorList(states), at::TensorList(weights));
     } else {
       at::AutoDispatchBelowADInplaceOrView guard;
-      out = step ? ops.only.redispatch(kCpu, one_step(x), one_step(states), weights, std::nullopt)
-                 : ops.only.redispatch(kCpu, x, states, weights, std::nullopt);
+      out = step ? run_forward(ops.only, one_step(x), one_step(states), weights)
+                 : run_forward(ops.only, x, states, weights);
       if (step) {
         out.erase(out.begin());
         drop_step(out, out.size());

@@ -5,11 +5,24 @@
 //   batch_sizes  of a PackedSequence, int64 on the CPU: x is [N, I] and y is [N, D * P]; else [T, B, ...]
 //   needs        whether the gradients of x and of each weight are wanted; the others come back empty
 //
-//   <cell>           y, h_n [, c_n]; keeps nothing
-//   <cell>_forward   y, h_n [, c_n], and what <cell>_backward wants as `saved`
+// Without them a layer is torch.nn's; rows are those of x, [T, B] or [N]:
+//   lengths         steps of each sequence of a padded batch, [B] int64, on the CPU or with x: past its end y is zero
+//   reset           [T, B] bool: true where a new sequence begins; in both directions the state starts from zero there
+//   recurrent_mask  [D, B, P] multiplies h_{t-1} where W_hh does
+//   zoneout_h, _c   uint8 [D, rows.., P] and for cells with c [D, rows.., H]: where 1, the state stays as it was
+//   zoneout         instead of these masks, the share of h (and of c) that stays
+//   cell_activation, hidden_activation   of lstm_general, lstm_coupled, lstm_no_forget: tanh, sigmoid, relu, identity
+//   peephole        of the same: weights hold weight_ch [gates that see c, H] for i [f] o, after weight_hr
+//   layer_norm      weights end with gains [G H] for W_ih x and W_hh h and, for cells with c, gain and bias [H] for c
+//   all_states      an output more: c of every step, [rows.., D H]
+//   bptt_steps      gradients do not pass from a step that is a multiple of it to the step before; 0: they all pass
+//
+//   <cell>           y, h_n [, c_n] [, all c]; keeps nothing
+//   <cell>_forward   the same, and what <cell>_backward wants as `saved`
 //   <cell>_backward  dx, dh_0 [, dc_0], then one gradient per weight
 #include <torch/library.h>
 
+#include <regex>
 #include <string>
 
 #include "cells/cells.h"
@@ -17,13 +30,16 @@
 namespace {
 
 void define(torch::Library& m, const std::string& cell) {
-  const std::string inputs = "(Tensor x, Tensor[] hx, Tensor[] weights, Tensor? batch_sizes=None) -> Tensor[]";
-  const std::string gradients =
-      "(Tensor?[] grads, Tensor x, Tensor[] hx, Tensor[] weights, Tensor? batch_sizes, Tensor y, Tensor[] saved, "
-      "bool[] needs) -> Tensor[]";
-  m.def((cell + inputs).c_str());
-  m.def((cell + "_forward" + inputs).c_str());
-  m.def((cell + "_backward" + gradients).c_str());
+  const std::string inputs = "Tensor x, Tensor[] hx, Tensor[] weights, ";
+  const std::string extras =
+      "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, Tensor? recurrent_mask=None, "
+      "Tensor? zoneout_h=None, Tensor? zoneout_c=None, float[] zoneout=[], str cell_activation='tanh', str hidden_activation='tanh', "
+      "bool peephole=False, bool layer_norm=False, bool all_states=False, int bptt_steps=0";
+  const std::string required = std::regex_replace(extras, std::regex("=[^,]+"), "");
+  m.def((cell + "(" + inputs + extras + ") -> Tensor[]").c_str());
+  m.def((cell + "_forward(" + inputs + extras + ") -> Tensor[]").c_str());
+  m.def((cell + "_backward(Tensor?[] grads, " + inputs + required + ", Tensor y, Tensor[] saved, bool[] needs) -> Tensor[]")
+            .c_str());
 }
 
 }  // namespace
