@@ -239,7 +239,7 @@ def _direction(
             new = (linear(new[0], w.hr), *new[1:])
         if zones or kept:
             shares = [zone[t].to(new[0].dtype) for zone in zones] or kept
-            new = tuple(n + k * (s - n) for n, s, k in zip(new, old, shares, strict=False))
+            new = tuple(k * s + (1 - k) * n for n, s, k in zip(new, old, shares, strict=False))
         outputs[t] = new
         if lengths is not None:
             runs = t < lengths
