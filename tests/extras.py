@@ -1,4 +1,4 @@
-"""Calls of an op with what torch.nn's layers have not, made to measure; compared with the definition."""
+"""Calls of an op with what torch.nn's layers have not, and the definition they are held to."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Layer:
         return reference.layer(self.case.cell, self.x, self.hx, self.weights, self.batch_sizes)
 
     def torchs(self) -> list[Tensor]:
-        """By torch.nn's layer; of a cell that it has not, by the definition in the layer's dtype."""
+        """By torch.nn's layer or, of a cell that it has not, the definition in that dtype."""
         run = getattr(torch._VF, self.case.cell, None)
         if run is None:
             return self.reference()

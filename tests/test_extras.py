@@ -1,4 +1,4 @@
-"""Ops with what torch.nn's layers have not, against their definition in double: outputs and every gradient."""
+"""Ops with what torch.nn's layers have not, against their definition in double."""
 
 from __future__ import annotations
 

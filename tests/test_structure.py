@@ -66,31 +66,30 @@ def test_objects_of_an_instruction_set_share_no_symbols(isa):
         assert not weak, f"{path}: {weak[:3]}"
 
 
-COUPLED = """\
+MINIMAL = """\
 #pragma once
 #include "cells/number.h"
 namespace adl {
-struct Coupled {  // an LSTM with f = 1 - i
-  static constexpr const char* kName = "coupled";
-  static constexpr int kGates = 3, kPre = 3;  // i g o
-  static constexpr int kIh[] = {0, 1, 2}, kHh[] = {0, 1, 2};
-  static constexpr bool kHasC = true, kSavesGates = true;
+struct Minimal {  // the minimal gated unit (Zhou et al. 2016), its gate applied after the product
+  static constexpr const char* kName = "minimal";
+  static constexpr int kGates = 2, kPre = 3;  // f n; held n_x f n_h
+  static constexpr int kIh[] = {1, 0}, kHh[] = {1, 2};
+  static constexpr int kPeepholes = 0;
+  static constexpr bool kHasC = false, kSavesGates = true, kResetsBefore = false;
   template <class V>
-  ADL_CELL void forward(V* pre, V& h, V& c) {
-    const V i = sigmoid(pre[0]), g = tanh(pre[1]), o = sigmoid(pre[2]);
-    c = c + i * (g - c);
-    h = o * tanh(c);
-    pre[0] = i, pre[1] = g, pre[2] = o;
+  ADL_CELL void forward(V* pre, V& h) {
+    const V f = sigmoid(pre[1]), n = tanh(pre[0] + f * pre[2]);
+    h = h + f * (n - h);
+    pre[0] = n, pre[1] = f;
   }
   template <class V>
-  ADL_CELL void backward(V* gates, V, V, V c_prev, V c, V& dh, V& dc) {
-    const V i = gates[0], g = gates[1], o = gates[2], tanh_c = tanh(c);
-    dc = dc + dh * o * (V(1) - tanh_c * tanh_c);
-    gates[0] = dc * (g - c_prev) * i * (V(1) - i);
-    gates[1] = dc * i * (V(1) - g * g);
-    gates[2] = dh * tanh_c * o * (V(1) - o);
-    dc = dc * (V(1) - i);
-    dh = V(0);
+  ADL_CELL void backward(V* gates, V h_prev, V, V& dh) {
+    const V n = gates[0], f = gates[1], n_h = gates[2];
+    const V dn = dh * f * (V(1) - n * n);
+    gates[0] = dn;
+    gates[1] = (dn * n_h + dh * (n - h_prev)) * f * (V(1) - f);
+    gates[2] = dn * f;
+    dh = dh * (V(1) - f);
   }
 };
 }
@@ -98,25 +97,27 @@ struct Coupled {  // an LSTM with f = 1 - i
 
 DEFINITION = """
 
-def coupled_step(x, state, w_ih, w_hh, b_ih, b_hh):
-    h, c = state
-    i, g, o = (linear(x, w_ih, b_ih) + linear(h, w_hh, b_hh)).chunk(3, 1)
-    i = torch.sigmoid(i)
-    c = (1 - i) * c + i * torch.tanh(g)
-    return torch.sigmoid(o) * torch.tanh(c), c
+def minimal_step(x, h, state, w, how):
+    gx, gh = _products(x, h, w)
+    (f_x, n_x), (f_h, n_h) = gx.chunk(2, 1), gh.chunk(2, 1)
+    f = torch.sigmoid(f_x + f_h)
+    return ((1 - f) * state[0] + f * torch.tanh(n_x + f * n_h),)
 
 
-STEPS["coupled"] = coupled_step
+STEPS["minimal"] = minimal_step
 """
 
 CHECK = """
 import torch
 from adl_kernels import selftest
 from adl_kernels._cells import CELLS
-cell = CELLS["coupled"]
-args = [torch.randn(s, dtype=torch.float64, requires_grad=True)
-        for s in [(3, 2, 4), (1, 2, 5), (1, 2, 5), (15, 4), (15, 5), (15,), (15,)]]
-run = lambda x, h, c, *w: tuple(cell.op(x, [h, c], list(w), None))
+from adl_kernels._extras import Extras
+cell = CELLS["minimal"]
+sizes = [(3, 2, 4), (1, 2, 5), (10, 4), (10, 5), (10,), (10,), (10,), (10,)]
+args = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in sizes]
+reset = torch.tensor([[False, True], [True, False], [False, False]])
+extras = Extras(reset=reset, zoneout=(0.25,), layer_norm=True)
+run = lambda x, h, *w: tuple(cell.op(x, [h], list(w), *extras))
 assert torch.autograd.gradcheck(run, args) and torch.autograd.gradgradcheck(run, args)
 assert selftest.main([]) == 0
 """
@@ -130,10 +131,10 @@ def test_a_cell_is_one_header_and_one_row(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
 
-    (tmp_path / "csrc/cells/coupled.h").write_text(COUPLED)
+    (tmp_path / "csrc/cells/minimal.h").write_text(MINIMAL)
     table = tmp_path / "csrc/cells/cells.h"
-    text = table.read_text().replace("_(RnnRelu)", "_(RnnRelu) _(Coupled)")
-    table.write_text(text.replace("#pragma once", '#pragma once\n#include "cells/coupled.h"'))
+    text = table.read_text().replace("_(RnnRelu)", "_(RnnRelu) _(Minimal)")
+    table.write_text(text.replace("#pragma once", '#pragma once\n#include "cells/minimal.h"'))
     definitions = tmp_path / "adl_kernels/reference.py"
     definitions.write_text(definitions.read_text() + DEFINITION)
 
@@ -141,5 +142,5 @@ def test_a_cell_is_one_header_and_one_row(tmp_path):
     for command in (build, [sys.executable, "-c", CHECK]):
         run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    assert "coupled, float32" in run.stdout
-    assert "coupled" not in CELLS and adl_kernels.__file__ != str(tmp_path)
+    assert "minimal, float32" in run.stdout
+    assert "minimal" not in CELLS and adl_kernels.__file__ != str(tmp_path)

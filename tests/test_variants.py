@@ -70,7 +70,7 @@ def leaves(value) -> list[Tensor]:
 
 
 def run(module, x, hx=None, **given):
-    """Outputs and the gradients of x, hx and all parameters, from a loss that reaches everything."""
+    """Outputs, and gradients of x, hx and all parameters from a loss that reaches everything."""
     x = x.detach().requires_grad_()
     hx = None if hx is None else [h.detach().requires_grad_() for h in hx]
     state = None if hx is None else tuple(hx) if module.mode == "LSTM" else hx[0]

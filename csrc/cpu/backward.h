@@ -59,6 +59,7 @@ struct BackwardScan {
   Io* reset_h;         // [N, ldh] r h
   Io* zeros;           // [ldh] the state of a sequence that begins anew
   T* peepholes;        // [J, peepholes, U]
+  RowFacts* facts;     // [threads, B]
   BackwardNorms<T> norms;
 
   Barrier barrier;
@@ -87,6 +88,7 @@ struct BackwardScan {
     reset_h = arena.take<Io>(Cell::kResetsBefore ? s.N * ldh : 0);
     zeros = arena.take<Io>(at_least(ldh, J * kUnits));
     peepholes = arena.take<T>(J * Cell::kPeepholes * kUnits);
+    facts = arena.take<RowFacts>(plain && !phased ? 0 : s.threads * s.B);
     if (normed) norms.take(arena, Cell::kGates, Cell::kPre, kUnits, J, s, Cell::kHasC);
   }
 
@@ -95,7 +97,7 @@ struct BackwardScan {
     if (normed) BackwardPhases<BackwardScan>::prepare(*this, index, threads);
     barrier.meet();
     const bool by_rows = splits_rows(s, threads, QP, QP * panel<0, Cell::kGates>() * sizeof(E));
-    Worker worker{*this, by_rows, {0, s.B}, {0, J}, {0, QH}, {0, QP}, index};
+    Worker worker{*this, by_rows, {0, s.B}, {0, J}, {0, QH}, {0, QP}, index, facts + index * s.B};
     if (worker.by_rows) {
       worker.rows = share_rows(s, index, threads);
     } else {  // units and columns of dh are owned together, by whole panels: a thread reads its own dh only
@@ -169,6 +171,7 @@ struct BackwardScan {
     bool by_rows;
     Range rows, units, panels_h, panels_p;
     int index;
+    RowFacts* facts;  // [B] of the rows of a step
 
     void meet() {
       if (!by_rows) f.barrier.meet();
@@ -178,6 +181,8 @@ struct BackwardScan {
       for (int64_t k = f.s.T - 1; k >= 0; --k) {
         const int64_t t = step_at(f.s, k), row = f.s.offsets[t] + rows.begin;
         const int64_t count = at_least(at_most(rows.end, f.s.batch_sizes[t]) - rows.begin, 0);
+        if (!f.plain || f.phased)
+          for (int64_t r = 0; r < count; ++r) facts[r] = RowFacts(f.s, t, rows.begin + r);
         if (f.p.dy) add_dy(row, count);
         if (f.w.w_hr) unproject(row, count);
         if (f.phased) {
@@ -185,20 +190,20 @@ struct BackwardScan {
         } else {
           for (int64_t j = units.begin; j < units.end; ++j) {
             if (!f.plain)
-              altered_cells(t, j, count);
+              altered_cells(j, count);
             else if constexpr (Cell::kPeepholes == 0)
               cells(t, j, count);
           }
           meet();
         }
-        add_product(t, row, count);
+        add_product(row, count);
       }
     }
 
     // dh of the step before: what W_hh carries there is added to what bypassed it.
-    void add_product(int64_t t, int64_t row, int64_t count) {
+    void add_product(int64_t row, int64_t count) {
       T* dh = f.dh + rows.begin * f.ldh;
-      const bool cut = f.s.bptt_steps && all_severed(t, count);
+      const bool cut = f.s.bptt_steps && all_severed(count);
       for (int64_t q = panels_p.begin; q < panels_p.end; ++q) {
         T* out = dh + q * kPanel;
         if (!f.e.mask && !Cell::kResetsBefore) {
@@ -214,13 +219,13 @@ struct BackwardScan {
           }
         }
         for (int64_t r = 0; r < count && !f.plain; ++r)
-          if (severs(f.s, t, rows.begin + r)) std::memset(out + r * f.ldh, 0, kPanel * sizeof(T));
+          if (facts[r].severed) std::memset(out + r * f.ldh, 0, kPanel * sizeof(T));
       }
     }
 
-    bool all_severed(int64_t t, int64_t count) const {
+    bool all_severed(int64_t count) const {
       for (int64_t r = 0; r < count; ++r)
-        if (!severs(f.s, t, rows.begin + r)) return false;
+        if (!facts[r].severed) return false;
       return true;
     }
 
@@ -288,32 +293,28 @@ struct BackwardScan {
     // One sequence's units of a block at a step: where what forward left and the gradients lie.
     struct Site {
       BackwardScan& f;
-      int64_t j, width, row, place, b;
-      bool severed;
+      const RowFacts& facts;
+      int64_t j, width, row;
       const Io *c_prev, *h_prev;
       T *dc, *dh;
       Mul* dgates;
 
-      Site(BackwardScan& scan, int64_t t, int64_t j, int64_t b)
+      Site(BackwardScan& scan, const RowFacts& facts, int64_t j, int64_t b)
           : f(scan),
+            facts(facts),
             j(j),
             width(f.w.H - j * kUnits),
-            row(f.s.offsets[t] + b),
-            place(place_of(f.s, row)),
-            b(b),
-            severed(severs(f.s, t, b)),
+            row(facts.row),
+            c_prev(facts.fresh        ? f.zeros + j * kUnits
+                   : facts.before < 0 ? f.c_0 + (j * f.s.B + b) * kUnits
+                                      : f.p.c + (j * f.s.N + facts.before) * kUnits),
             h_prev(f.h_prev[row] + j * kUnits),
             dc(f.dc + (j * f.s.B + b) * kUnits),
             dh(f.dh_cell + b * f.ldh + j * kUnits),
-            dgates(f.dgates + (j * f.s.N + row) * kRow) {
-        const int64_t before = row_before(f.s, t, b);
-        c_prev = resets(f.s, t, b) ? f.zeros + j * kUnits
-                 : before < 0      ? f.c_0 + (j * f.s.B + b) * kUnits
-                                   : f.p.c + (j * f.s.N + before) * kUnits;
-      }
+            dgates(f.dgates + (j * f.s.N + row) * kRow) {}
 
       V stays(const uint8_t* mask, double share, int u) const {
-        return mask ? V::load(mask + place * f.w.H + j * kUnits + u, width - u) : V(T(share));
+        return mask ? V::load(mask + facts.place * f.w.H + j * kUnits + u, width - u) : V(T(share));
       }
       void load_peepholes(int u, V* peep) const {
         for (int k = 0; k < Cell::kPeepholes; ++k)
@@ -329,7 +330,7 @@ struct BackwardScan {
         dhv = V::load(dh + u), dcv = V(0), dh_stays = V(0), dc_stays = V(0);
         if constexpr (Cell::kHasC) {
           dcv = V::load(dc + u);
-          if (f.p.dall_c) dcv = dcv + V::load(f.p.dall_c + place * f.p.c_stride + j * kUnits + u, width - u);
+          if (f.p.dall_c) dcv = dcv + V::load(f.p.dall_c + facts.place * f.p.c_stride + j * kUnits + u, width - u);
         }
         if (!f.e.zoneout) return;
         if (!f.w.w_hr) dh_stays = stays(f.e.zone_h, f.e.zone[0], u) * dhv, dhv = dhv - dh_stays;
@@ -339,14 +340,14 @@ struct BackwardScan {
       void put(int u, const V* d, V dhv, V dcv) const {
         for (int g = 0; g < Cell::kPre; ++g) d[g].store(dgates + g * kUnits + u);
         dhv.store(dh + u);
-        if constexpr (Cell::kHasC) (severed ? V(0) : dcv).store(dc + u);
+        if constexpr (Cell::kHasC) (facts.severed ? V(0) : dcv).store(dc + u);
       }
     };
 
     // As `cells`, where more than the cell is asked for.
-    void altered_cells(int64_t t, int64_t j, int64_t count) {
+    void altered_cells(int64_t j, int64_t count) {
       for (int64_t r = 0; r < count; ++r) {
-        const Site site(f, t, j, rows.begin + r);
+        const Site site(f, facts[r], j, rows.begin + r);
         const Io* gates = f.p.gates + (j * f.s.N + site.row) * kRow;
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V d[Cell::kPre], peep[Cell::kPeepholes + 1], h_prev(0), h(0), c(0), c_prev(0), dh, dc, dh_stays, dc_stays;
@@ -362,7 +363,7 @@ struct BackwardScan {
           } else if constexpr (Cell::kSavesGates) {
             h_prev = V::load(site.h_prev + u, site.width - u);
           } else {
-            h = f.p.gates ? d[0] : V::load(f.p.y + site.place * f.p.y_stride + j * kUnits + u, site.width - u);
+            h = f.p.gates ? d[0] : V::load(f.p.y + site.facts.place * f.p.y_stride + j * kUnits + u, site.width - u);
           }
           cell_backward<Cell, V>(d, h_prev, h, c_prev, c, dh, dc, peep, f.e.choice);
           site.put(u, d, dh + dh_stays, dc + dc_stays);

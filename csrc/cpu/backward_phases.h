@@ -11,14 +11,16 @@ namespace {
 // What a backward scan with layer norm holds.
 template <class T>
 struct BackwardNorms {
-  T* bias;                // [J, pre, U]
-  T* gains;               // [J, 2, G, U] of W_ih x and W_hh h
-  T* gains_c;             // [J, 2, U] gain and shift
-  Norm<T>* of_products;   // [3, N] of W_ih x, W_hh h, the second product
-  Norm<T>* of_c;          // [threads, B]
-  T* made;                // [J, B, pre + 1, U] gates and c of a step; on the way dL/dc normalised instead of c
-  Moments<T>* moments_c;  // [J, B]
-  NormSums<T>* sums;      // [4, J, B]
+  T* bias;               // [J, pre, U]
+  T* gains;              // [J, 2, G, U] of W_ih x and W_hh h
+  T* gains_c;            // [J, 2, U] gain and shift
+  Norm<T>* of_products;  // [3, N] of W_ih x, W_hh h, the second product
+  Norm<T>* of_c;         // [threads, B]
+  T* made;               // [J, B, pre + 2, U] gates and c of a step, dL/d(normalised c)
+  LaneSums<T> sums;      // kinds as below, B
+
+  // Of c and its squares; of e = dL/d(what is normalised), for W_ih x, the products with h and c, plain and times that.
+  enum { kSumC, kSquaresC, kOfEX, kOfEH = kOfEX + 2, kOfEC = kOfEH + 2, kKinds = kOfEC + 2 };
 
   void take(Arena& arena, int gates, int pre, int units, int64_t J, const Sequence& s, bool has_c) {
     bias = arena.take<T>(J * pre * units);
@@ -27,8 +29,7 @@ struct BackwardNorms {
     of_products = arena.take<Norm<T>>(3 * s.N);
     of_c = arena.take<Norm<T>>(has_c ? s.threads * s.B : 0);
     made = arena.take<T>(has_c ? J * s.B * (pre + 2) * units : 0);
-    moments_c = arena.take<Moments<T>>(has_c ? J * s.B : 0);
-    sums = arena.take<NormSums<T>>(4 * J * s.B);
+    sums = {arena.take<T>(LaneSums<T>::size(kKinds, J, s.B)), J, s.B};
   }
 };
 
@@ -53,14 +54,14 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
   int64_t units_of(int64_t j) const { return at_most(kUnits, f.w.H - j * kUnits); }
   static const Io* products(const F& f, int64_t j, int64_t row) { return f.p.gates + (j * f.s.N + row) * 2 * kColumns; }
   T* made(int64_t j, int64_t b) const { return n.made + (j * f.s.B + b) * (kRow + 2 * kUnits); }
-  NormSums<T>& sums(NormKind kind, int64_t j, int64_t b) const { return n.sums[(kind * f.J + j) * f.s.B + b]; }
+  using N = BackwardNorms<T>;
   static const Norm<T>& norm(const F& f, NormKind kind, int64_t row) { return f.norms.of_products[kind * f.s.N + row]; }
 
   // f(j, r, site) for all of this thread's at a step.
   template <class Body>
-  void each(int64_t t, int64_t count, Body body) {
+  void each(int64_t count, Body body) {
     for (int64_t j = k.units.begin; j < k.units.end; ++j)
-      for (int64_t r = 0; r < count; ++r) body(j, k.rows.begin + r, Site(f, t, j, k.rows.begin + r));
+      for (int64_t r = 0; r < count; ++r) body(j, k.rows.begin + r, Site(f, k.facts[r], j, k.rows.begin + r));
   }
 
   // What does not depend on the scan: statistics of the products, gains and biases by blocks.
@@ -69,9 +70,14 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
     const Weights<Io>& w = f.w;
     const Range rows = share(f.s.N, index, threads);
     const auto find = [&](NormKind kind, int64_t row, int64_t first, int gates) {
-      n.of_products[kind * f.s.N + row] = norm_of<kUnits, T>(w.H, gates, [&](int64_t j) {
-        return moments<kUnits, T>(products(f, j, row) + first, gates, at_most(kUnits, w.H - j * kUnits));
-      });
+      const int64_t count = gates * w.H;
+      const auto units = [&](int64_t j) { return at_most(kUnits, w.H - j * kUnits); };
+      V sum(0), squares(0);
+      for (int64_t j = 0; j < f.J; ++j) sum = sum + lane_sum<kUnits, T>(products(f, j, row) + first, gates, units(j));
+      const T mean = sum_of(sum) / T(count);
+      for (int64_t j = 0; j < f.J; ++j)
+        squares = squares + lane_squares<kUnits, T>(products(f, j, row) + first, gates, units(j), mean);
+      n.of_products[kind * f.s.N + row] = {mean, norm_scale(sum_of(squares), count)};
     };
     for (int64_t row = rows.begin; row < rows.end; ++row) {
       find(kOfX, row, 0, kGates);
@@ -117,11 +123,11 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
 
   void step(int64_t t, int64_t count) {
     if constexpr (Cell::kHasC) {
-      remake(t, count);
-      emit_backward(t, count);
-      remember_backward(t, count);
+      remake(count);
+      emit_backward(count);
+      remember_backward(count);
     } else {
-      backward(t, count);
+      backward(count);
     }
     if constexpr (Cell::kResetsBefore) second_backward(t, count);
     if (f.normed) norms_backward<0, kFirst>(t, count, true);
@@ -129,8 +135,8 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
   }
 
   // Gates and c once more.
-  void remake(int64_t t, int64_t count) {
-    each(t, count, [&](int64_t j, int64_t b, const Site& site) {
+  void remake(int64_t count) {
+    each(count, [&](int64_t j, int64_t b, const Site& site) {
       for (int u = 0; u < kUnits; u += V::kLanes) {
         V v[kPre], peep[Cell::kPeepholes + 1], c = V::load(site.c_prev + u);
         load_pre(j, site.row, u, v);
@@ -140,11 +146,18 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
         c.store(made(j, b) + kRow + u);
         site.put_candidate(u, c);
       }
-      n.moments_c[j * f.s.B + b] = moments<kUnits, T>(made(j, b) + kRow, 1, units_of(j));
+      n.sums.put(N::kSumC, j, b, lane_sum<kUnits, T>(made(j, b) + kRow, 1, units_of(j)));
     });
     k.meet();
-    for (int64_t b = k.rows.begin; b < k.rows.begin + count; ++b)
-      n.of_c[k.index * f.s.B + b] = norm_of<kUnits, T>(f.w.H, 1, [&](int64_t j) { return n.moments_c[j * f.s.B + b]; });
+    Norm<T>* norms = n.of_c + k.index * f.s.B;
+    const int64_t end = k.rows.begin + count;
+    for (int64_t b = k.rows.begin; b < end; ++b) {
+      norms[b].mean = n.sums.total(N::kSumC, b) / T(f.w.H);
+      for (int64_t j = k.units.begin; j < k.units.end; ++j)
+        n.sums.put(N::kSquaresC, j, b, lane_squares<kUnits, T>(made(j, b) + kRow, 1, units_of(j), norms[b].mean));
+    }
+    k.meet();
+    for (int64_t b = k.rows.begin; b < end; ++b) norms[b].scale = norm_scale(n.sums.total(N::kSquaresC, b), f.w.H);
   }
 
   V normed_c(int64_t j, int64_t b, int u) const {
@@ -152,11 +165,12 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
     return (V::load(made(j, b) + kRow + u) - V(m.mean)) * V(m.scale);
   }
 
-  void emit_backward(int64_t t, int64_t count) {
-    each(t, count, [&](int64_t j, int64_t b, const Site& site) {
+  void emit_backward(int64_t count) {
+    each(count, [&](int64_t j, int64_t b, const Site& site) {
       const T *gain = n.gains_c + j * 2 * kUnits, *shift = gain + kUnits;
       Mul* kept = f.ds + (j * f.s.N + site.row) * 2 * kUnits;
       T* e = made(j, b) + kRow + kUnits;
+      V plain(0), weighted(0);
       for (int u = 0; u < kUnits; u += V::kLanes) {
         V v[kPre], dh, dc, dh_stays, dc_stays;
         for (int p = 0; p < kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
@@ -165,40 +179,41 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
         const V ds = Cell::emit_backward(v, V::load(gain + u) * c + V::load(shift + u), dh, f.e.choice);
         ds.store(kept + u);
         (ds * c).store(kept + kUnits + u);
-        (ds * V::load(gain + u)).store(e + u);
+        const V of_c = ds * V::load(gain + u);  // zero beyond the units that there are, where the gain is
+        of_c.store(e + u);
+        plain = plain + of_c, weighted = weighted + of_c * c;
         for (int p = 0; p < kPre; ++p) v[p].store(made(j, b) + p * kUnits + u);
       }
-      sums(kOfC, j, b) = {
-          sum_units<kUnits, T>(1, units_of(j), [&](int u) { return V::load(e + u); }),
-          sum_units<kUnits, T>(1, units_of(j), [&](int u) { return V::load(e + u) * normed_c(j, b, u); })};
+      n.sums.put(N::kOfEC, j, b, plain);
+      n.sums.put(N::kOfEC + 1, j, b, weighted);
     });
     k.meet();
   }
 
-  void remember_backward(int64_t t, int64_t count) {
-    NormSums<T> all{};
-    int64_t of = -1;  // the sequence that `all` is of
-    const auto body = [&](int64_t j, int64_t b, const Site& site) {
-      if (of != b) all = sums_of<T>(f.J, [&](int64_t i) { return sums(kOfC, i, b); }), of = b;
-      const T scale = n.of_c[k.index * f.s.B + b].scale, share = T(1) / T(f.w.H);
-      for (int u = 0; u < kUnits; u += V::kLanes) {
-        V v[kPre], peep[Cell::kPeepholes + 1], dh, dc, dh_stays, dc_stays;
-        for (int p = 0; p < kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
-        site.load_peepholes(u, peep);
-        site.split(u, dh, dc, dh_stays, dc_stays);
-        const V e = V::load(made(j, b) + kRow + kUnits + u);
-        dc = dc + V(scale) * (e - V(share) * (V(all.plain) + normed_c(j, b, u) * V(all.weighted)));
-        Cell::remember_backward(v, V::load(site.c_prev + u), V::load(made(j, b) + kRow + u), dc, peep, f.e.choice);
-        site.put(u, v, dh_stays, dc + dc_stays);
+  void remember_backward(int64_t count) {
+    const T share = T(1) / T(f.w.H);
+    for (int64_t b = k.rows.begin; b < k.rows.begin + count; ++b) {
+      const T scale = n.of_c[k.index * f.s.B + b].scale;
+      const T plain = share * n.sums.total(N::kOfEC, b), weighted = share * n.sums.total(N::kOfEC + 1, b);
+      for (int64_t j = k.units.begin; j < k.units.end; ++j) {
+        const Site site(f, k.facts[b - k.rows.begin], j, b);
+        for (int u = 0; u < kUnits; u += V::kLanes) {
+          V v[kPre], peep[Cell::kPeepholes + 1], dh, dc, dh_stays, dc_stays;
+          for (int p = 0; p < kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
+          site.load_peepholes(u, peep);
+          site.split(u, dh, dc, dh_stays, dc_stays);
+          const V e = V::load(made(j, b) + kRow + kUnits + u);
+          dc = dc + V(scale) * (e - (V(plain) + normed_c(j, b, u) * V(weighted)));
+          Cell::remember_backward(v, V::load(site.c_prev + u), V::load(made(j, b) + kRow + u), dc, peep, f.e.choice);
+          site.put(u, v, dh_stays, dc + dc_stays);
+        }
       }
-    };
-    for (int64_t r = 0; r < count; ++r)
-      for (int64_t j = k.units.begin; j < k.units.end; ++j) body(j, k.rows.begin + r, Site(f, t, j, k.rows.begin + r));
+    }
   }
 
   // Of a cell without c.
-  void backward(int64_t t, int64_t count) {
-    each(t, count, [&](int64_t j, int64_t, const Site& site) {
+  void backward(int64_t count) {
+    each(count, [&](int64_t j, int64_t, const Site& site) {
       const Io* gates = f.p.gates + (j * f.s.N + site.row) * kRow;
       for (int u = 0; u < kUnits; u += V::kLanes) {
         V d[kPre], dh, dc, dh_stays, dc_stays, h_prev = V::load(site.h_prev + u, site.width - u), h = h_prev;
@@ -224,7 +239,7 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
     for (int64_t q = k.panels_p.begin; q < k.panels_p.end; ++q)
       f.template times_transposed<kFirst, kGates>(f.of_h(), row, count, f.w.w_hh, f.w.P, q, f.w_n, Cell::kHh, kZeros<T>,
                                                   0, f.product + begin * f.ldh + q * kPanel, f.ldh);
-    each(t, count, [&](int64_t j, int64_t b, const Site& site) {
+    each(count, [&](int64_t j, int64_t b, const Site& site) {
       const int64_t at = b * f.ldh + j * kUnits;
       Io* reset = f.reset_h + site.row * f.ldh + j * kUnits;
       const Io* h = f.operand[site.row] + j * kUnits;
@@ -242,43 +257,46 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
   template <int kBegin, int kEnd>
   void norms_backward(int64_t t, int64_t count, bool of_x) {
     constexpr NormKind kind = kBegin == 0 ? kOfH : kOfSecond;
-    // dL/d(normalised product) of gate g.
+    // e = dL/d(normalised product) of gate g; zero beyond the units that there are, where the gain is.
     const auto e = [&](const Site& site, int64_t j, int side, int g, int u) {
       const int place = side == 0 ? Cell::kIh[g] : Cell::kHh[g];
       return V::load(site.dgates + place * kUnits + u) * gain(j, side, g, u);
     };
-    const auto sum = [&](const Site& site, int64_t j, int side, int first, int gates) {
-      const auto weighted = [&](bool by) {
-        return sum_units<kUnits, T>(gates, units_of(j), [&](int at) {
-          const int g = first + at / kUnits, u = at % kUnits;
+    const auto put_sums = [&](const Site& site, int64_t j, int64_t b, int side, int begin, int end) {
+      V plain(0), weighted(0);
+      for (int g = begin; g < end; ++g) {
+        for (int u = 0; u < kUnits; u += V::kLanes) {
           const V value = e(site, j, side, g, u);
-          return by ? value * normed(f, j, site.row, side, g, u) : value;
-        });
-      };
-      return NormSums<T>{weighted(false), weighted(true)};
+          plain = plain + value, weighted = weighted + value * normed(f, j, site.row, side, g, u);
+        }
+      }
+      const int to = side == 0 ? N::kOfEX : N::kOfEH;
+      n.sums.put(to, j, b, plain);
+      n.sums.put(to + 1, j, b, weighted);
     };
-    each(t, count, [&](int64_t j, int64_t b, const Site& site) {
-      sums(kind, j, b) = sum(site, j, 1, kBegin, kEnd - kBegin);
-      if (of_x) sums(kOfX, j, b) = sum(site, j, 0, 0, kGates);
+    each(count, [&](int64_t j, int64_t b, const Site& site) {
+      put_sums(site, j, b, 1, kBegin, kEnd);
+      if (of_x) put_sums(site, j, b, 0, 0, kGates);
     });
     k.meet();
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t b = k.rows.begin + r;
-      const NormSums<T> h = sums_of<T>(f.J, [&](int64_t j) { return sums(kind, j, b); });
-      const NormSums<T> x = of_x ? sums_of<T>(f.J, [&](int64_t j) { return sums(kOfX, j, b); }) : NormSums<T>{};
-      for (int64_t j = k.units.begin; j < k.units.end; ++j) {
-        const Site site(f, t, j, b);
-        const auto put = [&](Mul* to, int side, int g, int place, NormKind of, const NormSums<T>& all, int gates) {
-          const T share = T(1) / T(gates * f.w.H), scale = norm(f, of, site.row).scale;
-          for (int u = 0; u < kUnits; u += V::kLanes) {
-            const V mean = V(share) * (V(all.plain) + normed(f, j, site.row, side, g, u) * V(all.weighted));
-            (V(scale) * (e(site, j, side, g, u) - mean))
-                .store(to + (j * f.s.N + site.row) * kColumns + place * kUnits + u);
+    for (int64_t b = k.rows.begin; b < k.rows.begin + count; ++b) {
+      const int64_t row = f.s.offsets[t] + b;
+      const auto put = [&](Mul* to, int side, int begin, int end) {
+        const int from = side == 0 ? N::kOfEX : N::kOfEH;
+        const T share = T(1) / T((end - begin) * f.w.H), scale = norm(f, side == 0 ? kOfX : kind, row).scale;
+        const T plain = share * n.sums.total(from, b), weighted = share * n.sums.total(from + 1, b);
+        for (int64_t j = k.units.begin; j < k.units.end; ++j) {
+          const Site site(f, k.facts[b - k.rows.begin], j, b);
+          for (int g = begin; g < end; ++g) {
+            const int place = side == 0 ? Cell::kIh[g] - L::kFirstIh : Cell::kHh[g] - L::kFirstHh;
+            for (int u = 0; u < kUnits; u += V::kLanes)
+              (V(scale) * (e(site, j, side, g, u) - (V(plain) + normed(f, j, row, side, g, u) * V(weighted))))
+                  .store(to + (j * f.s.N + row) * kColumns + place * kUnits + u);
           }
-        };
-        for (int g = kBegin; g < kEnd; ++g) put(f.dgh, 1, g, Cell::kHh[g] - L::kFirstHh, kind, h, kEnd - kBegin);
-        for (int g = 0; g < kGates && of_x; ++g) put(f.dgx, 0, g, Cell::kIh[g] - L::kFirstIh, kOfX, x, kGates);
-      }
+        }
+      };
+      put(f.dgh, 1, kBegin, kEnd);
+      if (of_x) put(f.dgx, 0, 0, kGates);
     }
   }
 };

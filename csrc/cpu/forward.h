@@ -35,27 +35,29 @@ struct ForwardScan {
   const bool normed = w.ln_ih, phased = normed || Cell::kResetsBefore;  // a step in phases, see phases.h
   const bool plain = !(Cell::kPeepholes || e.mask || e.zoneout || p.all_c || s.resets || s.places);
 
-  E* w_ih;        // [J, I, G, U]
-  E* w_hh;        // [J, P, first G, U]
-  E* w_n;         // [QN, P, 64]
-  E* w_hr;        // [Q, H, 64]
-  T* bias;        // [J, pre, U]
-  T* peepholes;   // [J, peepholes, U]
-  T* gains;       // [J, 2, G, U] of W_ih x and W_hh h
-  T* gains_c;     // [J, 2, U] gain and shift
-  T* gates;       // [J, gate_rows, pre, U]; where products are normalised, these as they are, [J, gate_rows, G, U]
-  Mul* x;         // [N, kPack EI], where it cannot be used as it is
-  Mul* state[2];  // [B, ldh] h_{t-1} and h_t in turn, as the product wants them
-  T* h;           // [J, B, U]
-  T* c;           // [J, B, U]
-  Mul* h_cell;    // [B, ldh] h before the projection
-  T* projected;   // [B, ldp] and after it
-  T* gh;          // [J, B, G, U] products with h, before they are normalised
-  T* second;      // [B, ldh] the second product
-  T* made;        // [J, B, pre + 1, U] gates and c, before it is normalised
-  Moments<T>* moments_x;  // [J, gate_rows]
-  Moments<T>* moments_h;  // [3, J, B] of both products and of c
-  Norm<T>* norms;         // [threads, 4, B] and what is made of all of them
+  E* w_ih;             // [J, I, G, U]
+  E* w_hh;             // [J, P, first G, U]
+  E* w_n;              // [QN, P, 64]
+  E* w_hr;             // [Q, H, 64]
+  T* bias;             // [J, pre, U]
+  T* peepholes;        // [J, peepholes, U]
+  T* gains;            // [J, 2, G, U] of W_ih x and W_hh h
+  T* gains_c;          // [J, 2, U] gain and shift
+  T* gates;            // [J, gate_rows, pre, U]; where products are normalised, these as they are, [J, gate_rows, G, U]
+  Mul* x;              // [N, kPack EI], where it cannot be used as it is
+  Mul* state[2];       // [B, ldh] h_{t-1} and h_t in turn, as the product wants them
+  T* h;                // [J, B, U]
+  T* c;                // [J, B, U]
+  Mul* h_cell;         // [B, ldh] h before the projection
+  T* projected;        // [B, ldp] and after it
+  T* gh;               // [J, B, G, U] products with h, before they are normalised
+  T* second;           // [B, ldh] the second product
+  T* made;             // [J, B, pre + 1, U] gates and c, before it is normalised
+  LaneSums<T> sums_x;  // 2 kinds, rows of a chunk: of W_ih x and of its squares
+  LaneSums<T> sums;    // 2 x 3 kinds, B: likewise of both products with h and of c
+  Norm<T>* norms_x;    // [threads, gate_rows] what is made of them
+  Norm<T>* norms;      // [threads, 4, B]
+  RowFacts* facts;     // [threads, B]
 
   Barrier barrier;
 
@@ -83,9 +85,11 @@ struct ForwardScan {
     gh = arena.take<T>(normed ? J * s.B * kColumns : 0);
     second = arena.take<T>(Cell::kResetsBefore ? s.B * ldh : 0);
     made = arena.take<T>(normed ? J * s.B * (kRow + kUnits) : 0);
-    moments_x = arena.take<Moments<T>>(normed ? J * gate_rows : 0);
-    moments_h = arena.take<Moments<T>>(normed ? 3 * J * s.B : 0);
+    sums_x = {arena.take<T>(normed ? LaneSums<T>::size(2, J, gate_rows) : 0), J, gate_rows};
+    sums = {arena.take<T>(normed ? LaneSums<T>::size(6, J, s.B) : 0), J, s.B};
+    norms_x = arena.take<Norm<T>>(normed ? s.threads * gate_rows : 0);
     norms = arena.take<Norm<T>>(normed ? s.threads * 4 * s.B : 0);
+    facts = arena.take<RowFacts>(plain && !phased ? 0 : s.threads * s.B);
     return arena.used;
   }
 
@@ -97,7 +101,15 @@ struct ForwardScan {
     prepare(index, threads);
     barrier.meet();
     const bool by_rows = splits_rows(s, threads, J, J * EP * kColumns * sizeof(E));
-    Worker worker{*this, by_rows, {0, s.B}, {0, J}, {0, Q}, {0, QN}, norms + index * 4 * s.B};
+    Worker worker{*this,
+                  by_rows,
+                  {0, s.B},
+                  {0, J},
+                  {0, Q},
+                  {0, QN},
+                  norms_x + index * gate_rows,
+                  norms + index * 4 * s.B,
+                  facts + index * s.B};
     if (worker.by_rows) {
       worker.rows = share_rows(s, index, threads);
     } else if (Cell::kResetsBefore) {  // units and panels of the second product are owned together
@@ -183,7 +195,9 @@ struct ForwardScan {
     ForwardScan& f;
     bool by_rows;
     Range rows, units, panels, panels_n;
-    Norm<T>* norms;  // [4, B] of W_ih x, W_hh h, the second product, c
+    Norm<T>* norms_x;  // [gate_rows] of W_ih x
+    Norm<T>* norms;    // [4, B] of (nothing), W_hh h, the second product, c
+    RowFacts* facts;   // [B] of the rows of a step
 
     void scan() {
       const int64_t steps = chunk_steps(f.s);
@@ -191,7 +205,7 @@ struct ForwardScan {
         const int64_t last = at_most(first + steps, f.s.T) - 1;
         const int64_t t0 = step_at(f.s, f.s.reverse ? last : first), t1 = t0 + last - first;
         for (int64_t j = units.begin; j < units.end; ++j) project_input(j, t0, t1);
-        if (f.normed) meet();
+        if (f.normed) ForwardPhases<ForwardScan>{*this}.norms_of_x(t0, t1);
         for (int64_t k = first; k <= last; ++k) {
           const int64_t t = step_at(f.s, k);
           if (f.phased)
@@ -248,15 +262,20 @@ struct ForwardScan {
         product<E, T, kColumns>(count, f.x_rows(row), f.w_ih + j * f.EI * kColumns, bias, 0, sums, ld);
     }
 
+    void look_at_rows(int64_t t, int64_t count) {
+      for (int64_t r = 0; r < count; ++r) facts[r] = RowFacts(f.s, t, rows.begin + r);
+    }
+
     void step(int64_t t, int64_t t0, const Mul* h_prev, Mul* h_next) {
       const int64_t count = active(t);
+      if (!f.plain) look_at_rows(t, count);
       const Mul* h = h_prev + rows.begin * f.ldh;
       for (int64_t j = units.begin; j < units.end && count > 0; ++j) {
         T* pre = gates(j, t, t0);
         T* sums = pre + L::kFirstHh * kUnits;
         times_h(j, count, h, pre, sums, kRow);
         if (!f.plain)
-          altered_cells(t, j, count, pre, h_next);
+          altered_cells(j, count, pre, h_next);
         else if constexpr (Cell::kPeepholes == 0)
           cells(j, f.s.offsets[t] + rows.begin, count, pre, h_next);
       }
@@ -311,34 +330,29 @@ struct ForwardScan {
     // One sequence's units of a block at a step: where its state and all that is kept of it lie.
     struct Site {
       ForwardScan& f;
-      int64_t j, width, row, place, b, original;
-      bool fresh, fresh_next;  // whether the state is zero before this step, and before the next
+      const RowFacts& facts;
+      int64_t j, width;
       T *h, *c;
       Mul* next;
       Io *saved, *saved_c;
 
-      Site(ForwardScan& scan, int64_t t, int64_t j, int64_t b, Mul* h_next)
+      Site(ForwardScan& scan, const RowFacts& facts, int64_t j, int64_t b, Mul* h_next)
           : f(scan),
+            facts(facts),
             j(j),
             width(f.w.H - j * kUnits),
-            row(f.s.offsets[t] + b),
-            place(place_of(f.s, row)),
-            b(b),
-            original(order_of(f.s, b)),
-            fresh(resets(f.s, t, b)),
-            fresh_next(row_at(f.s, f.s.reverse ? t - 1 : t + 1, b) >= 0 && resets(f.s, f.s.reverse ? t - 1 : t + 1, b)),
             h(f.h + (j * f.s.B + b) * kUnits),
             c(f.c + (j * f.s.B + b) * kUnits),
             next((f.w.w_hr ? f.h_cell : h_next) + b * f.ldh + j * kUnits),
-            saved(f.p.gates && !f.normed ? f.p.gates + (j * f.s.N + row) * kRow : nullptr),
-            saved_c(f.p.c ? f.p.c + (j * f.s.N + row) * kUnits : nullptr) {}
+            saved(f.p.gates && !f.normed ? f.p.gates + (j * f.s.N + facts.row) * kRow : nullptr),
+            saved_c(f.p.c ? f.p.c + (j * f.s.N + facts.row) * kUnits : nullptr) {}
 
-      V h_before(int u) const { return fresh ? V(0) : V::load(h + u); }
-      V c_before(int u) const { return fresh ? V(0) : V::load(c + u); }
+      V h_before(int u) const { return facts.fresh ? V(0) : V::load(h + u); }
+      V c_before(int u) const { return facts.fresh ? V(0) : V::load(c + u); }
 
       V zoned(V now, V before, const uint8_t* mask, double share, int64_t stride, int u) const {
         if (!f.e.zoneout) return now;
-        const V stays = mask ? V::load(mask + place * stride + j * kUnits + u, width - u) : V(T(share));
+        const V stays = mask ? V::load(mask + facts.place * stride + j * kUnits + u, width - u) : V(T(share));
         return stays * before + (V(1) - stays) * now;  // exactly what was, where all of it stays
       }
 
@@ -347,21 +361,21 @@ struct ForwardScan {
         const V now = zoned(c_made, c_before(u), f.e.zone_c, f.e.zone[1], f.w.H, u);
         now.store(c + u);
         if (saved_c) now.store(saved_c + u);
-        if (f.p.all_c) now.store(f.p.all_c + place * f.p.c_stride + j * kUnits + u, width - u);
+        if (f.p.all_c) now.store(f.p.all_c + facts.place * f.p.c_stride + j * kUnits + u, width - u);
       }
       void put_h(int u, V h_made) const {
         if (f.w.w_hr) {
           h_made.store(next + u);
-          if (f.p.h_cell) h_made.store(f.p.h_cell + row * f.w.H + j * kUnits + u, width - u);
+          if (f.p.h_cell) h_made.store(f.p.h_cell + facts.row * f.w.H + j * kUnits + u, width - u);
           return;
         }
         V now = zoned(h_made, h_before(u), f.e.zone_h, f.e.zone[0], f.w.H, u);
         now.store(h + u);
-        now.store(f.p.y + place * f.p.y_stride + j * kUnits + u, width - u);
-        (fresh_next ? V(0) : masked(now, u)).store(next + u);
+        now.store(f.p.y + facts.place * f.p.y_stride + j * kUnits + u, width - u);
+        (facts.fresh_next ? V(0) : masked(now, u)).store(next + u);
       }
       V masked(V h, int u) const {
-        return f.e.mask ? h * V::load(f.e.mask + original * f.w.P + j * kUnits + u, width - u) : h;
+        return f.e.mask ? h * V::load(f.e.mask + facts.original * f.w.P + j * kUnits + u, width - u) : h;
       }
       void put_gates(int u, const V* v) const {
         if (saved)
@@ -374,9 +388,9 @@ struct ForwardScan {
     };
 
     // As `cells`, where more than the cell is asked for.
-    void altered_cells(int64_t t, int64_t j, int64_t count, const T* pre, Mul* h_next) {
+    void altered_cells(int64_t j, int64_t count, const T* pre, Mul* h_next) {
       for (int64_t r = 0; r < count; ++r) {
-        const Site site(f, t, j, rows.begin + r, h_next);
+        const Site site(f, facts[r], j, rows.begin + r, h_next);
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[Cell::kPre], peep[Cell::kPeepholes + 1];
           for (int g = 0; g < Cell::kPre; ++g) v[g] = V::load(pre + r * kRow + g * kUnits + u);
@@ -392,6 +406,7 @@ struct ForwardScan {
 
     void project_output(int64_t t, int64_t count, Mul* h_next) {
       const int64_t row = f.s.offsets[t] + rows.begin;
+      const bool altered = !f.plain;
       const Mul* h = f.h_cell + rows.begin * f.ldh;
       for (int64_t q = panels.begin; q < panels.end; ++q) {
         const int64_t columns = at_most(kPanel, f.w.P - q * kPanel);
@@ -404,31 +419,27 @@ struct ForwardScan {
         }
         for (int64_t r = 0; r < count; ++r) {
           Mul* next = h_next + (rows.begin + r) * f.ldh + q * kPanel;
-          if (!f.plain) alter_output(t, rows.begin + r, q * kPanel, columns, out + r * f.ldp);
+          if (altered) alter_output(facts[r], q * kPanel, columns, out + r * f.ldp);
           Io* y = f.p.y + place_of(f.s, row + r) * f.p.y_stride + q * kPanel;
           convert_row(out + r * f.ldp, columns, y, columns);
-          if (!f.plain) alter_next(t, rows.begin + r, q * kPanel, columns, out + r * f.ldp);
+          if (altered) alter_next(facts[r], q * kPanel, columns, out + r * f.ldp);
           convert_row(out + r * f.ldp, columns, next, kPanel);
         }
       }
     }
 
     // Zoneout of a projected h, and what the next product sees of it.
-    void alter_output(int64_t t, int64_t b, int64_t first, int64_t count, T* h) {
+    void alter_output(const RowFacts& at, int64_t first, int64_t count, T* h) {
       if (!f.e.zoneout) return;
-      const int64_t before = row_before(f.s, t, b), place = place_of(f.s, f.s.offsets[t] + b);
-      const bool fresh = resets(f.s, t, b);
-      const Io* old = before < 0 ? f.p.h_0 + order_of(f.s, b) * f.w.P : f.p.y + place_of(f.s, before) * f.p.y_stride;
+      const Io* old = at.before < 0 ? f.p.h_0 + at.original * f.w.P : f.p.y + place_of(f.s, at.before) * f.p.y_stride;
       for (int64_t k = 0; k < count; ++k) {
-        const T stays = f.e.zone_h ? T(f.e.zone_h[place * f.w.P + first + k]) : T(f.e.zone[0]);
-        h[k] = stays * (fresh ? T(0) : convert<T>(old[first + k])) + (T(1) - stays) * h[k];
+        const T stays = f.e.zone_h ? T(f.e.zone_h[at.place * f.w.P + first + k]) : T(f.e.zone[0]);
+        h[k] = stays * (at.fresh ? T(0) : convert<T>(old[first + k])) + (T(1) - stays) * h[k];
       }
     }
-    void alter_next(int64_t t, int64_t b, int64_t first, int64_t count, T* h) {
-      const int64_t next = f.s.reverse ? t - 1 : t + 1;
-      const bool fresh = row_at(f.s, next, b) >= 0 && resets(f.s, next, b);
-      const Io* mask = f.e.mask ? f.e.mask + order_of(f.s, b) * f.w.P + first : nullptr;
-      for (int64_t k = 0; k < count; ++k) h[k] = fresh ? T(0) : mask ? h[k] * convert<T>(mask[k]) : h[k];
+    void alter_next(const RowFacts& at, int64_t first, int64_t count, T* h) {
+      const Io* mask = f.e.mask ? f.e.mask + at.original * f.w.P + first : nullptr;
+      for (int64_t k = 0; k < count; ++k) h[k] = at.fresh_next ? T(0) : mask ? h[k] * convert<T>(mask[k]) : h[k];
     }
 
     // Every sequence's last output and last c: no step after its end has touched them.

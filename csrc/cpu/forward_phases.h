@@ -28,19 +28,60 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
   T* gh(int64_t j, int64_t b) const { return f.gh + (j * f.s.B + b) * kColumns; }
   T* made(int64_t j, int64_t b) const { return f.made + (j * f.s.B + b) * (kRow + kUnits); }
   T* second(int64_t j, int64_t b) const { return f.second + b * f.ldh + j * kUnits; }
-  Moments<T>& moments_h(NormKind kind, int64_t j, int64_t b) const {
-    return f.moments_h[((kind - kOfH) * f.J + j) * f.s.B + b];
-  }
   const Norm<T>& norm(NormKind kind, int64_t b) const { return k.norms[kind * f.s.B + b]; }
 
-  // W_ih x of some rows as it is, for backward and to be normalised; its moments.
+  // W_ih x of some rows as it is, for backward and to be normalised.
   void project(int64_t j, int64_t row, int64_t count, int64_t at, T* out) {
     if (f.direct) std::memset(out, 0, count * kRow * sizeof(T));
     k.project(j, row, count, Cell::kIh, kZeros<T>, out - L::kFirstIh * kUnits, out, kRow);
     for (int64_t r = 0; r < count; ++r) {
-      f.moments_x[j * f.gate_rows + at + r] = moments<kUnits, T>(out + r * kRow, Cell::kGates, units_of(j));
+      f.sums_x.put(0, j, at + r, lane_sum<kUnits, T>(out + r * kRow, Cell::kGates, units_of(j)));
       keep(j, row + r, 0, out + r * kRow, kColumns);
     }
+  }
+
+  // f(row in the chunk, how many) for the rows of this thread in steps t0..t1.
+  template <class Body>
+  void each_chunk_row(int64_t t0, int64_t t1, Body body) {
+    if (k.whole()) return body(k.chunk_row(t0, t0), f.s.offsets[t1 + 1] - f.s.offsets[t0]);
+    for (int64_t t = t0; t <= t1; ++t) body(k.chunk_row(t, t0), k.active(t));
+  }
+
+  void norms_of_x(int64_t t0, int64_t t1) {
+    const int64_t count = Cell::kGates * f.w.H;
+    k.meet();
+    each_chunk_row(t0, t1, [&](int64_t at, int64_t rows) {
+      for (int64_t r = at; r < at + rows; ++r) {
+        k.norms_x[r].mean = f.sums_x.total(0, r) / T(count);
+        for (int64_t j = k.units.begin; j < k.units.end; ++j)
+          f.sums_x.put(1, j, r,
+                       lane_squares<kUnits, T>(f.gates + (j * f.gate_rows + r) * kRow, Cell::kGates, units_of(j),
+                                               k.norms_x[r].mean));
+      }
+    });
+    k.meet();
+    each_chunk_row(t0, t1, [&](int64_t at, int64_t rows) {
+      for (int64_t r = at; r < at + rows; ++r) k.norms_x[r].scale = norm_scale(f.sums_x.total(1, r), count);
+    });
+  }
+
+  // Mean and scale of rows whose lane sums are put; values(j, b) [gates, U].
+  template <class Values>
+  void find_norms(NormKind kind, int64_t rows, int gates, Values values) {
+    const int64_t count = gates * f.w.H, sums = 2 * (kind - kOfH), end = k.rows.begin + rows;
+    k.meet();
+    for (int64_t b = k.rows.begin; b < end; ++b) {
+      T& mean = k.norms[kind * f.s.B + b].mean;
+      mean = f.sums.total(sums, b) / T(count);
+      for (int64_t j = k.units.begin; j < k.units.end; ++j)
+        f.sums.put(sums + 1, j, b, lane_squares<kUnits, T>(values(j, b), gates, units_of(j), mean));
+    }
+    k.meet();
+    for (int64_t b = k.rows.begin; b < end; ++b)
+      k.norms[kind * f.s.B + b].scale = norm_scale(f.sums.total(sums + 1, b), count);
+  }
+  void put_sum(NormKind kind, int64_t j, int64_t b, const T* values, int gates) {
+    f.sums.put(2 * (kind - kOfH), j, b, lane_sum<kUnits, T>(values, gates, units_of(j)));
   }
 
   // Products [gates, U] of a row, from column `first` on of what backward finds of it.
@@ -50,6 +91,7 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
 
   void step(int64_t t, int64_t t0, const Mul* h_prev, Mul* h_next) {
     const int64_t count = k.active(t), begin = k.rows.begin, row = f.s.offsets[t] + begin;
+    k.look_at_rows(t, count);
     for (int64_t j = k.units.begin; j < k.units.end && count > 0; ++j) {
       const Mul* h = h_prev + begin * f.ldh;
       if (!f.normed) {
@@ -61,51 +103,38 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
       std::memset(sums, 0, count * kColumns * sizeof(T));
       k.times_h(j, count, h, sums - L::kFirstHh * kUnits, sums, kColumns);
       for (int64_t r = 0; r < count; ++r) {
-        moments_h(kOfH, j, begin + r) = moments<kUnits, T>(gh(j, begin + r), kFirst, units_of(j));
+        put_sum(kOfH, j, begin + r, gh(j, begin + r), kFirst);
         keep(j, row + r, kColumns, gh(j, begin + r), kFirst * kUnits);
       }
     }
-    if (f.normed) {
-      k.meet();
-      const Moments<T>* of_x = f.moments_x + k.chunk_row(t, t0);
-      for (int64_t r = 0; r < count; ++r) {
-        k.norms[begin + r] =
-            norm_of<kUnits, T>(f.w.H, Cell::kGates, [&](int64_t j) { return of_x[j * f.gate_rows + r]; });
-        find_norm(kOfH, begin + r, kFirst);
-      }
-    }
+    if (f.normed) find_norms(kOfH, count, kFirst, [&](int64_t j, int64_t b) { return gh(j, b); });
     if constexpr (Cell::kResetsBefore) second_product(t, t0, count, h_next);
     cells(t, t0, count, h_next);
     if constexpr (Cell::kHasC)
-      if (f.normed) emit(t, count, h_next);
+      if (f.normed) emit(count, h_next);
     k.finish_step(t, count, h_next);
   }
 
-  void find_norm(NormKind kind, int64_t b, int gates) {
-    k.norms[kind * f.s.B + b] = norm_of<kUnits, T>(f.w.H, gates, [&](int64_t j) { return moments_h(kind, j, b); });
-  }
-
   // The pre-activations of a register of units, with the products of h of the first `gates` gates.
-  void load_pre(int64_t j, int64_t b, const T* gx, int gates, int u, V* v) const {
+  void load_pre(int64_t j, int64_t b, const T* gx, const Norm<T>* of_x, int gates, int u, V* v) const {
     if (!f.normed) {
       for (int p = 0; p < Cell::kPre; ++p) v[p] = V::load(gx + p * kUnits + u);
       if (gates > kFirst) v[Cell::kHh[kFirst]] = v[Cell::kHh[kFirst]] + V::load(second(j, b) + u);
       return;
     }
-    const auto normed = [&](const T* value, NormKind kind, int side, int g) {
-      const Norm<T>& n = norm(kind, b);
+    const auto normed = [&](const T* value, const Norm<T>& n, int side, int g) {
       const V gain = V::load(f.gains + ((j * 2 + side) * Cell::kGates + g) * kUnits + u);
       return gain * ((V::load(value + u) - V(n.mean)) * V(n.scale));
     };
     for (int p = 0; p < Cell::kPre; ++p) v[p] = V::load(f.bias + j * kRow + p * kUnits + u);
     for (int g = 0; g < Cell::kGates; ++g) {
       const int to = Cell::kIh[g];
-      v[to] = v[to] + normed(gx + (to - L::kFirstIh) * kUnits, kOfX, 0, g);
+      v[to] = v[to] + normed(gx + (to - L::kFirstIh) * kUnits, *of_x, 0, g);
     }
     for (int g = 0; g < gates; ++g) {
       const int to = Cell::kHh[g];
-      v[to] = v[to] + (g < kFirst ? normed(gh(j, b) + (to - L::kFirstHh) * kUnits, kOfH, 1, g)
-                                  : normed(second(j, b), kOfSecond, 1, g));
+      v[to] = v[to] + (g < kFirst ? normed(gh(j, b) + (to - L::kFirstHh) * kUnits, norm(kOfH, b), 1, g)
+                                  : normed(second(j, b), norm(kOfSecond, b), 1, g));
     }
   }
 
@@ -115,10 +144,10 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
     for (int64_t j = k.units.begin; j < k.units.end; ++j) {
       const T* gx = k.gates(j, t, t0);
       for (int64_t r = 0; r < count; ++r) {
-        const Site site(f, t, j, begin + r, h_next);
+        const Site site(f, k.facts[r], j, begin + r, h_next);
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[Cell::kPre];
-          load_pre(j, begin + r, gx + r * kRow, kFirst, u, v);
+          load_pre(j, begin + r, gx + r * kRow, k.norms_x + k.chunk_row(t, t0) + r, kFirst, u, v);
           (Cell::reset(v) * site.masked(site.h_before(u), u)).store(f.h_cell + (begin + r) * f.ldh + j * kUnits + u);
         }
       }
@@ -138,12 +167,11 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
     if (!f.normed) return;
     for (int64_t j = k.units.begin; j < k.units.end; ++j) {
       for (int64_t r = 0; r < count; ++r) {
-        moments_h(kOfSecond, j, begin + r) = moments<kUnits, T>(second(j, begin + r), 1, units_of(j));
+        put_sum(kOfSecond, j, begin + r, second(j, begin + r), 1);
         keep(j, row + r, kColumns + kFirst * kUnits, second(j, begin + r), kUnits);
       }
     }
-    k.meet();
-    for (int64_t r = 0; r < count; ++r) find_norm(kOfSecond, begin + r, 1);
+    find_norms(kOfSecond, count, 1, [&](int64_t j, int64_t b) { return second(j, b); });
   }
 
   // All of the cell, or of one with c that is normalised what comes before.
@@ -152,10 +180,10 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
       const T* gx = k.gates(j, t, t0);
       for (int64_t r = 0; r < count; ++r) {
         const int64_t b = k.rows.begin + r;
-        const Site site(f, t, j, b, h_next);
+        const Site site(f, k.facts[r], j, b, h_next);
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[Cell::kPre], peep[Cell::kPeepholes + 1];
-          load_pre(j, b, gx + r * kRow, Cell::kGates, u, v);
+          load_pre(j, b, gx + r * kRow, k.norms_x + k.chunk_row(t, t0) + r, Cell::kGates, u, v);
           site.load_peepholes(u, peep);
           V h = site.h_before(u), c = Cell::kHasC ? site.c_before(u) : V(0);
           if constexpr (Cell::kResetsBefore) Cell::reset(v);
@@ -170,20 +198,19 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
             site.put_h(u, h);
           }
         }
-        if constexpr (Cell::kHasC) moments_h(kOfC, j, b) = moments<kUnits, T>(made(j, b) + kRow, 1, units_of(j));
+        if constexpr (Cell::kHasC) put_sum(kOfC, j, b, made(j, b) + kRow, 1);
       }
     }
   }
 
   // h from the normalised c.
-  void emit(int64_t t, int64_t count, Mul* h_next) {
-    k.meet();
-    for (int64_t r = 0; r < count; ++r) find_norm(kOfC, k.rows.begin + r, 1);
+  void emit(int64_t count, Mul* h_next) {
+    find_norms(kOfC, count, 1, [&](int64_t j, int64_t b) { return made(j, b) + kRow; });
     for (int64_t j = k.units.begin; j < k.units.end; ++j) {
       const T *gain = f.gains_c + j * 2 * kUnits, *shift = gain + kUnits;
       for (int64_t r = 0; r < count; ++r) {
         const int64_t b = k.rows.begin + r;
-        const Site site(f, t, j, b, h_next);
+        const Site site(f, k.facts[r], j, b, h_next);
         const Norm<T>& n = norm(kOfC, b);
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[Cell::kPre];

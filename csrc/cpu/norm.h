@@ -1,5 +1,6 @@
-// Layer norm over the units of a row, whose blocks may belong to different threads: each block has its own mean and
-// deviations, and those of the row are made from them in the order of the blocks, whoever computed them.
+// Layer norm over the units of a row, whose blocks may belong to different threads. Sums over a row are kept lane by
+// lane for every block, and added up in the order of the blocks by whoever needs them: the same bits for any number of
+// threads.
 #pragma once
 
 #include "cpu/plan.h"
@@ -11,12 +12,6 @@ constexpr double kNormEps = 1e-5;  // torch.nn.LayerNorm's
 
 enum NormKind { kOfX, kOfH, kOfSecond, kOfC };  // what is normalised: products of x, of h, of r h; c
 
-// Of some numbers: the mean, and the sum of squares of what they differ from it.
-template <class T>
-struct Moments {
-  T mean, squares;
-};
-
 // What a normalised row was made with: (value - mean) * scale.
 template <class T>
 struct Norm {
@@ -25,68 +20,72 @@ struct Norm {
 
 template <class T>
 ADL_INLINE T sum_of(Simd<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == sizeof(float))
+    return _mm512_reduce_add_ps(__m512(v.v));
+  else
+    return _mm512_reduce_add_pd(__m512d(v.v));
+#else
   T sum = 0;
   for (int k = 0; k < Simd<T>::kLanes; ++k) sum += v.v[k];
   return sum;
+#endif
 }
 
-// Sum of f over the first n of U units of each of `gates` rows [gates, U]; f of a register or, past the last whole one,
-// of a register with the units alone that there are.
-template <int kUnits, class T, class F>
-ADL_INLINE T sum_units(int gates, int64_t n, F f) {
-  using V = Simd<T>;
-  V sum(0);
-  T rest = 0;
-  for (int g = 0; g < gates; ++g) {
-    for (int u = 0; u < n; u += V::kLanes) {
-      const V value = f(g * kUnits + u);
-      if (u + V::kLanes <= n)
-        sum = sum + value;
-      else
-        for (int k = 0; k < n - u; ++k) rest += value.v[k];
-    }
-  }
-  return sum_of(sum) + rest;
-}
-
-// Of the first n units of a block, values [gates, U] of T or of what tensors hold.
-template <int kUnits, class T, class From>
-ADL_INLINE Moments<T> moments(const From* values, int gates, int64_t n) {
-  using V = Simd<T>;
-  const T mean = sum_units<kUnits, T>(gates, n, [&](int k) { return V::load(values + k); }) / T(gates * n);
-  const T squares = sum_units<kUnits, T>(gates, n, [&](int k) {
-    const V d = V::load(values + k) - V(mean);
-    return d * d;
-  });
-  return {mean, squares};
-}
-
-// Of a row of H units in J blocks; of(j) are a block's.
-template <int kUnits, class T, class F>
-ADL_INLINE Norm<T> norm_of(int64_t H, int gates, F of) {
-  Moments<T> all = of(int64_t(0));
-  T count = T(gates * at_most(kUnits, H));
-  for (int64_t j = 1; j * kUnits < H; ++j) {
-    const Moments<T> one = of(j);
-    const T more = T(gates * at_most(kUnits, H - j * kUnits)), d = one.mean - all.mean;
-    all.mean += d * more / (count + more);
-    all.squares += one.squares + d * d * count * more / (count + more);
-    count += more;
-  }
-  return {all.mean, T(1) / T(__builtin_sqrt(double(all.squares / count) + kNormEps))};
-}
-
-// The way back: of e = dL/d(normalised), the sums of e and of e times the normalised value, over a row.
+// Sums of several kinds over the rows of a step (or of a chunk of them).
 template <class T>
-struct NormSums {
-  T plain, weighted;
+struct LaneSums {
+  using V = Simd<T>;
+  T* of;  // [kinds, rows, J, lanes]
+  int64_t J, rows;
+
+  static int64_t size(int64_t kinds, int64_t J, int64_t rows) { return kinds * rows * J * V::kLanes; }
+  T* at(int64_t kind, int64_t row) const { return of + (kind * rows + row) * J * V::kLanes; }
+  void put(int64_t kind, int64_t j, int64_t row, V sum) const { sum.store(at(kind, row) + j * V::kLanes); }
+  T total(int64_t kind, int64_t row) const {
+    const T* lanes = at(kind, row);
+    V sum(0);
+    for (int64_t j = 0; j < J; ++j) sum = sum + V::load(lanes + j * V::kLanes);
+    return sum_of(sum);
+  }
 };
 
-template <class T, class F>
-ADL_INLINE NormSums<T> sums_of(int64_t J, F of) {
-  NormSums<T> all{0, 0};
-  for (int64_t j = 0; j < J; ++j) all.plain += of(j).plain, all.weighted += of(j).weighted;
-  return all;
+// Sum of f(k) over the registers k of values [gates, U], of whose U units the first n count.
+template <int kUnits, class T, class F>
+ADL_INLINE Simd<T> lane_total(int gates, int64_t n, F f) {
+  using V = Simd<T>;
+  V sum(0);
+  if (n == kUnits) {
+    for (int k = 0; k < gates * kUnits; k += V::kLanes) sum = sum + f(k);
+    return sum;
+  }
+  for (int g = 0; g < gates; ++g) {
+    for (int u = 0; u < n; u += V::kLanes) {
+      V value = f(g * kUnits + u);
+      for (int k = int(n) - u; k < V::kLanes; ++k) value.v[k] = 0;
+      sum = sum + value;
+    }
+  }
+  return sum;
+}
+
+template <int kUnits, class T, class From>
+ADL_INLINE Simd<T> lane_sum(const From* values, int gates, int64_t n) {
+  return lane_total<kUnits, T>(gates, n, [&](int k) { return Simd<T>::load(values + k); });
+}
+
+// Of the squares of what they differ from the mean.
+template <int kUnits, class T, class From>
+ADL_INLINE Simd<T> lane_squares(const From* values, int gates, int64_t n, T mean) {
+  return lane_total<kUnits, T>(gates, n, [&](int k) {
+    const Simd<T> d = Simd<T>::load(values + k) - Simd<T>(mean);
+    return d * d;
+  });
+}
+
+template <class T>
+ADL_INLINE T norm_scale(T squares, int64_t count) {
+  return T(1) / T(__builtin_sqrt(double(squares / T(count)) + kNormEps));
 }
 
 }  // namespace

@@ -105,6 +105,23 @@ ADL_INLINE bool severs(const Sequence& s, int64_t t, int64_t b) {
   return (s.bptt_steps > 0 && later > 0 && later % s.bptt_steps == 0 && seam(s, t, b) >= 0) || resets(s, t, b);
 }
 
+// What every unit of a sequence asks at a step, where more than the cell is asked for.
+struct RowFacts {
+  int64_t row, before, place, original;  // before: the row of the step before, -1 at the beginning
+  bool fresh, fresh_next, severed;  // whether the state is zero before this step and before the next; gradients cut
+
+  RowFacts(const Sequence& s, int64_t t, int64_t b)
+      : row(s.offsets[t] + b),
+        before(row_before(s, t, b)),
+        place(place_of(s, row)),
+        original(order_of(s, b)),
+        fresh(adl::resets(s, t, b)),
+        severed(severs(s, t, b)) {
+    const int64_t next = s.reverse ? t - 1 : t + 1;
+    fresh_next = s.resets && row_at(s, next, b) >= 0 && adl::resets(s, next, b);
+  }
+};
+
 ADL_INLINE int64_t step_at(const Sequence& s, int64_t index) { return s.reverse ? s.T - 1 - index : index; }
 
 // The first n of a row as another kind of number, and zeros up to `width`.

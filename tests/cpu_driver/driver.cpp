@@ -1,5 +1,6 @@
 // Every cell forward and backward without torch, for sanitizers: a few shapes, with one thread and with
-// three. The bits must be the same and close to plain loops in double. -DADL_NUMBER=float or double,
+// three. The bits must be the same and close to plain loops in double; with all that may be asked for besides, the same
+// and written in full (what they should be, tests/test_extras.py knows). -DADL_NUMBER=float or double,
 // -DADL_FACTOR=float, double or BFloat16: what products multiply.
 #include <cstdio>
 #include <cstdlib>
@@ -67,23 +68,27 @@ std::vector<T> unwritten(int64_t count) { return std::vector<T>(count, T(NAN)); 
 struct Output {
   const char* name;
   std::vector<T> values;
-  const Reals* exact;
+  const Reals* exact;  // null: not known here
 };
 
+// What is asked for besides torch.nn's own.
+enum Asked { kNothing, kExtras, kExtrasAndNorms };
+
 template <class Cell>
-std::vector<Output> compute(const Shape& shape, const adl::Sequence& s, const Arrays& a) {
+std::vector<Output> compute(const Shape& shape, adl::Sequence s, const Arrays& a, Asked asked) {
   std::vector<std::vector<T>> inputs;
-  inputs.reserve(16);
+  inputs.reserve(32);
   const auto in = [&](const Reals& values) -> const T* {
     inputs.emplace_back(values.begin(), values.end());
     return values.empty() ? nullptr : inputs.back().data();
   };
   std::vector<Output> outputs;
-  outputs.reserve(16);
-  const auto out = [&](const char* name, const Reals& exact) -> T* {
-    outputs.push_back({name, unwritten(exact.size()), &exact});
-    return exact.empty() ? nullptr : outputs.back().values.data();
+  outputs.reserve(32);
+  const auto out_of = [&](const char* name, int64_t size, const Reals* exact) -> T* {
+    outputs.push_back({name, unwritten(size), asked == kNothing ? exact : nullptr});
+    return size == 0 ? nullptr : outputs.back().values.data();
   };
+  const auto out = [&](const char* name, const Reals& exact) { return out_of(name, exact.size(), &exact); };
   const auto run = [](auto scratch, auto kernel, const auto& params) {
     std::vector<T> memory = unwritten((scratch(params) + sizeof(T) - 1) / sizeof(T));
     kernel(params, memory.data());
@@ -91,24 +96,55 @@ std::vector<Output> compute(const Shape& shape, const adl::Sequence& s, const Ar
   const adl::CellKernels<T> kernels = adl::entry<Cell, T, Factor>();
   constexpr int64_t U = adl::unit_block(Cell::kGates);
   const int64_t units = adl::blocks(shape.H, U) * U;
-  const adl::Weights<T> weights{shape.I, shape.H, shape.P, in(a.w_ih), in(a.w_hh), in(a.b_ih), in(a.b_hh), in(a.w_hr)};
-  const T *x = in(a.x), *h_0 = in(a.h_0), *c_0 = in(a.c_0);
-  const bool projected = weights.w_hr;
+  const int64_t H = shape.H, P = shape.P, G = Cell::kGates;
+  adl::Weights<T> weights{};
+  weights.I = shape.I, weights.H = H, weights.P = P, weights.w_ih = in(a.w_ih), weights.w_hh = in(a.w_hh);
+  weights.b_ih = in(a.b_ih), weights.b_hh = in(a.b_hh), weights.w_hr = in(a.w_hr);
+  const bool projected = weights.w_hr, normed = asked == kExtrasAndNorms;
 
-  adl::Forward<T> f{s, weights, x, h_0, c_0, out("y", a.y), shape.P, out("h_n", a.h_n), out("c_n", a.c_n)};
+  adl::Forward<T> f{};
+  std::vector<int64_t> places, order;
+  std::vector<uint8_t> zones(s.N * std::max(H, P)), resets(s.N);
+  if (asked != kNothing) {
+    std::srand(2);
+    for (int64_t row = s.N; row-- > 0;) places.push_back(row), resets[row] = std::rand() % 4 == 0;
+    for (int64_t b = s.B; b-- > 0;) order.push_back(b);
+    for (uint8_t& zone : zones) zone = std::rand() % 2;
+    s.places = places.data(), s.order = order.data(), s.bptt_steps = 2;
+    s.resets = reinterpret_cast<const bool*>(resets.data());
+    f.extras.mask = in(random(s.B * P, 1));
+    f.extras.zoneout = true, f.extras.zone_h = zones.data();
+    f.extras.choice = {adl::Squash::kSigmoid, adl::Squash::kRelu};
+    if (Cell::kHasC) f.extras.zone_c = zones.data(), f.all_c = out_of("all c", s.N * H, nullptr), f.c_stride = H;
+    if (Cell::kPeepholes) weights.w_ch = in(random(Cell::kPeepholes * H, 1));
+  }
+  if (normed) {
+    weights.ln_ih = in(random(G * H, 1)), weights.ln_hh = in(random(G * H, 1));
+    if (Cell::kHasC) weights.ln_c = in(random(H, 1)), weights.ln_c_shift = in(random(H, 1));
+  }
+  f.sequence = s, f.weights = weights, f.x = in(a.x), f.h_0 = in(a.h_0), f.c_0 = in(a.c_0);
+  f.y = out("y", a.y), f.y_stride = P, f.h_n = out("h_n", a.h_n), f.c_n = out("c_n", a.c_n);
   run(kernels.forward_scratch, kernels.forward, f);
   const std::vector<Output> inference = outputs;
-  std::vector<T> gates = unwritten(Cell::kSavesGates ? s.N * units * Cell::kPre : 0);
-  std::vector<T> c = unwritten(Cell::kHasC ? s.N * units : 0), h_cell = unwritten(projected ? s.N * shape.H : 0);
-  if (Cell::kSavesGates) f.gates = gates.data();
+  const bool saves_gates = Cell::kSavesGates || asked != kNothing;
+  std::vector<T> gates = unwritten(saves_gates ? s.N * units * (normed ? 2 * G : Cell::kPre) : 0);
+  std::vector<T> c = unwritten(Cell::kHasC ? s.N * units : 0), h_cell = unwritten(projected ? s.N * H : 0);
+  if (saves_gates) f.gates = gates.data();
   if (Cell::kHasC) f.c = c.data();
   if (projected) f.h_cell = h_cell.data();
   run(kernels.forward_scratch, kernels.forward, f);
 
-  adl::Backward<T> p{s, weights, x, h_0, c_0, f.y, f.gates, f.c, f.h_cell, in(a.dy), shape.P, in(a.dh_n), in(a.dc_n)};
+  adl::Backward<T> p{};
+  p.sequence = s, p.weights = weights, p.extras = f.extras, p.x = f.x, p.h_0 = f.h_0, p.c_0 = f.c_0;
+  p.y = f.y, p.y_stride = P, p.gates = f.gates, p.c = f.c, p.h_cell = f.h_cell;
+  p.dy = in(a.dy), p.dh_n = in(a.dh_n), p.dc_n = in(a.dc_n);
+  if (f.all_c) p.dall_c = in(random(s.N * H, 1)), p.c_stride = H;
   p.dx = out("dx", a.dx), p.dh_0 = out("dh_0", a.dh_0), p.dc_0 = out("dc_0", a.dc_0);
   p.dw_ih = out("dw_ih", a.dw_ih), p.dw_hh = out("dw_hh", a.dw_hh), p.dw_hr = out("dw_hr", a.dw_hr);
   p.db_ih = out("db_ih", a.db_ih), p.db_hh = out("db_hh", a.db_hh);
+  if (weights.w_ch) p.dw_ch = out_of("dw_ch", Cell::kPeepholes * H, nullptr);
+  if (normed) p.dln_ih = out_of("dln_ih", G * H, nullptr), p.dln_hh = out_of("dln_hh", G * H, nullptr);
+  if (normed && Cell::kHasC) p.dln_c = out_of("dln_c", H, nullptr), p.dln_c_shift = out_of("dln_c_shift", H, nullptr);
   run(kernels.backward_scratch, kernels.backward, p);
   outputs.insert(outputs.end(), inference.begin(), inference.end());
   return outputs;
@@ -116,6 +152,12 @@ std::vector<Output> compute(const Shape& shape, const adl::Sequence& s, const Ar
 
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
+}
+
+bool written(const std::vector<T>& values) {
+  for (T value : values)
+    if (value != value) return false;
+  return true;
 }
 
 bool close(const std::vector<T>& values, const Reals& exact, double tolerance) {
@@ -140,15 +182,21 @@ int check(const Shape& shape) {
                   1};
   Arrays arrays = arguments<Cell>(shape, s);
   reference<Cell>(s, shape.I, shape.H, shape.P, arrays);
-  const std::vector<Output> one = compute<Cell>(shape, s, arrays);
-  s.threads = 3;
-  const std::vector<Output> three = compute<Cell>(shape, s, arrays);
   int wrong = 0;
-  for (size_t k = 0; k < one.size(); ++k) {
-    const char* fault = !close(one[k].values, *one[k].exact, kTolerance<Cell>) ? "is wrong"
-                        : !same_bits(one[k].values, three[k].values)           ? "depends on the number of threads"
-                                                                               : nullptr;
-    if (fault) std::printf("%s, %s: %s %s\n", Cell::kName, shape.name, one[k].name, fault), ++wrong;
+  for (const Asked asked : {kNothing, kExtras, kExtrasAndNorms}) {
+    s.threads = 1;
+    const std::vector<Output> one = compute<Cell>(shape, s, arrays, asked);
+    s.threads = 3;
+    const std::vector<Output> three = compute<Cell>(shape, s, arrays, asked);
+    for (size_t k = 0; k < one.size(); ++k) {
+      const Output& found = one[k];
+      const char* fault = found.exact && !close(found.values, *found.exact, kTolerance<Cell>) ? "is wrong"
+                          : !written(found.values)                                            ? "is not written"
+                          : !same_bits(found.values, three[k].values) ? "depends on the number of threads"
+                                                                      : nullptr;
+      if (fault)
+        std::printf("%s, %s, asked for %d: %s %s\n", Cell::kName, shape.name, asked, found.name, fault), ++wrong;
+    }
   }
   return wrong;
 }

@@ -54,7 +54,8 @@ void reference(const adl::Sequence& s, int64_t I, int64_t H, int64_t P, Arrays& 
         for (int64_t k = 0; k < P; ++k) hh += a.w_hh[unit * P + k] * h_before[row * P + k];
       }
       Real h(projected ? 0 : h_before[row * P + j]), next(c_before[row * H + j]);
-      Cell::forward(pre, h, next);
+      const Real none[3];
+      adl::cell_forward<Cell, Real>(pre, h, next, none, {});
       for (int g = 0; g < kPre; ++g) gates[(row * H + j) * kPre + g] = pre[g].v;
       c[row * H + j] = next.v;
       h_cell[row * H + j] = h.v;
@@ -79,8 +80,9 @@ void reference(const adl::Sequence& s, int64_t I, int64_t H, int64_t P, Arrays& 
       }
       Real d[kPre], dhv(dh_cell), dcv(dc[b * H + j]);
       for (int g = 0; g < kPre; ++g) d[g].v = gates[(row * H + j) * kPre + g];
-      Cell::backward(d, Real(projected ? 0 : h_before[row * P + j]), Real(h_cell[row * H + j]),
-                     Real(c_before[row * H + j]), Real(c[row * H + j]), dhv, dcv);
+      const Real none[3];
+      adl::cell_backward<Cell, Real>(d, Real(projected ? 0 : h_before[row * P + j]), Real(h_cell[row * H + j]),
+                                     Real(c_before[row * H + j]), Real(c[row * H + j]), dhv, dcv, none, {});
       dc[b * H + j] = dcv.v;
       if (!projected) dh[b * P + j] += dhv.v;
       for (int g = 0; g < kGates; ++g) {
