@@ -64,13 +64,13 @@ __device__ __forceinline__ void finish_h(const ForwardScan<T>& s, const StepExtr
   s.y[at.row * s.y_stride + u] = from_acc<T>(h);
 }
 
-// dL/d what finish_h got; `around`: the part of dL/dh_{t-1} that did not go through the cell.
+// dL/d what finish_h got (null s.y where there comes a projection); `around`: the part of dL/dh_{t-1} that did not go through the cell.
 template <class T>
 __device__ __forceinline__ Acc<T> finish_h_backward(const BackwardScan<T>& s, const StepExtras<T>& x, const At& at,
                                                     unsigned u, Acc<T>& around) {
   const Acc<T> dy = s.dy ? to_acc(s.dy[at.row * s.y_stride + u]) : Acc<T>(0);
   const Acc<T> dh = s.dh[at.b * s.H + u] + dy;
-  around = share(x, x.zone_h, 0, at.row * s.H + u) * dh;
+  around = s.y ? share(x, x.zone_h, 0, at.row * s.H + u) * dh : Acc<T>(0);
   return dh - around;
 }
 
