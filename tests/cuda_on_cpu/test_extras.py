@@ -92,31 +92,30 @@ def prepared(asked: Asked) -> tuple[Layer, Extras]:
 
 
 def run(layer: Layer, extras: Extras, op, cotangents=None) -> tuple[list[Tensor], list[Tensor]]:
-    tensors = [t.detach().clone().requires_grad_() for t in layer.tensors]
+    """Outputs and, with cotangents, the gradients of all tensors."""
+    training = cotangents is not None
+    tensors = [t.detach().clone().requires_grad_(training) for t in layer.tensors]
     inner = layer.with_tensors(tensors)
     outputs = op(inner.x, inner.hx, inner.weights, *extras)
-    if cotangents is None:
-        return outputs, []
-    return outputs, list(torch.autograd.grad(outputs, tensors, cotangents))
+    return outputs, list(torch.autograd.grad(outputs, tensors, cotangents)) if training else []
+
+
+def defined(layer: Layer, extras: Extras, cotangents: list[Tensor]):
+    """In double, by the definition."""
+    name, mask = layer.case.cell, extras.recurrent_mask
+    wide = layer.with_tensors([t.double() for t in layer.tensors])
+    extras = extras._replace(recurrent_mask=None if mask is None else mask.double())
+    given = [c.double() for c in cotangents]
+    return run(wide, extras, lambda *arguments: reference.layer(name, *arguments), given)
 
 
 def assert_as_defined(asked: Asked) -> None:
     """Outputs and every gradient, and that inference gives the same outputs."""
     layer, extras = prepared(asked)
-    name, dtype = asked.case.cell, asked.case.dtype
-    cell = CELLS[name]
-    with torch.no_grad():
-        inference = cell.op(layer.x, layer.hx, layer.weights, *extras)
+    cell, dtype = CELLS[asked.case.cell], asked.case.dtype
+    inference, _ = run(layer, extras, cell.op)
     cotangents = [torch.randn_like(t) for t in inference]
-    wide = layer.with_tensors([t.double() for t in layer.tensors])
-    mask = extras.recurrent_mask
-    wide_extras = extras._replace(recurrent_mask=None if mask is None else mask.double())
-    exact = run(
-        wide,
-        wide_extras,
-        lambda *arguments: reference.layer(name, *arguments),
-        [c.double() for c in cotangents],
-    )
+    exact = defined(layer, extras, cotangents)
     ours = run(layer, extras, cell.op, cotangents)
     for kind, (found, expected) in enumerate(zip(ours, exact, strict=True)):
         for k, (a, b) in enumerate(zip(found, expected, strict=True)):
@@ -190,3 +189,85 @@ def test_block_resident(asked, monkeypatch):
 def test_streaming(asked, monkeypatch):
     monkeypatch.setenv("ADL_CUDA_TIER", "streaming")
     assert_as_defined(asked)
+
+
+TOGETHER = [
+    Asked(replace(LONG, dtype=F64, H=9, cell="gru_reset_before"), f"{EVERYTHING} norm"),
+    Asked(
+        replace(LONG, dtype=F64, H=9, cell="lstm_general", P=4), f"{EVERYTHING} norm peephole all_c"
+    ),
+    Asked(replace(PACKED, cell="lstm"), "mask zones bptt all_c"),
+]
+
+
+@pytest.mark.parametrize("asked", TOGETHER, ids=str)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_scan_in_pieces(asked, steps, monkeypatch):
+    layer, extras = prepared(asked)
+    op, case = CELLS[asked.case.cell].op, asked.case
+    whole, _ = run(layer, extras, op)
+    bytes_of_a_step = 2 * case.B * CELLS[case.cell].gates * case.H * 8
+    monkeypatch.setenv("ADL_EMULATED_PROJECTED", str(steps * bytes_of_a_step))
+    for a, b in zip(run(layer, extras, op)[0], whole, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("asked", TOGETHER, ids=str)
+def test_a_gradient_that_is_not_there_is_zero(asked):
+    layer, extras = prepared(asked)
+    op = CELLS[asked.case.cell].op
+    outputs, _ = run(layer, extras, op)
+    for k in range(len(outputs)):
+        tensors = [t.detach().clone().requires_grad_() for t in layer.tensors]
+        inner = layer.with_tensors(tensors)
+        one = op(inner.x, inner.hx, inner.weights, *extras)[k]
+        ours = torch.autograd.grad(one.sum(), tensors)
+        given = [torch.full_like(t, float(i == k)) for i, t in enumerate(outputs)]
+        for a, b in zip(ours, defined(layer, extras, given)[1], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("asked", TOGETHER, ids=str)
+def test_a_gradient_that_is_not_wanted_does_not_change_others(asked):
+    layer, extras = prepared(asked)
+    op = CELLS[asked.case.cell].op
+    cotangents = [torch.randn_like(t) for t in run(layer, extras, op)[0]]
+    _, everything = run(layer, extras, op, cotangents)
+    for k in range(len(layer.tensors)):
+        tensors = [t.detach().clone() for t in layer.tensors]
+        tensors[k].requires_grad_()
+        inner = layer.with_tensors(tensors)
+        outputs = op(inner.x, inner.hx, inner.weights, *extras)
+        (alone,) = torch.autograd.grad(outputs, [tensors[k]], cotangents)
+        assert torch.equal(alone, everything[k])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("what", ["lengths", "lengths norm"])
+def test_nothing_beyond_a_sequence_is_read(cell, what):
+    layer, extras = prepared(Asked(replace(BOTH, cell=cell, B=4), what))
+    op = CELLS[cell].op
+    cotangents = [torch.randn_like(t) for t in run(layer, extras, op)[0]]
+    outputs, gradients = run(layer, extras, op, cotangents)
+    beyond = torch.arange(layer.x.size(0))[:, None] >= extras.lengths
+    layer.x[beyond] = float("nan")
+    cotangents[0][beyond] = float("nan")
+    again = run(layer, extras, op, cotangents)
+    for a, b in zip([*again[0], *again[1]], [*outputs, *gradients], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("sizes", [(3,), (2, 3, 5), (4, 1030), (0, 2)], ids=str)
+def test_mask(sizes):
+    like, seed = torch.empty(0), torch.tensor(2**40 + 5)
+    ours = torch.ops.adl_kernels.mask(like, sizes, 0.3, seed, 7)
+    assert ours.dtype == torch.uint8
+    assert torch.equal(ours, reference.seeded_mask(like, sizes, 0.3, seed, 7))
+
+
+@pytest.mark.parametrize("word", sorted({*WORDS} - {"peephole", "relu", "sigmoid"}))
+def test_the_block_tier_says_what_it_does_not_serve(word, monkeypatch):
+    monkeypatch.setenv("ADL_CUDA_TIER", "block")
+    layer, extras = prepared(Asked(replace(PLAIN, cell="lstm", dtype=F32), word))
+    with pytest.raises(RuntimeError, match=r"does not serve .* with what else is asked for"):
+        run(layer, extras, CELLS["lstm"].op)
