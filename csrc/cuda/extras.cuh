@@ -47,7 +47,8 @@ __device__ __forceinline__ Acc<T> masked(const StepExtras<T>& x, const At& at, i
 // The share of h, or of c, that stays as it was.
 template <class T>
 __device__ __forceinline__ Acc<T> share(const StepExtras<T>& x, const uint8_t* zone, int state, int64_t at) {
-  return !x.zoneout ? 0 : static_cast<Acc<T>>(zone ? zone[at] : x.zone[state]);
+  if (!x.zoneout) return 0;
+  return zone ? static_cast<Acc<T>>(zone[at]) : static_cast<Acc<T>>(x.zone[state]);
 }
 
 // h_t from what the cell made of it, or from the projection of that; s.H is its width. Null s.h: there comes a
@@ -64,7 +65,8 @@ __device__ __forceinline__ void finish_h(const ForwardScan<T>& s, const StepExtr
   s.y[at.row * s.y_stride + u] = from_acc<T>(h);
 }
 
-// dL/d what finish_h got (null s.y where there comes a projection); `around`: the part of dL/dh_{t-1} that did not go through the cell.
+// dL/d what finish_h got (null s.y where there comes a projection); `around`: the part of dL/dh_{t-1} that did not go
+// through the cell.
 template <class T>
 __device__ __forceinline__ Acc<T> finish_h_backward(const BackwardScan<T>& s, const StepExtras<T>& x, const At& at,
                                                     unsigned u, Acc<T>& around) {

@@ -1,5 +1,6 @@
 // A step of the streaming tier for layers that ask for more than torch.nn's own, and of cells that reset before the
-// product: a block has a sequence, so that it can sum over its units.
+// product: a block has a sequence, so that it can sum over its units. That one block of a multiprocessor is enough is
+// said in the launch bounds: else ptxas, to fit another, spills in double.
 #pragma once
 
 #include "cuda/norm.cuh"

@@ -34,7 +34,7 @@ struct Gradients {
     const LayerShape& s = g.s;
     const auto type = type_of<T>();
     const auto sums = [&](std::vector<int64_t> sizes) {
-      return at::zeros(sizes, g.x.options().dtype(type_of<Acc<T>>()));
+      return at::zeros(sizes, g.layer.x.options().dtype(type_of<Acc<T>>()));
     };
     dgates = g.buffer({s.N, Cell::kPre, s.H}, type);
     if (s.projection) dh_rows = g.buffer({s.N, s.P}, type);
@@ -117,8 +117,8 @@ void stream_backward(const Gradients<Cell, T>& gradients, int64_t d, const Backw
 
 // The gradients of x and of the weights of a direction.
 template <class Cell, class T>
-void weight_gradients(const Gradients<Cell, T>& gradients, int64_t d, const Tensor& y, const Tensor& h_cell,
-                      const Tensor& dx, const Tensor* dw) {
+void weight_gradients(const Gradients<Cell, T>& gradients, int64_t d, const Tensor& x, const Tensor& y,
+                      const Tensor& h_cell, const Tensor& dx, const Tensor* dw) {
   const GpuLayer<Cell, T>& g = gradients.g;
   const LayerShape& s = g.s;
   const ProductGradients<T> ih = gradients.of_ih(), hh = gradients.of_hh();
@@ -129,7 +129,7 @@ void weight_gradients(const Gradients<Cell, T>& gradients, int64_t d, const Tens
     if (T* to = pointer<T>(dx))
       g.device.product(false, false, s.N, s.I, width, part, ih.stride, g.w_ih(d) + row * s.I, s.I, to, s.I, more);
     if (T* to = pointer<T>(dw[0]))
-      g.device.product(true, false, width, s.I, s.N, part, ih.stride, pointer<T>(g.x), s.I, to + row * s.I, s.I, false);
+      g.device.product(true, false, width, s.I, s.N, part, ih.stride, pointer<T>(x), s.I, to + row * s.I, s.I, false);
     more = true;
   }
   if (T* to = pointer<T>(dw[1])) {
@@ -228,7 +228,8 @@ void backward_layer(const Layer<Cell>& layer, const Tensors& grads, const Tensor
   }
   if (in_blocks) g.check(g.cell.block_backward(directions, allows_tf32(), g.device.facts(), g.device.stream()));
 
-  for (int64_t d = 0; d < s.D; ++d) weight_gradients(gradients[d], d, y, h_cell, out[0], dw + d * s.per_direction);
+  const Tensor x = g.x_of_steps();
+  for (int64_t d = 0; d < s.D; ++d) weight_gradients(gradients[d], d, x, y, h_cell, out[0], dw + d * s.per_direction);
   for (size_t k = 0; k < state.size() && !kExact; ++k) out[1 + k].copy_(state[k]);
 }
 

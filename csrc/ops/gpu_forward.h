@@ -16,7 +16,7 @@ void project(const GpuLayer<Cell, T>& g, int64_t d, ForwardScan<T>& scan, Acc<T>
   scan.gx = gx;
   scan.gx_first = stride ? 0 : first;
   scan.gx_stride = stride ? stride : g.kGates * s.H;
-  g.device.product(false, true, rows, g.kGates * s.H, s.I, pointer<T>(g.x) + first * s.I, s.I, g.w_ih(d), s.I,
+  g.device.product(false, true, rows, g.kGates * s.H, s.I, pointer<T>(g.layer.x) + first * s.I, s.I, g.w_ih(d), s.I,
                    gx + (first - scan.gx_first) * scan.gx_stride, scan.gx_stride, false);
 }
 

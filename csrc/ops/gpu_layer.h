@@ -49,7 +49,6 @@ struct GpuLayer {
   const cuda::CellKernels<T>& cell;
   const bool sees;      // whether W_hh sees something else than h_{t-1}
   const bool extended;  // whether steps go by the kernels of rows.cuh
-  Tensor x;             // zero where there is no step, so that nothing there reaches a gradient
   Tensor offsets;       // on the device; undefined where all steps have all sequences
   Tensor lengths;       // on the device, or undefined
 
@@ -62,13 +61,11 @@ struct GpuLayer {
         cell(kernels.cells[index_of<Cell>()]),
         sees(layer.mask.defined() || layer.reset.defined()),
         extended(Cell::kResetsBefore || sees || layer.lengths.defined() || layer.has_zoneout || layer.layer_norm ||
-                 layer.all_states || layer.bptt_steps),
-        x(layer.x) {
+                 layer.all_states || layer.bptt_steps) {
     if (layer.batch_sizes.front() != layer.batch_sizes.back()) offsets = on_device(layer.offsets.data(), s.T + 1);
     if (!layer.lengths.defined()) return;
     lengths = layer.lengths;
-    if (lengths.device() != x.device()) lengths = on_device(lengths.template const_data_ptr<int64_t>(), s.B);
-    x = x.masked_fill(at::arange(s.T, lengths.options()).unsqueeze(1).ge(lengths).unsqueeze(2), 0);
+    if (lengths.device() != layer.x.device()) lengths = on_device(lengths.template const_data_ptr<int64_t>(), s.B);
   }
 
   void check(cudaError_t error) const {
@@ -82,6 +79,12 @@ struct GpuLayer {
     const Tensor to = buffer({count}, at::kLong);
     check(cuda::store_numbers(numbers, count, pointer<int64_t>(to), device.stream()));
     return to;
+  }
+
+  // x, but zero where there is no step: its gradient is zero there, and zero times NaN would be NaN.
+  Tensor x_of_steps() const {
+    if (!lengths.defined()) return layer.x;
+    return layer.x.masked_fill(at::arange(s.T, lengths.options()).unsqueeze(1).ge(lengths).unsqueeze(2), 0);
   }
 
   const T* hx(int64_t k, int64_t d) const { return pointer<T>(layer.hx[k], d); }
