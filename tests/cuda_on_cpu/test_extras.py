@@ -138,7 +138,8 @@ LONG = Case("", 6, 5, 3, 37, F32, D=2)
 EVERYTHING = "lengths reset mask zones bptt"
 
 BLOCK = [
-    *cases(["rnn_sigmoid", *CHOOSERS], "", replace(BOTH, dtype=F32, H=18)),
+    *cases(["rnn_sigmoid"], "", *(replace(BOTH, dtype=t, H=18) for t in (F32, BF16, F16))),
+    *cases(CHOOSERS, "", replace(BOTH, dtype=F32, H=18)),
     *cases(CHOOSERS, "peephole relu", *(replace(BOTH, dtype=t, H=18) for t in (F32, BF16, F16))),
     *cases(CHOOSERS, "peephole sigmoid", replace(PACKED, dtype=F32, H=20)),
     *cases(["lstm_general"], "peephole", Case("", 2, 3, 2, 70, F32), Case("", 2, 2, 1, 128, BF16)),
@@ -149,6 +150,7 @@ STREAMING = [
     *cases(CELLS, "norm", *(replace(PLAIN, dtype=t, H=33) for t in (F64, F32, BF16, F16))),
     *cases(CELLS, "norm lengths", *(replace(BOTH, dtype=t) for t in (F64, F32, BF16, F16))),
     *cases(CELLS, "lengths reset mask", *(replace(BOTH, dtype=t) for t in (F32, BF16, F16))),
+    *cases(["lstm"], "shares", *(replace(BOTH, dtype=t, P=4) for t in (F64, F32, BF16, F16))),
     # Each extra for itself.
     *cases(CELLS, "lengths", BOTH, replace(BOTH, B=9, T=5)),
     *cases(CELLS, "reset", BOTH),
