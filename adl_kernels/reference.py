@@ -225,12 +225,14 @@ def _direction(
         old = tuple(s[:size] for s in state)
         if boundary < len(sizes):
             begun: Tensor | bool = True if lengths is None else boundary < lengths
+            if packed:
+                begun = (torch.arange(size, device=x.device) < sizes[boundary])[:, None]
             if how.reset is not None:
                 fresh = how.reset[boundary][:, None] & begun
                 old = tuple(torch.where(fresh, 0, s) for s in old)
             if how.bptt_steps and boundary and boundary % how.bptt_steps == 0:
                 cut = tuple(s.detach() for s in old)
-                if lengths is not None:
+                if isinstance(begun, Tensor):
                     cut = tuple(torch.where(begun, a, b) for a, b in zip(cut, old, strict=True))
                 old = cut
         h = old[0] if how.recurrent_mask is None else old[0] * how.recurrent_mask[d, :size]

@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     states[0][column * stride + u] = Tile::state(h[i][j]);
   });
   for (int i = 0; i < 2 && lane.t == 0; ++i) {
-    load_bias<Cell>(s, lane.u + i, bias);
+    load_bias<Cell>(s.b_ih, s.b_hh, s.H, lane.u + i, bias);
 #pragma unroll
     for (int p = 0; p < Cell::kPre; ++p) biases[p * width + lane.u + i] = bias[p];
   }
@@ -283,7 +283,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       turn ^= 1;
       lane.each<kOwn>([&](int i, int j, int u, int column) {
         const bool runs = column < count && u < s.H;
-        if (runs) backward_unit(s, row, column, u, kept[i][j], dh[i][j], dc[i][j]);
+        if (runs) backward_unit(s, part.first, row, column, u, kept[i][j], dh[i][j], dc[i][j]);
         // A sequence that has ended passes its dh on as it is.
 #pragma unroll
         for (int q = 0; q < kGates; ++q)

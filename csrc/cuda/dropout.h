@@ -1,4 +1,4 @@
-// Launches dropout: plain pointers and a stream.
+// Launches dropout and its mask: plain pointers and a stream.
 #pragma once
 
 #include "cuda/types.h"
@@ -10,5 +10,9 @@ namespace adl::cuda {
 template <class T>
 cudaError_t dropout(const T* x, T* y, int64_t count, int64_t seed, const int64_t* seed_there, const Dropout&,
                     int multiprocessors, cudaStream_t);
+
+// y = 1 where dropout drops, else 0.
+cudaError_t mask(uint8_t* y, int64_t count, int64_t seed, const int64_t* seed_there, const Dropout&,
+                 int multiprocessors, cudaStream_t);
 
 }  // namespace adl::cuda

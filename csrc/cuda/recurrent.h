@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cells/number.h"
 #include "cuda/types.h"
 
 namespace adl {
@@ -40,6 +41,8 @@ struct ForwardScan {
   int64_t y_stride;   //
   T* gates;           // [N, pre, H] kept for backward, possibly where gx lies; null: not kept
   T* kept_c;          // [N, H] kept for backward; null: not kept
+  Choice choice;      // of cells that leave one
+  const T* w_ch;      // [kPeepholes, H] or null
 };
 
 template <class T>
@@ -57,6 +60,44 @@ struct BackwardScan {
   Acc<T>* dh;        // [B, H] in dL/dh_n, out dL/dh_0
   Acc<T>* dc;        // [B, H] in dL/dc_n, out dL/dc_0; null for cells without c
   T* dgates;         // [N, pre, H] gradients of the pre-activations
+  Choice choice;     // of cells that leave one
+  const T* w_ch;     // [kPeepholes, H] or null
+  Acc<T>* dw_ch;     // [B, kPeepholes, H] what each sequence adds to its gradient, zero at first; or null
+};
+
+// What a layer asks for besides torch.nn's own, see csrc/ops/schema.cpp. Null: it does not.
+template <class T>
+struct StepExtras {
+  const int64_t* lengths;  // [B]
+  const bool* reset;       // [T, B]
+  const T* mask;           // [B, P]
+  bool zoneout;            //
+  const uint8_t* zone_h;   // [N, P]; null: zone[0]
+  const uint8_t* zone_c;   // [N, H]; null: zone[1]
+  double zone[2];          //
+  int64_t bptt_steps;      // 0: gradients pass everywhere
+  const T* ln_ih;          // [G * H] gains; then `gates` holds products instead: [N, 2, G, H] W_ih x and W_hh h
+  const T* ln_hh;          // [G * H]
+  const T* ln_c;           // [H]; null for cells without c
+  const T* ln_c_shift;     // [H]
+};
+
+template <class T>
+struct ForwardExtras : StepExtras<T> {
+  T* all_c;          // [N, H], rows c_stride apart
+  int64_t c_stride;  //
+};
+
+template <class T>
+struct BackwardExtras : StepExtras<T> {
+  const T* dall_c;   // [N, H], rows c_stride apart
+  int64_t c_stride;  //
+  // With layer norm; sums as those of w_ch.
+  const T* b_ih;  // [G * H] or null
+  const T* b_hh;  // [G * H] or null
+  T* dproducts;   // [N, 2, G, H] gradients of W_ih x and W_hh h
+  Acc<T>* dln;    // [B, 2, G, H] of ln_ih and ln_hh
+  Acc<T>* dln_c;  // [B, 2, H] of ln_c and ln_c_shift
 };
 
 // The directions of a layer, scanned at the same time.

@@ -45,14 +45,40 @@ __device__ __forceinline__ int hh(int gate) {
 
 // The biases of a unit, for each of its pre-activations.
 template <class Cell, class T>
-__device__ __forceinline__ void load_bias(const ForwardScan<T>& s, int64_t u, Acc<T> (&bias)[Cell::kPre]) {
+__device__ __forceinline__ void load_bias(const T* b_ih, const T* b_hh, int64_t H, int64_t u,
+                                          Acc<T> (&bias)[Cell::kPre]) {
 #pragma unroll
   for (int p = 0; p < Cell::kPre; ++p) bias[p] = 0;
-  if (!s.b_ih || u >= s.H) return;
+  if (!b_ih || u >= H) return;
 #pragma unroll
   for (int k = 0; k < Cell::kGates; ++k) {
-    bias[ih<Cell>(k)] += to_acc(s.b_ih[k * s.H + u]);
-    bias[hh<Cell>(k)] += to_acc(s.b_hh[k * s.H + u]);
+    bias[ih<Cell>(k)] += to_acc(b_ih[k * H + u]);
+    bias[hh<Cell>(k)] += to_acc(b_hh[k * H + u]);
+  }
+}
+
+// The peepholes of a unit: zero where there are none.
+template <class Cell, class T>
+struct Peepholes {
+  Real<Acc<T>> of[Cell::kPeepholes > 0 ? Cell::kPeepholes : 1];
+
+  __device__ __forceinline__ Peepholes(const T* w_ch, unsigned H, unsigned u) {
+#pragma unroll
+    for (int k = 0; k < Cell::kPeepholes; ++k) of[k] = Real<Acc<T>>(w_ch ? to_acc(w_ch[k * H + u]) : Acc<T>(0));
+  }
+};
+
+// Adds what a step of sequence b gives to the gradients of its peepholes; dgates: of the pre-activations.
+template <class Cell, class T>
+__device__ __forceinline__ void add_to_dw_ch(const BackwardScan<T>& s, int64_t b, unsigned u,
+                                             const Real<Acc<T>> (&dgates)[Cell::kPre], Acc<T> c_prev, Acc<T> c) {
+  if constexpr (Cell::kPeepholes > 0) {
+    if (!s.dw_ch) return;
+    const unsigned H = s.H;
+    Acc<T>* sums = s.dw_ch + b * (Cell::kPeepholes * s.H) + u;
+    sums[0] += dgates[Cell::I].v * c_prev;
+    if constexpr (Cell::kLearned) sums[H] += dgates[Cell::F].v * c_prev;
+    sums[(Cell::kPeepholes - 1) * H] += dgates[Cell::O].v * c;
   }
 }
 
@@ -79,10 +105,11 @@ __device__ __forceinline__ void forward_unit(const ForwardScan<T>& s, int64_t ro
     pre[ih<Cell>(k)].v += gx[k];
     pre[hh<Cell>(k)].v += gh[k];
   }
-  Cell::forward(pre, h_v, c_v);
+  const unsigned H = s.H;
+  const Peepholes<Cell, T> p_c(s.w_ch, H, u);
+  cell_forward<Cell>(pre, h_v, c_v, p_c.of, s.choice);
   h = h_v.v, c = c_v.v;
 
-  const unsigned H = s.H;
   T* y = s.y + row * s.y_stride;
   y[column * unsigned(s.y_stride) + u] = from_acc<T>(h);
   if (Cell::kSavesGates && s.gates) {
@@ -121,17 +148,19 @@ __device__ __forceinline__ void load_kept(const BackwardScan<T>& s, int64_t firs
 }
 
 // dh and dc: in dL/dh_t without dy, and dL/dc_t; out the part of dL/dh_{t-1} that bypasses W_hh, and dL/dc_{t-1}.
-// Leaves the gradients of the pre-activations in kept.gates.
+// Leaves the gradients of the pre-activations in kept.gates. `first` + `column` is the sequence.
 template <class Cell, class T>
-__device__ __forceinline__ void backward_unit(const BackwardScan<T>& s, int64_t row, unsigned column, unsigned u,
-                                              Kept<Cell, T>& kept, Acc<T>& dh, Acc<T>& dc) {
+__device__ __forceinline__ void backward_unit(const BackwardScan<T>& s, int64_t first, int64_t row, unsigned column,
+                                              unsigned u, Kept<Cell, T>& kept, Acc<T>& dh, Acc<T>& dc) {
   using V = Real<Acc<T>>;
   V gates[Cell::kPre], dh_v(dh + kept.dy), dc_v(dc);
 #pragma unroll
   for (int p = 0; p < Cell::kPre; ++p) gates[p] = V(kept.gates[p]);
-  Cell::backward(gates, V(kept.h_prev), V(kept.h), V(kept.c_prev), V(kept.c), dh_v, dc_v);
-  dh = dh_v.v, dc = dc_v.v;
   const unsigned H = s.H;
+  const Peepholes<Cell, T> p_c(s.w_ch, H, u);
+  cell_backward<Cell>(gates, V(kept.h_prev), V(kept.h), V(kept.c_prev), V(kept.c), dh_v, dc_v, p_c.of, s.choice);
+  dh = dh_v.v, dc = dc_v.v;
+  add_to_dw_ch<Cell>(s, first + column, u, gates, kept.c_prev, kept.c);
   T* dgates = s.dgates + row * (Cell::kPre * s.H);
 #pragma unroll
   for (int p = 0; p < Cell::kPre; ++p) {

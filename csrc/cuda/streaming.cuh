@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kUnitThreads)
   const unsigned u = blockIdx.y * blockDim.x + threadIdx.x;
   if (u >= s.H) return;
   Acc<T> bias[Cell::kPre], gx[Cell::kGates], gh[Cell::kGates];
-  load_bias<Cell>(s, u, bias);
+  load_bias<Cell>(s.b_ih, s.b_hh, s.H, u, bias);
   load_gx<Cell>(s, row + b, 0, u, gx);
 #pragma unroll
   for (int k = 0; k < Cell::kGates; ++k) gh[k] = gh_all[(b * Cell::kGates + k) * s.H + u];
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kUnitThreads)
   load_kept(s, b, row + b, 0, before, u, kept);
   const int64_t at = b * s.H + u;
   Acc<T> dh = s.dh[at], dc = Cell::kHasC ? s.dc[at] : Acc<T>(0);
-  backward_unit(s, row + b, 0, u, kept, dh, dc);
+  backward_unit(s, b, row + b, 0, u, kept, dh, dc);
   s.dh[at] = dh;
   if (Cell::kHasC) s.dc[at] = dc;
 }
@@ -51,21 +51,6 @@ struct Numbers {
 template <class T>
 __global__ void store_numbers(const __grid_constant__ Numbers numbers, int count, T* to) {
   for (int k = threadIdx.x; k < count; k += blockDim.x) to[k] = numbers.of[k];
-}
-
-// out [N, P]: h before each row's step, for the gradient of W_hh. Blocks are steps.
-template <class T>
-__global__ void __launch_bounds__(kRowThreads * 32)
-    previous_states(const Steps s, int64_t P, const T* y, int64_t y_stride, const T* h_0, T* out) {
-  const int64_t t = blockIdx.x;
-  const Before from = before(s, t);
-  const int64_t count = count_of(s, t);
-  out += row_of(s, t) * P;
-  y += from.row * y_stride;
-  for (int64_t b = blockIdx.y * kRowThreads + threadIdx.y; b < count; b += gridDim.y * kRowThreads) {
-    const T* h = b < from.count ? y + b * y_stride : h_0 + b * P;
-    for (int64_t p = threadIdx.x; p < P; p += 32) out[b * P + p] = h[p];
-  }
 }
 
 // to = from + more, [rows, width] with strides between rows; more may be null.

@@ -3,6 +3,7 @@
 
 #include "cuda/block.cuh"
 #include "cuda/kernels.h"
+#include "cuda/rows.cuh"
 #include "cuda/streaming.cuh"
 
 namespace adl::cuda {
@@ -21,6 +22,30 @@ template <class Cell, class T>
 cudaError_t start_streaming_backward(const BackwardScan<T>& s, int64_t row, int64_t count, Before before,
                                      cudaStream_t stream) {
   return launch(streaming_backward<Cell, T>, unit_grid(count, s.H), unit_threads(s.H), stream, {}, s, row, before);
+}
+
+template <class Cell, class T>
+cudaError_t start_row_forward(const ForwardScan<T>& s, const ForwardExtras<T>& x, int64_t t, int64_t count,
+                              const Acc<T>* gh, cudaStream_t stream) {
+  return launch(row_forward<Cell, T>, unsigned(count), unit_threads(s.H), stream, {}, s, x, t, gh);
+}
+
+template <class Cell, class T>
+cudaError_t start_row_backward(const BackwardScan<T>& s, const BackwardExtras<T>& x, int64_t t, int64_t count,
+                               cudaStream_t stream) {
+  return launch(row_backward<Cell, T>, unsigned(count), unit_threads(s.H), stream, {}, s, x, t);
+}
+
+template <class Cell, class T>
+cudaError_t start_reset_forward(const ForwardScan<T>& s, const ForwardExtras<T>& x, int64_t t, int64_t count,
+                                const Acc<T>* gh, T* out, cudaStream_t stream) {
+  return launch(reset_forward<Cell, T>, unsigned(count), unit_threads(s.H), stream, {}, s, x, t, gh, out);
+}
+
+template <class Cell, class T>
+cudaError_t start_reset_backward(const BackwardScan<T>& s, const BackwardExtras<T>& x, int64_t t, int64_t count,
+                                 const Acc<T>* d, Acc<T>* dh, T* reset_h, cudaStream_t stream) {
+  return launch(reset_backward<Cell, T>, unsigned(count), unit_threads(s.H), stream, {}, s, x, t, d, dh, reset_h);
 }
 
 template <class Cell, class Tile, bool backward, class Scan, class Kernel>
@@ -65,19 +90,54 @@ bool fits(int64_t H, bool backward, bool tf32, const Gpu& gpu) {
 
 template <class Cell, class T>
 constexpr CellKernels<T> cell_kernels() {
-  if constexpr (sizeof(T) == 8)
-    return {start_streaming_forward<Cell, T>, start_streaming_backward<Cell, T>, nullptr, nullptr, nullptr};
-  else
-    return {start_streaming_forward<Cell, T>, start_streaming_backward<Cell, T>, start_block_forward<Cell, T>,
-            start_block_backward<Cell, T>, fits<Cell, T>};
+  CellKernels<T> k{};
+  k.row_forward = start_row_forward<Cell, T>;
+  k.row_backward = start_row_backward<Cell, T>;
+  if constexpr (Cell::kResetsBefore) {
+    k.reset_forward = start_reset_forward<Cell, T>;
+    k.reset_backward = start_reset_backward<Cell, T>;
+  } else {
+    k.streaming_forward = start_streaming_forward<Cell, T>;
+    k.streaming_backward = start_streaming_backward<Cell, T>;
+    if constexpr (sizeof(T) < 8) {
+      k.block_forward = start_block_forward<Cell, T>;
+      k.block_backward = start_block_backward<Cell, T>;
+      k.block_fits = fits<Cell, T>;
+    }
+  }
+  return k;
 }
 
 template <class T>
-cudaError_t start_previous_states(const Steps& steps, int64_t P, const T* y, int64_t y_stride, const T* h_0, T* out,
-                                  cudaStream_t stream) {
+cudaError_t start_previous_states(const Steps& steps, const StepExtras<T>& x, int64_t P, const T* y, int64_t y_stride,
+                                  const T* h_0, T* out, cudaStream_t stream) {
   const int64_t groups = (steps.B + kRowThreads - 1) / kRowThreads;
   const dim3 grid(unsigned(steps.T), unsigned(groups < 1024 ? groups : 1024));
-  return launch(previous_states<T>, grid, dim3(32, kRowThreads), stream, {}, steps, P, y, y_stride, h_0, out);
+  return launch(previous_states<T>, grid, dim3(32, kRowThreads), stream, {}, steps, x, P, y, y_stride, h_0, out);
+}
+
+template <class T>
+cudaError_t start_seen_states(const Steps& steps, const StepExtras<T>& x, int64_t t, int64_t count, int64_t P,
+                              const Acc<T>* h, T* out, cudaStream_t stream) {
+  return launch(seen_states<T>, unit_grid(count, P), unit_threads(P), stream, {}, steps, x, t, P, h, out);
+}
+
+template <class T>
+cudaError_t start_seen_states_backward(const Steps& steps, const StepExtras<T>& x, int64_t t, int64_t count, int64_t P,
+                                       const Acc<T>* seen, Acc<T>* dh, cudaStream_t stream) {
+  return launch(seen_states_backward<T>, unit_grid(count, P), unit_threads(P), stream, {}, steps, x, t, P, seen, dh);
+}
+
+template <class T>
+cudaError_t start_projected_states(const ForwardScan<T>& s, const StepExtras<T>& x, int64_t t, int64_t count,
+                                   const Acc<T>* h, cudaStream_t stream) {
+  return launch(projected_states<T>, unit_grid(count, s.H), unit_threads(s.H), stream, {}, s, x, t, h);
+}
+
+template <class T>
+cudaError_t start_projected_states_backward(const BackwardScan<T>& s, const StepExtras<T>& x, int64_t t, int64_t count,
+                                            T* dh_rows, cudaStream_t stream) {
+  return launch(projected_states_backward<T>, unit_grid(count, s.H), unit_threads(s.H), stream, {}, s, x, t, dh_rows);
 }
 
 template <class T>
@@ -97,8 +157,14 @@ cudaError_t start_add_rows(T* to, int64_t to_stride, const Acc<T>* a, int64_t a_
 template <class T>
 const Kernels<T>& kernels() {
 #define ADL_CELL_KERNELS(Cell) cell_kernels<Cell, T>(),
-  static constexpr Kernels<T> kTable{
-      {ADL_CELLS(ADL_CELL_KERNELS)}, start_previous_states<T>, start_copy_rows<T>, start_add_rows<T>};
+  static constexpr Kernels<T> kTable{{ADL_CELLS(ADL_CELL_KERNELS)},
+                                     start_previous_states<T>,
+                                     start_seen_states<T>,
+                                     start_seen_states_backward<T>,
+                                     start_projected_states<T>,
+                                     start_projected_states_backward<T>,
+                                     start_copy_rows<T>,
+                                     start_add_rows<T>};
 #undef ADL_CELL_KERNELS
   return kTable;
 }

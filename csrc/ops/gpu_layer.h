@@ -1,6 +1,7 @@
 // One call on a layer as the CUDA ops see it.
 #pragma once
 
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 
 #include <cstdlib>
@@ -29,9 +30,16 @@ std::vector<Run> runs(const int (&map)[n]) {
   return out;
 }
 
+// Those of W_hh that are one product: those that wait for a reset are another.
+template <class Cell>
+std::vector<Run> runs_of_hh() {
+  if (Cell::kResetsBefore) return {{0, 0, 2}, {2, 2, 1}};
+  return runs(Cell::kHh);
+}
+
 template <class Cell, class T>
 struct GpuLayer {
-  static constexpr int64_t kGates = Cell::kGates, kPre = Cell::kPre;
+  static constexpr int64_t kGates = Cell::kGates;
 
   const char* op;
   const Layer<Cell>& layer;
@@ -39,7 +47,10 @@ struct GpuLayer {
   const Device device;
   const cuda::Kernels<T>& kernels;
   const cuda::CellKernels<T>& cell;
-  Tensor offsets;  // on the device; undefined where all steps have all sequences
+  const bool sees;      // whether W_hh sees something else than h_{t-1}
+  const bool extended;  // whether steps go by the kernels of rows.cuh
+  Tensor offsets;       // on the device; undefined where all steps have all sequences
+  Tensor lengths;       // on the device, or undefined
 
   GpuLayer(const char* op, const Layer<Cell>& layer)
       : op(op),
@@ -47,10 +58,14 @@ struct GpuLayer {
         s(layer.s),
         device(layer.x),
         kernels(cuda::kernels<T>()),
-        cell(kernels.cells[index_of<Cell>()]) {
-    if (layer.batch_sizes.front() == layer.batch_sizes.back()) return;
-    offsets = buffer({s.T + 1}, at::kLong);
-    check(cuda::store_numbers(layer.offsets.data(), s.T + 1, pointer<int64_t>(offsets), device.stream()));
+        cell(kernels.cells[index_of<Cell>()]),
+        sees(layer.mask.defined() || layer.reset.defined()),
+        extended(Cell::kResetsBefore || sees || layer.lengths.defined() || layer.has_zoneout || layer.layer_norm ||
+                 layer.all_states || layer.bptt_steps) {
+    if (layer.batch_sizes.front() != layer.batch_sizes.back()) offsets = on_device(layer.offsets.data(), s.T + 1);
+    if (!layer.lengths.defined()) return;
+    lengths = layer.lengths;
+    if (lengths.device() != layer.x.device()) lengths = on_device(lengths.template const_data_ptr<int64_t>(), s.B);
   }
 
   void check(cudaError_t error) const {
@@ -60,13 +75,28 @@ struct GpuLayer {
   Tensor buffer(at::IntArrayRef sizes, at::ScalarType type) const {
     return at::empty(sizes, layer.x.options().dtype(type));
   }
+  Tensor on_device(const int64_t* numbers, int64_t count) const {
+    const Tensor to = buffer({count}, at::kLong);
+    check(cuda::store_numbers(numbers, count, pointer<int64_t>(to), device.stream()));
+    return to;
+  }
 
-  const T* x() const { return pointer<T>(layer.x); }
+  // x, but zero where there is no step: its gradient is zero there, and zero times NaN would be NaN.
+  Tensor x_of_steps() const {
+    if (!lengths.defined()) return layer.x;
+    return layer.x.masked_fill(at::arange(s.T, lengths.options()).unsqueeze(1).ge(lengths).unsqueeze(2), 0);
+  }
+
   const T* hx(int64_t k, int64_t d) const { return pointer<T>(layer.hx[k], d); }
-  const T* weight(int64_t d, int64_t k) const { return pointer<T>(layer.weights[d * s.per_direction + k]); }
+  // k < 0: there is none.
+  const T* weight(int64_t d, int64_t k) const {
+    return k < 0 ? nullptr : pointer<T>(layer.weights[d * s.per_direction + k]);
+  }
   const T* w_ih(int64_t d) const { return weight(d, 0); }
   const T* w_hh(int64_t d) const { return weight(d, 1); }
-  const T* w_hr(int64_t d) const { return weight(d, s.per_direction - 1); }
+  const T* b_ih(int64_t d) const { return weight(d, s.bias ? 2 : -1); }
+  const T* b_hh(int64_t d) const { return weight(d, s.bias ? 3 : -1); }
+  const T* w_hr(int64_t d) const { return weight(d, s.w_hr); }
 
   // Of step t, and of the i-th step of the scan of direction d.
   int64_t row(int64_t t) const { return layer.offsets[t]; }
@@ -78,13 +108,42 @@ struct GpuLayer {
   }
   Steps steps(int64_t d) const { return {s.T, s.B, pointer<int64_t>(offsets), d == 1, 0, s.T}; }
 
+  StepExtras<T> extras(int64_t d) const {
+    StepExtras<T> x{};
+    x.lengths = pointer<int64_t>(lengths);
+    x.reset = pointer<bool>(layer.reset);
+    x.mask = pointer<T>(layer.mask, d);
+    x.zoneout = layer.has_zoneout;
+    x.zone_h = pointer<uint8_t>(layer.zoneout_h, d);
+    x.zone_c = pointer<uint8_t>(layer.zoneout_c, d);
+    std::copy_n(layer.zoneout, 2, x.zone);
+    x.bptt_steps = layer.bptt_steps;
+    if (!layer.layer_norm) return x;
+    x.ln_ih = weight(d, s.ln), x.ln_hh = weight(d, s.ln + 1);
+    if (Cell::kHasC) x.ln_c = weight(d, s.ln + 2), x.ln_c_shift = weight(d, s.ln + 3);
+    return x;
+  }
+
+  // Whether truncated BPTT cuts between step t and the step before it in the scan; and whether it does for every
+  // sequence of step t, as far as the host knows: some may begin there in reverse.
+  bool truncates(int64_t d, int64_t t) const {
+    const int64_t boundary = t + d;
+    return layer.bptt_steps && boundary > 0 && boundary < s.T && boundary % layer.bptt_steps == 0;
+  }
+  bool truncates_all(int64_t d, int64_t t) const {
+    return truncates(d, t) && (d == 0 || (!lengths.defined() && count(t + 1) == count(t)));
+  }
+
   // Whether the block-resident tier serves this layer. ADL_CUDA_TIER=streaming or block overrules the choice.
   bool in_blocks(bool backward) const {
     const char* wanted = std::getenv("ADL_CUDA_TIER");
-    const bool fits = !s.projection && cell.block_fits && cell.block_fits(s.H, backward, allows_tf32(), device.facts());
+    const bool fits =
+        !s.projection && !extended && cell.block_fits && cell.block_fits(s.H, backward, allows_tf32(), device.facts());
     TORCH_CHECK(fits || !wanted || std::strcmp(wanted, "block") != 0, op,
                 ": ADL_CUDA_TIER=block does not serve hidden size ", s.H, " in ", layer.type,
-                s.projection ? " with a projection" : "");
+                s.projection ? " with a projection"
+                : extended   ? " with what else is asked for"
+                             : "");
     return fits && !(wanted && std::strcmp(wanted, "streaming") == 0);
   }
 };

@@ -17,6 +17,7 @@ using adl::Gru;
 using adl::Half;
 using adl::Lstm;
 using adl::RnnTanh;
+using adl::StepExtras;
 using adl::Steps;
 
 // Few multiprocessors, so that small batches fill them and blocks get several sequences.
@@ -161,7 +162,9 @@ struct Forward {
             .y = y,
             .y_stride = y_stride,
             .gates = kept,
-            .kept_c = kept_c};
+            .kept_c = kept_c,
+            .choice = {},
+            .w_ch = nullptr};
   }
 
   std::vector<Result> results() const {
@@ -194,7 +197,22 @@ struct Backward {
 
   BackwardScan<T> scan() const {
     const Steps steps{r.s.T, r.s.B, offsets, r.reverse, 0, r.s.T};
-    return {steps, H, w_hh, h_0, c_0, y, y_stride, gates, kept_c, dy, dh, dc, dgates};
+    return {.steps = steps,
+            .H = H,
+            .w_hh = w_hh,
+            .h_0 = h_0,
+            .c_0 = c_0,
+            .y = y,
+            .y_stride = y_stride,
+            .gates = gates,
+            .kept_c = kept_c,
+            .dy = dy,
+            .dh = dh,
+            .dc = dc,
+            .dgates = dgates,
+            .choice = {},
+            .w_ch = nullptr,
+            .dw_ch = nullptr};
   }
 
   std::vector<Result> results() const {
@@ -306,6 +324,44 @@ void streaming(const Case& k) {
   streaming_backward<Cell, T>(k);
 }
 
+// ---- a step with layer norms, whose sums several warps add up
+
+// (x - mean) / std
+Doubles normed(const Doubles& x) {
+  double mean = 0, variance = 0;
+  for (double v : x) mean += v / x.size();
+  for (double v : x) variance += (v - mean) * (v - mean) / x.size();
+  Doubles out;
+  for (double v : x) out.push_back((v - mean) / std::sqrt(variance + 1e-5));
+  return out;
+}
+
+template <class T>
+void layer_norm(int64_t H) {
+  const int64_t B = 2;
+  unsigned seed = 5;
+  const auto numbers = [&](int64_t n) { return converted<double>(converted<T>(uniform(n, seed, 1))); };
+  const Doubles gx = numbers(B * H), gh = numbers(B * H), ln_ih = numbers(H), ln_hh = numbers(H);
+  Doubles expected;
+  for (int64_t b = 0; b < B; ++b) {
+    const auto row = [&](const Doubles& v) { return normed(Doubles(v.begin() + b * H, v.begin() + (b + 1) * H)); };
+    const Doubles x = row(gx), h = row(gh);
+    for (int64_t u = 0; u < H; ++u) expected.push_back(std::tanh(x[u] * ln_ih[u] + h[u] * ln_hh[u]));
+  }
+  using A = Acc<T>;
+  const Array<A> gx_d(converted<A>(gx)), gh_d(converted<A>(gh)), state(converted<A>(numbers(B * H)));
+  const Array<T> ih(converted<T>(ln_ih)), hh(converted<T>(ln_hh)), y(converted<T>(Doubles(B * H, NAN)));
+  ForwardScan<T> scan{};
+  scan.steps = {1, B, nullptr, false, 0, 1};
+  scan.H = H, scan.gx = gx_d, scan.gx_stride = H, scan.h = state, scan.y = y, scan.y_stride = H;
+  adl::ForwardExtras<T> extras{};
+  extras.ln_ih = ih, extras.ln_hh = hh;
+  check(kernels_of<RnnTanh, T>().row_forward(scan, extras, 0, B, gh_d, kStream));
+  compare_all(std::string("layer_norm ") + Type<T>::kName + " H" + std::to_string(H),
+              {{"y: ", converted<double>(y.host()), expected}, {"h: ", converted<double>(state.host()), expected}},
+              Type<T>::kError);
+}
+
 // ---- what surrounds the scans
 
 template <class T>
@@ -327,7 +383,7 @@ void previous_states(bool reverse) {
   const Array<T> y_d(converted<T>(spread(y, P, stride))), h_d(converted<T>(h_0)),
       out(converted<T>(Doubles(N * P, NAN)));
   const Steps steps{s.T, s.B, offsets, reverse, 0, s.T};
-  check(adl::cuda::kernels<T>().previous_states(steps, P, y_d, stride, h_d, out, kStream));
+  check(adl::cuda::kernels<T>().previous_states(steps, StepExtras<T>{}, P, y_d, stride, h_d, out, kStream));
   compare(std::string("previous_states ") + Type<T>::kName, {{"", converted<double>(out.host()), expected}});
 }
 
@@ -397,6 +453,8 @@ void run_all() {
   block<Lstm, BFloat>({{2, 33, 17, {}}, 1});
   block<Gru, BFloat>({{2, 2, 128, {}}, 1});
   streaming<Gru, Half>({{2, 2, 300, {}}, 1});
+  layer_norm<double>(70);
+  layer_norm<float>(300);
   for (bool reverse : {false, true}) previous_states<float>(reverse), previous_states<BFloat>(reverse);
   rows<double>();
   rows<float>();

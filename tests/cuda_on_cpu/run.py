@@ -32,6 +32,10 @@ OPS = [
     f"not ({OF_CPU})",
 ]
 JOBS = 2
+KERNELS = re.compile(
+    r"(streaming|block|row|reset)_(forward|backward)<|drop_(out|mask)<|store_(rows|numbers)<"
+    r"|(seen|projected)_states(_backward)?<|previous_states<"
+)
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,7 @@ def compiled_kernels(path: Path) -> set[str]:
     """Kernels of a library by the emulator's names, from the launches that name them."""
     listing = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True).stdout
     names = re.findall(r"^\S+ [TWV] (?:void )?adl::(\w+<.*>)\(", listing, re.M)
-    kernels = ("streaming_", "block_", "previous_states", "store_", "drop_out")
-    return {normal(name) for name in names if name.startswith(kernels)}
+    return {normal(name) for name in names if KERNELS.match(name)}
 
 
 def normal(name: str) -> str:

@@ -1,0 +1,131 @@
+// The forward ops on a GPU: W_ih x is one product for many steps, then the scan goes by one of the tiers.
+#pragma once
+
+#include "ops/gpu_layer.h"
+
+namespace adl {
+namespace {
+
+// gx = W_ih x of the steps between begin and end of the scan. stride: 0 where gx has these rows alone, else gx is where
+// gates are kept, rows so far apart.
+template <class Cell, class T>
+void project(const GpuLayer<Cell, T>& g, int64_t d, ForwardScan<T>& scan, Acc<T>* gx, int64_t stride) {
+  const LayerShape& s = g.s;
+  const int64_t a = g.step(d, scan.steps.begin), b = g.step(d, scan.steps.end - 1);
+  const int64_t first = g.row(std::min(a, b)), rows = g.row(std::max(a, b) + 1) - first;
+  scan.gx = gx;
+  scan.gx_first = stride ? 0 : first;
+  scan.gx_stride = stride ? stride : g.kGates * s.H;
+  g.device.product(false, true, rows, g.kGates * s.H, s.I, pointer<T>(g.layer.x) + first * s.I, s.I, g.w_ih(d), s.I,
+                   gx + (first - scan.gx_first) * scan.gx_stride, scan.gx_stride, false);
+}
+
+// h [B, P]: in h_0, out the state after the last step; h_n: the same rounded, what each product reads unless W_hh sees
+// something else. Plain layers with a projection have h_n alone.
+template <class Cell, class T>
+void stream_forward(const GpuLayer<Cell, T>& g, int64_t d, const ForwardScan<T>& scan, const ForwardExtras<T>& extras,
+                    Acc<T>* h, T* h_n, T* y) {
+  using A = Acc<T>;
+  const LayerShape& s = g.s;
+  const int64_t G = g.kGates, y_stride = s.D * s.P, early = Cell::kResetsBefore ? 2 : G;
+  const cudaStream_t stream = g.device.stream();
+  const Tensor gh = g.buffer({s.B, G * s.H}, type_of<A>());
+  Tensor seen, reset_h, projected;
+  if (g.sees) seen = g.buffer({s.B, s.P}, type_of<T>());
+  if (Cell::kResetsBefore) reset_h = g.buffer({s.B, s.H}, type_of<T>());
+  if (s.projection && g.extended) projected = g.buffer({s.B, s.P}, type_of<A>());
+  ForwardScan<T> outer = scan;  // of the projected h
+  outer.H = s.P, outer.h = h, outer.h_rounded = std::is_same_v<A, T> ? nullptr : h_n;
+  outer.y = y, outer.y_stride = y_stride;
+
+  for (int64_t i = scan.steps.begin; i < scan.steps.end; ++i) {
+    const int64_t t = g.step(d, i), row = g.row(t), count = g.count(t);
+    if (g.sees) g.check(g.kernels.seen_states(scan.steps, extras, t, count, s.P, h, pointer<T>(seen), stream));
+    g.device.product(false, true, count, early * s.H, s.P, g.sees ? pointer<T>(seen) : h_n, s.P, g.w_hh(d), s.P,
+                     pointer<A>(gh), G * s.H, false);
+    if (Cell::kResetsBefore) {
+      g.check(g.cell.reset_forward(scan, extras, t, count, pointer<A>(gh), pointer<T>(reset_h), stream));
+      g.device.product(false, true, count, (G - early) * s.H, s.H, pointer<T>(reset_h), s.H,
+                       g.w_hh(d) + early * s.H * s.P, s.P, pointer<A>(gh) + early * s.H, G * s.H, false);
+    }
+    if (g.extended)
+      g.check(g.cell.row_forward(scan, extras, t, count, pointer<A>(gh), stream));
+    else
+      g.check(g.cell.streaming_forward(scan, row, count, pointer<A>(gh), stream));
+    if (!s.projection) continue;
+    const T* h_cell = scan.y + row * s.H;
+    if (g.extended) {
+      g.device.product(false, true, count, s.P, s.H, h_cell, s.H, g.w_hr(d), s.H, pointer<A>(projected), s.P, false);
+      g.check(g.kernels.projected_states(outer, extras, t, count, pointer<A>(projected), stream));
+    } else {
+      g.device.product(false, true, count, s.P, s.H, h_cell, s.H, g.w_hr(d), s.H, h_n, s.P, false);
+      g.check(g.kernels.copy_rows(y + row * y_stride, y_stride, h_n, s.P, count, s.P, stream));
+    }
+  }
+}
+
+template <class Cell, class T>
+void forward_layer(const Layer<Cell>& layer, const Tensor& y, const Tensors& h_n, const Tensor& all_c,
+                   const Tensors& saved) {
+  using A = Acc<T>;
+  constexpr bool kExact = std::is_same_v<A, T>;
+  const GpuLayer<Cell, T> g(Cell::kName, layer);
+  const LayerShape& s = g.s;
+  const bool save = !saved.empty(), in_blocks = g.in_blocks(false);
+  const Tensor* next = saved.data();
+  const Tensor gates = save && layer.saves_gates() ? *next++ : Tensor();
+  const Tensor kept_c = save && Cell::kHasC ? *next++ : Tensor();
+  Tensor h_cell;  // h before the projection
+  if (s.projection) h_cell = save ? *next++ : g.buffer({s.D, s.N, s.H}, type_of<T>());
+  const int64_t in_place = kExact && gates.defined() ? layer.saved_per_unit() * s.H : 0;
+
+  // States in full precision: where that is T's own, the outputs themselves.
+  Tensors state;
+  for (size_t k = 0; k < h_n.size(); ++k) {
+    h_n[k].copy_(layer.hx[k]);
+    state.push_back(kExact ? h_n[k] : layer.hx[k].to(type_of<A>()));
+  }
+  int64_t at_once = s.T;
+  Tensor projected;
+  if (!in_place) {
+    const int64_t bytes = s.D * s.B * Cell::kGates * s.H * int64_t(sizeof(A));
+    at_once = std::clamp<int64_t>(most_projected() / bytes, 1, s.T);
+    const int64_t rows = std::min(s.N, at_once * s.B);
+    projected = g.buffer({s.D, rows, Cell::kGates * s.H}, type_of<A>());
+  }
+
+  for (int64_t begin = 0; begin < s.T; begin += at_once) {
+    Directions<ForwardScan<T>> directions{int(s.D), {}};
+    for (int64_t d = 0; d < s.D; ++d) {
+      ForwardScan<T>& scan = directions.of[d];
+      scan.steps = g.steps(d);
+      scan.steps.begin = begin, scan.steps.end = std::min(begin + at_once, s.T);
+      scan.H = s.H;
+      scan.w_hh = g.w_hh(d);
+      scan.b_ih = g.b_ih(d), scan.b_hh = g.b_hh(d);
+      if (!s.projection) {
+        scan.h = pointer<A>(state[0], d);
+        if (!kExact && !in_blocks) scan.h_rounded = pointer<T>(h_n[0], d);
+        scan.y = pointer<T>(y) + d * s.P, scan.y_stride = s.D * s.P;
+      } else {
+        scan.y = pointer<T>(h_cell, d), scan.y_stride = s.H;
+      }
+      if (Cell::kHasC) scan.c = pointer<A>(state[1], d);
+      scan.gates = pointer<T>(gates, d);
+      scan.kept_c = pointer<T>(kept_c, d);
+      scan.choice = layer.choice;
+      scan.w_ch = g.weight(d, s.w_ch);
+      project(g, d, scan, in_place ? pointer<A>(gates, d) : pointer<A>(projected, d), in_place);
+      if (in_blocks) continue;
+      ForwardExtras<T> extras{g.extras(d), nullptr, s.D * s.H};
+      if (layer.all_states) extras.all_c = pointer<T>(all_c) + d * s.H;
+      stream_forward(g, d, scan, extras, pointer<A>(state[0], d), pointer<T>(h_n[0], d), pointer<T>(y) + d * s.P);
+    }
+    if (in_blocks) g.check(g.cell.block_forward(directions, allows_tf32(), g.device.facts(), g.device.stream()));
+  }
+  for (size_t k = 0; k < h_n.size() && !kExact; ++k)
+    if (k > 0 || in_blocks) h_n[k].copy_(state[k]);
+}
+
+}  // namespace
+}  // namespace adl
