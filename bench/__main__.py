@@ -47,6 +47,16 @@ def parser() -> argparse.ArgumentParser:
         help="time and memory of layers that recompute their gates (half a minute)",
         description="Four layers in training, to bench/results/cpu-recompute.json.",
     )
+    variants = commands.add_parser(
+        "variants",
+        help="time cells and sequences that torch.nn has not (12 minutes)",
+        description=(
+            "Training against our plain layer with as many gates, and against a Python loop in "
+            "torch, whose step is also compiled for one case. To bench/results/cpu-variants.json."
+        ),
+    )
+    variants.add_argument("--quick", action="store_true", help="a smoke run, not saved")
+    _add_steady_malloc(variants)
     table = commands.add_parser(
         "table",
         help="print a JSON file of `rnn` or `gpu` as Markdown tables",
@@ -306,6 +316,28 @@ def run_recompute(options: argparse.Namespace) -> int:
     return 0
 
 
+def run_variants(options: argparse.Namespace) -> int:
+    from bench import machine, run, variants
+
+    facts = machine.facts(options.arguments)
+    print(machine.line(facts))
+    settings = run.Settings(jobs=(), seconds=1.0, rounds=(5, 40))
+    if options.quick:
+        settings = run.Settings(jobs=(), threads=(1,), seconds=0.0, rounds=(1, 1))
+    found = []
+    for row in variants.measure(settings, compiled=not options.quick):
+        found.append(row)
+        print(
+            f"{row['variant']:26} {row['case']:12} {row['threads']} threads: "
+            f"{row['to_plain']:.2f} of plain, loop / ours {row['loop_to_ours']:.1f}",
+            flush=True,
+        )
+    print(variants.markdown(found))
+    if not options.quick:
+        _write(RESULTS / "cpu-variants.json", {"machine": facts, "variants": found})
+    return 0
+
+
 def _write(path: Path, content: dict[str, Any]) -> None:
     from bench import report
 
@@ -321,11 +353,14 @@ def _draw(path: Path) -> None:
 
 
 def run_table(options: argparse.Namespace) -> int:
-    from bench import gpu_report, machine, report
+    from bench import gpu_report, machine, report, variants
 
     content = json.loads(options.path.read_text())
     if "ceilings" in content:
         print(gpu_report.markdown(content))
+        return 0
+    if "variants" in content:
+        print(machine.line(content["machine"]), variants.markdown(content["variants"]), sep="\n\n")
         return 0
     print(machine.line(content["machine"]), report.markdown(content), sep="\n\n")
     return 0
@@ -355,6 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "gpu": run_gpu,
             "demo": run_demo,
             "recompute": run_recompute,
+            "variants": run_variants,
             "table": run_table,
             "picture": run_picture,
         }

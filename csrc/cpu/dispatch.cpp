@@ -112,23 +112,26 @@ double bf16_gflops(int threads, double seconds) {
   return highest_rate(threads, seconds, [] { return kernels<BFloat16>().multiply_add(1 << 21); });
 }
 
-double read_gbytes(int64_t bytes, int threads, double seconds) {
-  const int64_t rounds = std::max<int64_t>(1, (int64_t(1) << 28) / std::max<int64_t>(1, bytes));
-  const auto read = [] {
-    switch (chosen()) {
+// ADL_OF_ISA(f): the function of the set chosen, of those that there are for float.
 #if defined(ADL_ISA_AVX512)
-      case kAvx512Bf16:
-      case kAvx512:
-        return isa_avx512::read;
+#define ADL_OF_AVX512(f) chosen() >= kAvx512 ? isa_avx512::f:
+#else
+#define ADL_OF_AVX512(f)
 #endif
 #if defined(ADL_ISA_AVX2)
-      case kAvx2:
-        return isa_avx2::read;
+#define ADL_OF_AVX2(f) chosen() >= kAvx2 ? isa_avx2::f:
+#else
+#define ADL_OF_AVX2(f)
 #endif
-      default:
-        return isa_default::read;
-    }
-  }();
+#define ADL_OF_ISA(f) (ADL_OF_AVX512(f) ADL_OF_AVX2(f) isa_default::f)
+
+void draw(uint64_t seed, uint64_t stream, uint64_t block, int64_t count, uint64_t threshold, uint8_t* to) {
+  ADL_OF_ISA(draw)(seed, stream, block, count, threshold, to);
+}
+
+double read_gbytes(int64_t bytes, int threads, double seconds) {
+  const int64_t rounds = std::max<int64_t>(1, (int64_t(1) << 28) / std::max<int64_t>(1, bytes));
+  const auto read = ADL_OF_ISA(read);
   const std::vector<float> buffer((threads * bytes + sizeof(float) - 1) / sizeof(float));
   return highest_rate(threads, seconds, [&] {
 #if defined(_OPENMP)

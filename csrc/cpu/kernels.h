@@ -31,6 +31,9 @@ const Kernels<float>* rounding_kernels();
 
 const char* instruction_set();  // "default", "avx2", "avx512" or "avx512bf16"
 
+// to[0 .. 4 count) = whether each word of Philox blocks block.. of a seed and stream is below the threshold.
+void draw(uint64_t seed, uint64_t stream, uint64_t block, int64_t count, uint64_t threshold, uint8_t* to);
+
 // Measured ceilings: multiply-adds in float and in bfloat16, reading a buffer of so many bytes per thread.
 double fma_gflops(int threads, double seconds);
 double bf16_gflops(int threads, double seconds);
@@ -42,6 +45,7 @@ double read_gbytes(int64_t bytes, int threads, double seconds);
   const Kernels<T>& kernels();       \
   const Kernels<float>& rounding();  \
   double read(const void*, int64_t); \
+  decltype(adl::draw) draw;          \
   }
 ADL_DECLARE(isa_default)
 ADL_DECLARE(isa_avx2)

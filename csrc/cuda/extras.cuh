@@ -51,6 +51,12 @@ __device__ __forceinline__ Acc<T> share(const StepExtras<T>& x, const uint8_t* z
   return zone ? static_cast<Acc<T>>(zone[at]) : static_cast<Acc<T>>(x.zone[state]);
 }
 
+// Exactly what was, where all of it stays.
+template <class A>
+__device__ __forceinline__ A mixed(A stays, A before, A now) {
+  return stays * before + (A(1) - stays) * now;
+}
+
 // h_t from what the cell made of it, or from the projection of that; s.H is its width. Null s.h: there comes a
 // projection.
 template <class T>
@@ -58,7 +64,7 @@ __device__ __forceinline__ void finish_h(const ForwardScan<T>& s, const StepExtr
                                          Acc<T> h) {
   if (s.h) {
     Acc<T>& state = s.h[at.b * s.H + u];
-    if (x.zoneout) h += share(x, x.zone_h, 0, at.row * s.H + u) * ((at.fresh ? 0 : state) - h);
+    if (x.zoneout) h = mixed(share(x, x.zone_h, 0, at.row * s.H + u), at.fresh ? 0 : state, h);
     state = h;
     if (s.h_rounded) s.h_rounded[at.b * s.H + u] = from_acc<T>(h);
   }

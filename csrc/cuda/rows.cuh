@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kUnitThreads, 1)
       for (unsigned p = 0; p < Cell::kPre; ++p) kept[p * H] = from_acc<T>(pre[p].v);
     }
     if constexpr (Cell::kHasC) {
-      if (x.zoneout) c.v += share(x, x.zone_c, 1, at.row * s.H + u) * (before(s.c, u).v - c.v);
+      if (x.zoneout) c.v = mixed(share(x, x.zone_c, 1, at.row * s.H + u), before(s.c, u).v, c.v);
       s.c[state + u] = c.v;
       if (s.kept_c) s.kept_c[at.row * s.H + u] = from_acc<T>(c.v);
       if (x.all_c) x.all_c[at.row * x.c_stride + u] = from_acc<T>(c.v);

@@ -129,6 +129,15 @@ inline LayerShape check_layer(const char* op, const CellFacts& cell, const at::T
   return s;
 }
 
+// Of lengths on the CPU; those on a GPU are not looked at, which would take waiting for it.
+inline void check_lengths(const char* op, const at::Tensor& lengths, int64_t T) {
+  const int64_t* p = lengths.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < lengths.numel(); ++b) {
+    TORCH_CHECK(p[b] >= 0, op, ": lengths[", b, "] = ", p[b], " is negative");
+    TORCH_CHECK(p[b] <= T, op, ": lengths[", b, "] = ", p[b], " exceeds T = ", T);
+  }
+}
+
 inline Squash check_activation(const char* op, const char* name, c10::string_view given, bool chooses) {
   constexpr const char* kNames[] = {"tanh", "sigmoid", "relu", "identity"};
   for (int k = 0; k < 4; ++k)

@@ -22,15 +22,12 @@ struct Rows {
   const Layer<Cell>& layer;
   std::vector<int64_t> batch_sizes, offsets, order, places;
 
-  explicit Rows(const char* op, const Layer<Cell>& given) : layer(given) {
+  explicit Rows(const Layer<Cell>& given) : layer(given) {
     if (!layer.lengths.defined()) return;
     const LayerShape& s = layer.s;
     const int64_t* lengths = layer.lengths.template const_data_ptr<int64_t>();
-    for (int64_t b = 0; b < s.B; ++b) {
-      TORCH_CHECK(lengths[b] >= 0, op, ": lengths[", b, "] = ", lengths[b], " is negative");
-      TORCH_CHECK(lengths[b] <= s.T, op, ": lengths[", b, "] = ", lengths[b], " exceeds T = ", s.T);
+    for (int64_t b = 0; b < s.B; ++b)
       if (lengths[b] > 0) order.push_back(b);
-    }
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
     offsets.push_back(0);
     int64_t count = order.size();
@@ -118,7 +115,7 @@ void scan_forward(const Layer<Cell>& layer, at::ScalarType type, const Tensor& y
                   const Tensor& all_c, const Tensors& saved) {
   const LayerShape& s = layer.s;
   const CellKernels<T>& kernel = kernels_for<T>(type).cells[index_of<Cell>()];
-  const Rows<Cell> rows(Cell::kName, layer);
+  const Rows<Cell> rows(layer);
   const bool save = !saved.empty();
   for (int64_t d = 0; d < s.D; ++d) {
     Forward<T> p{};
@@ -146,7 +143,7 @@ void scan_backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors&
                    at::TensorList saved, const Tensors& out) {
   const LayerShape& s = layer.s;
   const CellKernels<T>& kernel = kernels_for<T>(type).cells[index_of<Cell>()];
-  const Rows<Cell> rows(Cell::kName, layer);
+  const Rows<Cell> rows(layer);
   for (int64_t d = 0; d < s.D; ++d) {
     Backward<T> p{};
     p.sequence = rows.sequence(d);

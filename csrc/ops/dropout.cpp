@@ -7,6 +7,8 @@
 
 #include <algorithm>
 
+#include "cpu/kernels.h"
+
 namespace adl {
 namespace {
 
@@ -34,28 +36,6 @@ Tensor dropout(const Tensor& x_in, double p, const Tensor& seed_in, int64_t stre
   return y;
 }
 
-// The words of some blocks at once, in loops that a compiler turns into SIMD: whether each is below the threshold.
-constexpr int kAtOnce = 32;
-void draw(uint64_t seed, uint64_t stream, uint64_t block, uint64_t threshold, uint8_t* to) {
-  uint32_t c[4][kAtOnce], key[2] = {uint32_t(seed), uint32_t(seed >> 32)};
-  for (int n = 0; n < kAtOnce; ++n) {
-    c[0][n] = uint32_t(block + n), c[1][n] = uint32_t((block + n) >> 32);
-    c[2][n] = uint32_t(stream), c[3][n] = uint32_t(stream >> 32);
-  }
-  for (int round = 0; round < 10; ++round) {
-    for (int n = 0; n < kAtOnce; ++n) {
-      const uint64_t a = uint64_t(0xD2511F53u) * c[0][n], b = uint64_t(0xCD9E8D57u) * c[2][n];
-      c[0][n] = uint32_t(b >> 32) ^ c[1][n] ^ key[0], c[1][n] = uint32_t(b);
-      c[2][n] = uint32_t(a >> 32) ^ c[3][n] ^ key[1], c[3][n] = uint32_t(a);
-    }
-    key[0] += 0x9E3779B9u, key[1] += 0xBB67AE85u;
-  }
-  const uint32_t below = threshold ? uint32_t(threshold - 1) : 0;  // threshold may be 2^32
-  const uint8_t any = threshold != 0;
-  for (int n = 0; n < kAtOnce; ++n)
-    for (int k = 0; k < 4; ++k) to[4 * n + k] = uint8_t(c[k][n] <= below) & any;
-}
-
 Tensor mask(const Tensor& like, at::IntArrayRef sizes, double p, const Tensor& seed_in, int64_t stream) {
   check_dropout(like, p, seed_in);
   const Tensor y = at::empty(sizes, like.options().dtype(at::kByte));
@@ -63,18 +43,12 @@ Tensor mask(const Tensor& like, at::IntArrayRef sizes, double p, const Tensor& s
   const Dropout d = Dropout::of(p, stream);
   const int64_t count = y.numel();
   uint8_t* to = y.mutable_data_ptr<uint8_t>();
-  constexpr int64_t kStep = 4 * kAtOnce;
-  at::parallel_for(0, (count + kStep - 1) / kStep, kGrain / kAtOnce, [&](int64_t begin, int64_t end) {
-    for (int64_t part = begin; part < end; ++part) {
-      if (part * kStep + kStep <= count) {
-        draw(seed, d.stream, part * kAtOnce, d.threshold, to + part * kStep);
-      } else {
-        uint8_t last[kStep];
-        draw(seed, d.stream, part * kAtOnce, d.threshold, last);
-        std::copy(last, last + (count - part * kStep), to + part * kStep);
-      }
-    }
+  at::parallel_for(0, count / 4, 8 * kGrain, [&](int64_t begin, int64_t end) {
+    draw(seed, d.stream, begin, end - begin, d.threshold, to + 4 * begin);
   });
+  uint8_t last[4];
+  draw(seed, d.stream, count / 4, 1, d.threshold, last);
+  std::copy_n(last, count % 4, to + count / 4 * 4);
   return y;
 }
 

@@ -76,6 +76,7 @@ struct Layer {
         all_states(asked.all_states),
         bptt_steps(asked.bptt_steps) {
     check_extras(op, kFacts, s, x_in, asked);
+    if (lengths.defined() && lengths.is_cpu()) check_lengths(op, lengths, s.T);
     std::copy(asked.zoneout.begin(), asked.zoneout.end(), zoneout);
     constexpr bool kChooses = Cell::kPeepholes > 0;
     choice.cell = check_activation(op, "cell_activation", asked.cell_activation, kChooses);
