@@ -307,7 +307,8 @@ class Scan:
         new = STEPS[self.cell](x, h, old, self.w, self.how)
         if self.w.hr is not None:
             new = (linear(new[0], self.w.hr), *new[1:])
-        shares = [zone.to(x.dtype) for zone in self.zones[t]] or list(self.how.zoneout)
+        masks = tuple(zone.to(x.dtype) for zone in self.zones[t])
+        shares: tuple[Tensor | float, ...] = masks or self.how.zoneout
         if shares:
             new = tuple(n + k * (s - n) for n, s, k in zip(new, old, shares, strict=False))
         return new
