@@ -16,6 +16,9 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import adl_kernels
 from adl_kernels.diagnostics import GradientFlow, gradient_flow
 
+# On matrices this small threads would only wait for each other.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 T, B, I, H = 6, 3, 4, 5
 DOUBLE = {"device": DEVICE, "dtype": torch.float64}
 CELLS = {nn.RNN: nn.RNNCell, nn.LSTM: nn.LSTMCell, nn.GRU: nn.GRUCell}
@@ -203,6 +206,32 @@ def test_truncated_bptt_cuts_the_flow() -> None:
     assert (layer.jacobian_max > 0).tolist() == [True] * 2 + [False] * 4
 
 
+RANDOM = {"layer_norm": True, "recurrent_dropout": 0.3, "weight_dropout": 0.2}
+ONE_WIDE = [
+    adl_kernels.LSTM(
+        I, H, proj_size=1, bidirectional=True, peephole=True, zoneout=(0.2, 0.3), **RANDOM, **DOUBLE
+    ),
+    adl_kernels.LSTM(I, H, proj_size=1, forget_gate="coupled", zoneout=0.3, **DOUBLE).eval(),
+    adl_kernels.GRU(I, 1, reset_after=False, bidirectional=True, zoneout=0.2, **DOUBLE),
+    adl_kernels.GRU(I, 1, **RANDOM, **DOUBLE),
+    adl_kernels.RNN(I, 1, nonlinearity="sigmoid", recurrent_dropout=0.5, **DOUBLE),
+]
+
+
+@pytest.mark.parametrize("module", ONE_WIDE, ids=repr)
+def test_jacobians_of_one_unit_are_gradients(module: nn.Module) -> None:
+    """With h one number wide and L = h_t of the first sequence both are the same number."""
+    x, lengths = torch.randn(T, B, I, **DOUBLE), torch.tensor([5, 6, 2])
+    for d in range(1 + module.bidirectional):
+        last = 0 if d else 4
+        flow = gradient_flow(
+            module, x, lambda y, t=last, d=d: y[t, 0, d], lengths=lengths, sequences=1
+        )
+        layer = flow.layers[d]
+        near(layer.jacobian_max[:5], layer.gradient[:5] if d else layer.gradient[:5].flip(0))
+        assert layer.jacobian_max[5].isnan() and (layer.gradient[:5] > 0).any()
+
+
 # The bound
 
 
@@ -365,9 +394,18 @@ def test_nothing_changes(training: bool) -> None:
     assert (other.loss != first.loss) is training
 
 
+MASKS = {
+    "dropout": {"dropout": 0.5},
+    "zoneout": {"zoneout": 0.3},
+    "all": {"zoneout": 0.2, **RANDOM},
+}
+
+
 @pytest.mark.parametrize("training", [True, False])
-def test_masks_are_those_of_the_next_call(training: bool) -> None:
-    module = adl_kernels.GRU(I, H, num_layers=2, dropout=0.5, **DOUBLE).train(training)
+@pytest.mark.parametrize("masks", MASKS)
+def test_masks_are_those_of_the_next_call(masks: str, training: bool) -> None:
+    options = {"num_layers": 2, **MASKS[masks], **DOUBLE}
+    module = adl_kernels.GRU(I, H, **options).train(training)
     x = torch.randn(T, B, I, **DOUBLE)
     flow = gradient_flow(module, x, loss_fn)
     assert flow.loss == pytest.approx(loss_fn(module(x)[0]).item(), rel=1e-12)
