@@ -7,7 +7,7 @@ bookkeeping of weights are RNNBase's own.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,8 @@ class Recurrent(nn.RNNBase):
 
     def _zoneout(self) -> tuple[float, ...]:
         """Shares of h and, in an LSTM, of c."""
-        count, given = 2 if self.mode == "LSTM" else 1, self.zoneout
+        count = 2 if self.mode == "LSTM" else 1
+        given: Any = self.zoneout
         shares = (given,) * count if _is_number(given) else given
         fits = isinstance(shares, (tuple, list)) and len(shares) == count
         if not (fits and all(_is_number(p) and 0 <= p <= 1 for p in shares)):
@@ -291,7 +292,7 @@ class Recurrent(nn.RNNBase):
         return super().extra_repr() + "".join(extras)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

@@ -310,7 +310,7 @@ class Scan:
         masks = tuple(zone.to(x.dtype) for zone in self.zones[t])
         shares: tuple[Tensor | float, ...] = masks or self.how.zoneout
         if shares:
-            new = tuple(n + k * (s - n) for n, s, k in zip(new, old, shares, strict=False))
+            new = tuple(k * s + (1 - k) * n for n, s, k in zip(new, old, shares, strict=False))
         return new
 
 

@@ -14,8 +14,8 @@ py::dict facts() {
   using namespace py::literals;
   return py::dict("name"_a = Cell::kName, "gates"_a = int(Cell::kGates), "pre_activations"_a = int(Cell::kPre),
                   "unit_block"_a = adl::unit_block(Cell::kGates), "has_c"_a = bool(Cell::kHasC),
-                  "saves_gates"_a = bool(Cell::kSavesGates),
-                  "peepholes"_a = int(Cell::kPeepholes), "chooses"_a = Cell::kPeepholes > 0);
+                  "saves_gates"_a = bool(Cell::kSavesGates), "peepholes"_a = int(Cell::kPeepholes),
+                  "chooses"_a = Cell::kPeepholes > 0);
 }
 
 py::list cells() {

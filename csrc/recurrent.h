@@ -45,11 +45,11 @@ struct Weights {
 template <class T>
 struct Extras {
   Choice choice;
-  const T* mask;             // [B, P] multiplies h_{t-1} before W_hh does, or null
-  const uint8_t* zone_h;     // [rows, P] 1: h stays as it was; null: `zone[0]` of it stays
-  const uint8_t* zone_c;     // [rows, H] likewise c; null for cells without c
-  double zone[2];            //
-  bool zoneout;              // whether there is any of that
+  const T* mask;          // [B, P] multiplies h_{t-1} before W_hh does, or null
+  const uint8_t* zone_h;  // [rows, P] 1: h stays as it was; null: `zone[0]` of it stays
+  const uint8_t* zone_c;  // [rows, H] likewise c; null for cells without c
+  double zone[2];         //
+  bool zoneout;           // whether there is any of that
 };
 
 // J blocks of U units, `pre` values per unit: see cells.h. With layer norm `gates` are the products instead, from

@@ -72,7 +72,10 @@ class Layer:
         return reference.layer(self.case.cell, self.x, self.hx, self.weights, self.batch_sizes)
 
     def torchs(self) -> list[Tensor]:
-        run = getattr(torch._VF, self.case.cell)
+        """By torch.nn's layer; of a cell that it has not, by the definition in the layer's dtype."""
+        run = getattr(torch._VF, self.case.cell, None)
+        if run is None:
+            return self.reference()
         hx = [h.contiguous() for h in self.hx]  # cuDNN takes no others
         hx = hx if len(hx) == 2 else hx[0]
         options = (self.case.bias, 1, 0.0, True, self.case.D == 2)

@@ -11,6 +11,7 @@ from layers import Case, make
 
 from adl_kernels import reference
 from adl_kernels._cells import CELLS
+from adl_kernels._extras import Extras
 
 F64 = torch.float64
 SMALL = [
@@ -146,17 +147,21 @@ def test_gradient_is_the_unrecursive_sum_of_the_lectures(cell):
     """
     T, B, size = 5, 1, 3
     layer = make(Case(cell, T, B, 2, size, F64))
-    step, states = reference.STEPS[cell], len(layer.hx)
-    w_ih, w_hh, b_ih, b_hh = layer.weights
+    states, w_hh = len(layer.hx), layer.weights[1]
+    weights = reference.Weights(*layer.weights)
     targets = torch.randn(T, B, size, dtype=F64, device=DEVICE)
+
+    def step(x, state, u):
+        state = state.split(size, 1)
+        new = reference.STEPS[cell](x, state[0], state, weights._replace(hh=u), Extras())
+        return torch.cat(new, 1)
 
     trajectory = [torch.cat([h[0] for h in layer.hx], 1)]  # [1, states * size]
     for x in layer.x:
-        new = step(x, trajectory[-1].split(size, 1), w_ih, w_hh, b_ih, b_hh)
-        trajectory.append(torch.cat(new, 1))
+        trajectory.append(step(x, trajectory[-1], w_hh))
 
     def one_step(t, state, u):
-        return torch.cat(step(layer.x[t], state.split(size, 1), w_ih, u, b_ih, b_hh), 1)[0]
+        return step(layer.x[t], state, u)[0]
 
     jacobian = torch.func.jacrev(one_step, argnums=(1, 2))
     by_state, by_u = zip(*(jacobian(t, trajectory[t], w_hh) for t in range(T)), strict=True)

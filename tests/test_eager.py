@@ -61,7 +61,7 @@ def test_a_layer_has_the_bits_of_its_op(
         x,
         tuple_hx,
         [getattr(layer, name) for name in layer._flat_weights_names],
-        *(1, bool(options), bool(options), 0.0, True, None),
+        functional.Options(1, bool(options), bool(options), 0.0, True),
     )
     found = flat(short(layer, x, hx))
     assert [t.grad_fn is not None for t in found] == [True] * len(long)

@@ -5,9 +5,8 @@
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 
-#define ADL_CELLS(_)                                  \
-  _(Lstm) _(Gru) _(RnnTanh) _(RnnRelu) _(RnnSigmoid) \
-  _(LstmGeneral) _(LstmCoupled) _(LstmNoForget) _(GruResetBefore)
+#define ADL_CELLS(_) \
+  _(Lstm) _(Gru) _(RnnTanh) _(RnnRelu) _(RnnSigmoid) _(LstmGeneral) _(LstmCoupled) _(LstmNoForget) _(GruResetBefore)
 
 namespace adl {
 

@@ -20,7 +20,8 @@ struct Gru : GruGates {
   static constexpr int kHh[] = {1, 2, 3};  // r z n of the state go to r z n_h
   static constexpr bool kResetsBefore = false;
 
-  // pre [kPre]: in the pre-activations, out n r z n_h with n_h = U_n h + b_hn, what r multiplies. h: in at t-1, out at t.
+  // pre [kPre]: in the pre-activations, out n r z n_h with n_h = U_n h + b_hn, what r multiplies. h: in at t-1, out at
+  // t.
   template <class V>
   ADL_CELL void forward(V* pre, V& h) {
     const V r = sigmoid(pre[1]);

@@ -2,6 +2,7 @@
 // and the cell, block of units by block of units.
 #pragma once
 
+#include "cpu/forward_phases.h"
 #include "cpu/plan.h"
 
 namespace adl {
@@ -15,30 +16,46 @@ struct ForwardScan {
   using T = Sum<Mul>;
   using V = Simd<T>;
   static constexpr int kUnits = L::kUnits, kRow = L::kRow, kColumns = L::kColumns, kPack = Operand<Mul>::kPack;
+  // Gates whose products read h; those of the others wait for them.
+  static constexpr int kFirst = L::kFirstGates, kFirstColumns = kFirst * kUnits;
 
   const Forward<Io>& p;
   const Sequence& s = p.sequence;
   const Weights<Io>& w = p.weights;
-  const int64_t J = blocks(w.H, kUnits);               // blocks of units
-  const int64_t Q = w.w_hr ? blocks(w.P, kPanel) : 0;  // panels of the projection
+  const Extras<Io>& e = p.extras;
+  const int64_t J = blocks(w.H, kUnits);                             // blocks of units
+  const int64_t Q = w.w_hr ? blocks(w.P, kPanel) : 0;                // panels of the projection
+  const int64_t QN = Cell::kResetsBefore ? blocks(w.H, kPanel) : 0;  // and of the second product
   const int64_t ldh = padded(at_least(w.H, w.P));
   const int64_t ldp = w.w_hr ? padded(w.P) : 0;
   const int64_t EI = blocks(w.I, kPack), EP = blocks(w.P, kPack), EH = blocks(w.H, kPack);  // sizes in elements
   const bool direct = s.N <= kFewRows;  // weights are used as they are, not packed
-  const bool converts = !direct && (!__is_same(Io, Mul) || w.I % kPack);
+  const bool converts = !direct && (!__is_same(Io, Mul) || w.I % kPack || s.places);
   const int64_t gate_rows = at_most(chunk_steps(s), s.T) * s.B;
+  const bool normed = w.ln_ih, phased = normed || Cell::kResetsBefore;  // a step in phases, see phases.h
+  const bool plain = !(Cell::kPeepholes || e.mask || e.zoneout || p.all_c || s.resets || s.places);
 
   E* w_ih;        // [J, I, G, U]
-  E* w_hh;        // [J, P, G, U]
+  E* w_hh;        // [J, P, first G, U]
+  E* w_n;         // [QN, P, 64]
   E* w_hr;        // [Q, H, 64]
   T* bias;        // [J, pre, U]
-  T* gates;       // [J, gate_rows, pre, U]
+  T* peepholes;   // [J, peepholes, U]
+  T* gains;       // [J, 2, G, U] of W_ih x and W_hh h
+  T* gains_c;     // [J, 2, U] gain and shift
+  T* gates;       // [J, gate_rows, pre, U]; where products are normalised, these as they are, [J, gate_rows, G, U]
   Mul* x;         // [N, kPack EI], where it cannot be used as it is
   Mul* state[2];  // [B, ldh] h_{t-1} and h_t in turn, as the product wants them
   T* h;           // [J, B, U]
   T* c;           // [J, B, U]
   Mul* h_cell;    // [B, ldh] h before the projection
   T* projected;   // [B, ldp] and after it
+  T* gh;          // [J, B, G, U] products with h, before they are normalised
+  T* second;      // [B, ldh] the second product
+  T* made;        // [J, B, pre + 1, U] gates and c, before it is normalised
+  Moments<T>* moments_x;  // [J, gate_rows]
+  Moments<T>* moments_h;  // [3, J, B] of both products and of c
+  Norm<T>* norms;         // [threads, 4, B] and what is made of all of them
 
   Barrier barrier;
 
@@ -48,67 +65,110 @@ struct ForwardScan {
   int64_t take(void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
     w_ih = arena.take<E>(direct ? 0 : J * EI * kColumns);
-    w_hh = arena.take<E>(direct ? 0 : J * EP * kColumns);
+    w_hh = arena.take<E>(direct ? 0 : J * EP * kFirstColumns);
+    w_n = arena.take<E>(direct ? 0 : QN * EP * kPanel);
     w_hr = arena.take<E>(direct ? 0 : Q * EH * kPanel);
     bias = arena.take<T>(J * kRow);
+    peepholes = arena.take<T>(J * Cell::kPeepholes * kUnits);
+    gains = arena.take<T>(normed ? J * 2 * kColumns : 0);
+    gains_c = arena.take<T>(normed && Cell::kHasC ? J * 2 * kUnits : 0);
     gates = arena.take<T>(J * gate_rows * kRow);
     x = arena.take<Mul>(converts ? s.N * EI * kPack : 0);
     state[0] = arena.take<Mul>(s.B * ldh);
     state[1] = arena.take<Mul>(s.B * ldh);
     h = arena.take<T>(J * s.B * kUnits);
     c = arena.take<T>(Cell::kHasC ? J * s.B * kUnits : 0);
-    h_cell = arena.take<Mul>(w.w_hr ? s.B * ldh : 0);
+    h_cell = arena.take<Mul>(w.w_hr || Cell::kResetsBefore ? s.B * ldh : 0);
     projected = arena.take<T>(s.B * ldp);
+    gh = arena.take<T>(normed ? J * s.B * kColumns : 0);
+    second = arena.take<T>(Cell::kResetsBefore ? s.B * ldh : 0);
+    made = arena.take<T>(normed ? J * s.B * (kRow + kUnits) : 0);
+    moments_x = arena.take<Moments<T>>(normed ? J * gate_rows : 0);
+    moments_h = arena.take<Moments<T>>(normed ? 3 * J * s.B : 0);
+    norms = arena.take<Norm<T>>(normed ? s.threads * 4 * s.B : 0);
     return arena.used;
   }
 
   void run() {
-    in_team(s.threads, barrier, [this](int index, int threads) {
-      prepare(index, threads);
-      barrier.meet();
-      Worker worker{*this, splits_rows(s, threads, J, J * EP * kColumns * sizeof(E)), {0, s.B}, {0, J}, {0, Q}};
-      if (worker.by_rows) {
-        worker.rows = share_rows(s, index, threads);
-      } else {
-        worker.units = share(J, index, threads);
-        worker.panels = share(Q, index, threads);
-      }
-      worker.scan();
-      worker.write_final();
-    });
+    in_team(s.threads, barrier, [this](int index, int threads) { run(index, threads); });
+  }
+
+  ADL_NOINLINE void run(int index, int threads) {
+    prepare(index, threads);
+    barrier.meet();
+    const bool by_rows = splits_rows(s, threads, J, J * EP * kColumns * sizeof(E));
+    Worker worker{*this, by_rows, {0, s.B}, {0, J}, {0, Q}, {0, QN}, norms + index * 4 * s.B};
+    if (worker.by_rows) {
+      worker.rows = share_rows(s, index, threads);
+    } else if (Cell::kResetsBefore) {  // units and panels of the second product are owned together
+      worker.panels_n = share(QN, index, threads);
+      constexpr int64_t kBlocks = kPanel / kUnits;
+      worker.units = {at_most(worker.panels_n.begin * kBlocks, J), at_most(worker.panels_n.end * kBlocks, J)};
+    } else {
+      worker.units = share(J, index, threads);
+      worker.panels = share(Q, index, threads);
+    }
+    worker.scan();
+    worker.write_final();
   }
 
   void prepare(int index, int threads) {
-    for (int64_t j = index; j < J; j += threads) pack_bias(j, bias + j * kRow);
+    for (int64_t j = index; j < J; j += threads) pack_numbers(j);
     for (int64_t j = index; j < J && !direct; j += threads) {
       pack_units<Mul, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, j, Cell::kIh, L::kFirstIh, w_ih + j * EI * kColumns);
-      pack_units<Mul, Cell::kGates, kUnits>(w.w_hh, w.H, w.P, j, Cell::kHh, L::kFirstHh, w_hh + j * EP * kColumns);
+      pack_units<Mul, kFirst, kUnits>(w.w_hh, w.H, w.P, j, L::kHhFirst.of, L::kFirstHh, w_hh + j * EP * kFirstColumns);
     }
+    for (int64_t q = index; q < QN && !direct; q += threads)
+      pack_units<Mul, 1, kPanel>(w.w_hh + kFirst * w.H * w.P, w.H, w.P, q, {0}, 0, w_n + q * EP * kPanel);
     for (int64_t q = index; q < Q && !direct; q += threads)
       pack_units<Mul, 1, kPanel>(w.w_hr, w.P, w.H, q, {0}, 0, w_hr + q * EH * kPanel);
-    for (int64_t b = index; b < s.B; b += threads) {
-      for (Mul* to : state) convert_row(p.h_0 + b * w.P, w.P, to + b * ldh, ldh);
-      for (int64_t j = 0; j < J; ++j) {
-        const int64_t first = j * kUnits, n = at_most(kUnits, w.H - first), at = (j * s.B + b) * kUnits;
-        // A projected state has another width; no cell that can be projected looks at it.
-        convert_row(p.h_0 + b * w.P + first, w.w_hr ? 0 : n, h + at, kUnits);
-        if constexpr (Cell::kHasC) convert_row(p.c_0 + b * w.H + first, n, c + at, kUnits);
-      }
-      if (w.w_hr) convert_row(p.h_0, 0, h_cell + b * ldh, ldh);
-    }
+    for (int64_t b = index; b < s.B; b += threads) prepare_state(b);
     const Range rows = share(s.N, index, threads);
     for (int64_t row = rows.begin; row < rows.end && converts; ++row)
-      convert_row(p.x + row * w.I, w.I, x + row * EI * kPack, EI * kPack);
+      convert_row(p.x + place_of(s, row) * w.I, w.I, x + row * EI * kPack, EI * kPack);
   }
 
-  void pack_bias(int64_t j, T* out) {
-    std::memset(out, 0, kRow * sizeof(T));
-    if (!w.b_ih) return;
+  void prepare_state(int64_t b) {
+    const Io* h_0 = p.h_0 + order_of(s, b) * w.P;
+    const bool fresh = !s.reverse && resets(s, 0, b);  // in reverse nothing comes before the first step
+    for (Mul* to : state) {
+      convert_row(h_0, fresh ? 0 : w.P, to + b * ldh, ldh);
+      if (e.mask) mask_row(b, h_0, fresh ? 0 : w.P, to + b * ldh);
+    }
+    for (int64_t j = 0; j < J; ++j) {
+      const int64_t first = j * kUnits, n = at_most(kUnits, w.H - first), at = (j * s.B + b) * kUnits;
+      // A projected state has another width; no cell that can be projected looks at it.
+      convert_row(h_0 + first, w.w_hr ? 0 : n, h + at, kUnits);
+      if constexpr (Cell::kHasC) convert_row(p.c_0 + order_of(s, b) * w.H + first, n, c + at, kUnits);
+    }
+    if (w.w_hr || Cell::kResetsBefore) convert_row(h_0, 0, h_cell + b * ldh, ldh);
+  }
+
+  void mask_row(int64_t b, const Io* from, int64_t n, Mul* to) const {
+    const Io* mask = e.mask + order_of(s, b) * w.P;
+    for (int64_t k = 0; k < n; ++k) to[k] = convert<Mul>(convert<T>(from[k]) * convert<T>(mask[k]));
+  }
+
+  // What every row of a block of units needs: biases, peepholes, gains.
+  void pack_numbers(int64_t j) {
+    const int64_t first = j * kUnits, n = at_most(kUnits, w.H - first);
+    T* b = bias + j * kRow;
+    std::memset(b, 0, kRow * sizeof(T));
     for (int g = 0; g < Cell::kGates; ++g) {
-      for (int64_t u = 0; u < kUnits && j * kUnits + u < w.H; ++u) {
-        out[Cell::kIh[g] * kUnits + u] += convert<T>(w.b_ih[g * w.H + j * kUnits + u]);
-        out[Cell::kHh[g] * kUnits + u] += convert<T>(w.b_hh[g * w.H + j * kUnits + u]);
+      for (int64_t u = 0; u < n && w.b_ih; ++u) {
+        b[Cell::kIh[g] * kUnits + u] += convert<T>(w.b_ih[g * w.H + first + u]);
+        b[Cell::kHh[g] * kUnits + u] += convert<T>(w.b_hh[g * w.H + first + u]);
       }
+      if (normed) {
+        convert_row(w.ln_ih + g * w.H + first, n, gains + (j * 2 * Cell::kGates + g) * kUnits, kUnits);
+        convert_row(w.ln_hh + g * w.H + first, n, gains + ((j * 2 + 1) * Cell::kGates + g) * kUnits, kUnits);
+      }
+    }
+    for (int k = 0; k < Cell::kPeepholes; ++k)
+      convert_row(w.w_ch + k * w.H + first, w.w_ch ? n : 0, peepholes + (j * Cell::kPeepholes + k) * kUnits, kUnits);
+    if (normed && Cell::kHasC) {
+      convert_row(w.ln_c + first, n, gains_c + j * 2 * kUnits, kUnits);
+      convert_row(w.ln_c_shift + first, n, gains_c + (j * 2 + 1) * kUnits, kUnits);
     }
   }
 
@@ -118,11 +178,12 @@ struct ForwardScan {
   }
   Left<E> state_rows(const Mul* rows, int64_t K) const { return {reinterpret_cast<const E*>(rows), ldh / kPack, K}; }
 
-  // One thread's share: its sequences, its blocks of units, its panels of the projection.
+  // One thread's share: its sequences, its blocks of units, its panels of the projection or the second product.
   struct Worker {
     ForwardScan& f;
     bool by_rows;
-    Range rows, units, panels;
+    Range rows, units, panels, panels_n;
+    Norm<T>* norms;  // [4, B] of W_ih x, W_hh h, the second product, c
 
     void scan() {
       const int64_t steps = chunk_steps(f.s);
@@ -130,40 +191,61 @@ struct ForwardScan {
         const int64_t last = at_most(first + steps, f.s.T) - 1;
         const int64_t t0 = step_at(f.s, f.s.reverse ? last : first), t1 = t0 + last - first;
         for (int64_t j = units.begin; j < units.end; ++j) project_input(j, t0, t1);
-        for (int64_t k = first; k <= last; ++k) step(step_at(f.s, k), t0, f.state[k & 1], f.state[(k + 1) & 1]);
+        if (f.normed) meet();
+        for (int64_t k = first; k <= last; ++k) {
+          const int64_t t = step_at(f.s, k);
+          if (f.phased)
+            ForwardPhases<ForwardScan>{*this}.step(t, t0, f.state[k & 1], f.state[(k + 1) & 1]);
+          else
+            step(t, t0, f.state[k & 1], f.state[(k + 1) & 1]);
+        }
       }
+    }
+
+    void meet() {
+      if (!by_rows) f.barrier.meet();
     }
 
     bool whole() const { return rows.begin == 0 && rows.end == f.s.B; }
 
-    // Rows of step t in the gates of the chunk that starts at t0: without gaps, but where threads split the batch, who
-    // may be in different chunks, each sequence has a place of its own.
-    T* gates(int64_t j, int64_t t, int64_t t0) const {
-      const int64_t row = whole() ? f.s.offsets[t] - f.s.offsets[t0] : (t - t0) * f.s.B + rows.begin;
-      return f.gates + (j * f.gate_rows + row) * kRow;
+    // Row of step t in the chunk that starts at t0: without gaps, but where threads split the batch, who may be in
+    // different chunks, each sequence has a place of its own.
+    int64_t chunk_row(int64_t t, int64_t t0) const {
+      return whole() ? f.s.offsets[t] - f.s.offsets[t0] : (t - t0) * f.s.B + rows.begin;
     }
+    T* gates(int64_t j, int64_t t, int64_t t0) const { return f.gates + (j * f.gate_rows + chunk_row(t, t0)) * kRow; }
 
-    int64_t active(int64_t t) const { return at_most(rows.end, f.s.batch_sizes[t]) - rows.begin; }
+    int64_t active(int64_t t) const { return at_least(at_most(rows.end, f.s.batch_sizes[t]) - rows.begin, 0); }
 
     // gates = W_ih x + b for the steps t0..t1.
     void project_input(int64_t j, int64_t t0, int64_t t1) {
       const int64_t* offsets = f.s.offsets;
-      if (whole()) return project_rows(j, offsets[t0], offsets[t1 + 1] - offsets[t0], gates(j, t0, t0));
-      for (int64_t t = t0; t <= t1; ++t) project_rows(j, offsets[t] + rows.begin, active(t), gates(j, t, t0));
+      if (whole()) return project_rows(j, offsets[t0], offsets[t1 + 1] - offsets[t0], chunk_row(t0, t0));
+      for (int64_t t = t0; t <= t1; ++t) project_rows(j, offsets[t] + rows.begin, active(t), chunk_row(t, t0));
     }
 
-    void project_rows(int64_t j, int64_t row, int64_t count, T* out) {
+    void project_rows(int64_t j, int64_t row, int64_t count, int64_t at) {
       const T* bias = f.bias + j * kRow;
+      T* out = f.gates + (j * f.gate_rows + at) * kRow;
+      if (f.normed) return ForwardPhases<ForwardScan>{*this}.project(j, row, count, at, out);
       const int from = f.direct ? kRow : L::kFirstIh * kUnits, to = f.direct ? kRow : from + kColumns;
       for (int64_t r = 0; r < count; ++r) {  // what the product does not write
         for (int k = 0; k < from; ++k) out[r * kRow + k] = bias[k];
         for (int k = to; k < kRow; ++k) out[r * kRow + k] = bias[k];
       }
+      project(j, row, count, Cell::kIh, bias + from, out, out + from, kRow);
+    }
+
+    // `sums` [count, ld]: where the product is written; `out`: the same as places count, which holds the biases
+    // already.
+    void project(int64_t j, int64_t row, int64_t count, const int (&place)[Cell::kGates], const T* bias, T* out,
+                 T* sums, int64_t ld) {
       if (f.direct)
-        direct_units<T, Cell::kGates, kUnits>(f.w.w_ih, f.w.H, f.w.I, j, Cell::kIh, count, f.p.x + row * f.w.I, f.w.I,
-                                              out, kRow);
+        for (int64_t r = 0; r < count; ++r)
+          direct_units<T, Cell::kGates, kUnits>(f.w.w_ih, f.w.H, f.w.I, j, place, 1,
+                                                f.p.x + place_of(f.s, row + r) * f.w.I, f.w.I, out + r * ld, ld);
       else
-        product<E, T, kColumns>(count, f.x_rows(row), f.w_ih + j * f.EI * kColumns, bias + from, 0, out + from, kRow);
+        product<E, T, kColumns>(count, f.x_rows(row), f.w_ih + j * f.EI * kColumns, bias, 0, sums, ld);
     }
 
     void step(int64_t t, int64_t t0, const Mul* h_prev, Mul* h_next) {
@@ -172,17 +254,30 @@ struct ForwardScan {
       for (int64_t j = units.begin; j < units.end && count > 0; ++j) {
         T* pre = gates(j, t, t0);
         T* sums = pre + L::kFirstHh * kUnits;
-        if (f.direct)
-          direct_units<T, Cell::kGates, kUnits>(f.w.w_hh, f.w.H, f.w.P, j, Cell::kHh, count, h, f.ldh, pre, kRow);
-        else
-          product<E, T, kColumns>(count, f.state_rows(h, f.EP), f.w_hh + j * f.EP * kColumns, sums, kRow, sums, kRow);
-        cells(j, f.s.offsets[t] + rows.begin, count, pre, h_next);
+        times_h(j, count, h, pre, sums, kRow);
+        if (!f.plain)
+          altered_cells(t, j, count, pre, h_next);
+        else if constexpr (Cell::kPeepholes == 0)
+          cells(j, f.s.offsets[t] + rows.begin, count, pre, h_next);
       }
+      finish_step(t, count, h_next);
+    }
+
+    // Adds the product with h of the gates that read it to `sums` [count, ld]; `out`: as places count.
+    void times_h(int64_t j, int64_t count, const Mul* h, T* out, T* sums, int64_t ld) {
+      if (f.direct)
+        direct_units<T, kFirst, kUnits>(f.w.w_hh, f.w.H, f.w.P, j, L::kHhFirst.of, count, h, f.ldh, out, ld);
+      else
+        product<E, T, kFirstColumns>(count, f.state_rows(h, f.EP), f.w_hh + j * f.EP * kFirstColumns, sums, ld, sums,
+                                     ld);
+    }
+
+    void finish_step(int64_t t, int64_t count, Mul* h_next) {
       if (f.w.w_hr) {
-        if (!by_rows) f.barrier.meet();
-        if (count > 0) project_output(f.s.offsets[t] + rows.begin, count, h_next);
+        meet();
+        if (count > 0) project_output(t, count, h_next);
       }
-      if (!by_rows) f.barrier.meet();
+      meet();
     }
 
     // Block j of `count` sequences, whose rows begin at `row`.
@@ -200,8 +295,7 @@ struct ForwardScan {
           V v[Cell::kPre];
           for (int g = 0; g < Cell::kPre; ++g) v[g] = V::load(pre + r * kRow + g * kUnits + u);
           V hv = V::load(h + u), cv = Cell::kHasC ? V::load(c + u) : V(0);
-          const V none[3]{V(0), V(0), V(0)};
-          cell_forward<Cell, V>(v, hv, cv, none, f.p.extras.choice);
+          cell_forward<Cell, V>(v, hv, cv, nullptr, f.e.choice);
           hv.store(h + u);
           hv.store(next + r * f.ldh + u);
           if constexpr (Cell::kHasC) cv.store(c + u);
@@ -214,7 +308,90 @@ struct ForwardScan {
       }
     }
 
-    void project_output(int64_t row, int64_t count, Mul* h_next) {
+    // One sequence's units of a block at a step: where its state and all that is kept of it lie.
+    struct Site {
+      ForwardScan& f;
+      int64_t j, width, row, place, b, original;
+      bool fresh, fresh_next;  // whether the state is zero before this step, and before the next
+      T *h, *c;
+      Mul* next;
+      Io *saved, *saved_c;
+
+      Site(ForwardScan& scan, int64_t t, int64_t j, int64_t b, Mul* h_next)
+          : f(scan),
+            j(j),
+            width(f.w.H - j * kUnits),
+            row(f.s.offsets[t] + b),
+            place(place_of(f.s, row)),
+            b(b),
+            original(order_of(f.s, b)),
+            fresh(resets(f.s, t, b)),
+            fresh_next(row_at(f.s, f.s.reverse ? t - 1 : t + 1, b) >= 0 && resets(f.s, f.s.reverse ? t - 1 : t + 1, b)),
+            h(f.h + (j * f.s.B + b) * kUnits),
+            c(f.c + (j * f.s.B + b) * kUnits),
+            next((f.w.w_hr ? f.h_cell : h_next) + b * f.ldh + j * kUnits),
+            saved(f.p.gates && !f.normed ? f.p.gates + (j * f.s.N + row) * kRow : nullptr),
+            saved_c(f.p.c ? f.p.c + (j * f.s.N + row) * kUnits : nullptr) {}
+
+      V h_before(int u) const { return fresh ? V(0) : V::load(h + u); }
+      V c_before(int u) const { return fresh ? V(0) : V::load(c + u); }
+
+      V zoned(V now, V before, const uint8_t* mask, double share, int64_t stride, int u) const {
+        if (!f.e.zoneout) return now;
+        const V stays = mask ? V::load(mask + place * stride + j * kUnits + u, width - u) : V(T(share));
+        return stays * before + (V(1) - stays) * now;  // exactly what was, where all of it stays
+      }
+
+      // The state after the step goes where the next one, the output and backward look for it.
+      void put_c(int u, V c_made) const {
+        const V now = zoned(c_made, c_before(u), f.e.zone_c, f.e.zone[1], f.w.H, u);
+        now.store(c + u);
+        if (saved_c) now.store(saved_c + u);
+        if (f.p.all_c) now.store(f.p.all_c + place * f.p.c_stride + j * kUnits + u, width - u);
+      }
+      void put_h(int u, V h_made) const {
+        if (f.w.w_hr) {
+          h_made.store(next + u);
+          if (f.p.h_cell) h_made.store(f.p.h_cell + row * f.w.H + j * kUnits + u, width - u);
+          return;
+        }
+        V now = zoned(h_made, h_before(u), f.e.zone_h, f.e.zone[0], f.w.H, u);
+        now.store(h + u);
+        now.store(f.p.y + place * f.p.y_stride + j * kUnits + u, width - u);
+        (fresh_next ? V(0) : masked(now, u)).store(next + u);
+      }
+      V masked(V h, int u) const {
+        return f.e.mask ? h * V::load(f.e.mask + original * f.w.P + j * kUnits + u, width - u) : h;
+      }
+      void put_gates(int u, const V* v) const {
+        if (saved)
+          for (int g = 0; g < Cell::kPre; ++g) v[g].store(saved + g * kUnits + u);
+      }
+      void load_peepholes(int u, V* peep) const {
+        for (int k = 0; k < Cell::kPeepholes; ++k)
+          peep[k] = V::load(f.peepholes + (j * Cell::kPeepholes + k) * kUnits + u);
+      }
+    };
+
+    // As `cells`, where more than the cell is asked for.
+    void altered_cells(int64_t t, int64_t j, int64_t count, const T* pre, Mul* h_next) {
+      for (int64_t r = 0; r < count; ++r) {
+        const Site site(f, t, j, rows.begin + r, h_next);
+        for (int u = 0; u < kUnits; u += V::kLanes) {
+          V v[Cell::kPre], peep[Cell::kPeepholes + 1];
+          for (int g = 0; g < Cell::kPre; ++g) v[g] = V::load(pre + r * kRow + g * kUnits + u);
+          site.load_peepholes(u, peep);
+          V h = site.h_before(u), c = Cell::kHasC ? site.c_before(u) : V(0);
+          cell_forward<Cell, V>(v, h, c, peep, f.e.choice);
+          site.put_gates(u, v);
+          if constexpr (Cell::kHasC) site.put_c(u, c);
+          site.put_h(u, h);
+        }
+      }
+    }
+
+    void project_output(int64_t t, int64_t count, Mul* h_next) {
+      const int64_t row = f.s.offsets[t] + rows.begin;
       const Mul* h = f.h_cell + rows.begin * f.ldh;
       for (int64_t q = panels.begin; q < panels.end; ++q) {
         const int64_t columns = at_most(kPanel, f.w.P - q * kPanel);
@@ -226,22 +403,44 @@ struct ForwardScan {
           product<E, T, kPanel>(count, f.state_rows(h, f.EH), f.w_hr + q * f.EH * kPanel, kZeros<T>, 0, out, f.ldp);
         }
         for (int64_t r = 0; r < count; ++r) {
-          convert_row(out + r * f.ldp, columns, h_next + (rows.begin + r) * f.ldh + q * kPanel, kPanel);
-          convert_row(out + r * f.ldp, columns, f.p.y + (row + r) * f.p.y_stride + q * kPanel, columns);
+          Mul* next = h_next + (rows.begin + r) * f.ldh + q * kPanel;
+          if (!f.plain) alter_output(t, rows.begin + r, q * kPanel, columns, out + r * f.ldp);
+          Io* y = f.p.y + place_of(f.s, row + r) * f.p.y_stride + q * kPanel;
+          convert_row(out + r * f.ldp, columns, y, columns);
+          if (!f.plain) alter_next(t, rows.begin + r, q * kPanel, columns, out + r * f.ldp);
+          convert_row(out + r * f.ldp, columns, next, kPanel);
         }
       }
+    }
+
+    // Zoneout of a projected h, and what the next product sees of it.
+    void alter_output(int64_t t, int64_t b, int64_t first, int64_t count, T* h) {
+      if (!f.e.zoneout) return;
+      const int64_t before = row_before(f.s, t, b), place = place_of(f.s, f.s.offsets[t] + b);
+      const bool fresh = resets(f.s, t, b);
+      const Io* old = before < 0 ? f.p.h_0 + order_of(f.s, b) * f.w.P : f.p.y + place_of(f.s, before) * f.p.y_stride;
+      for (int64_t k = 0; k < count; ++k) {
+        const T stays = f.e.zone_h ? T(f.e.zone_h[place * f.w.P + first + k]) : T(f.e.zone[0]);
+        h[k] = stays * (fresh ? T(0) : convert<T>(old[first + k])) + (T(1) - stays) * h[k];
+      }
+    }
+    void alter_next(int64_t t, int64_t b, int64_t first, int64_t count, T* h) {
+      const int64_t next = f.s.reverse ? t - 1 : t + 1;
+      const bool fresh = row_at(f.s, next, b) >= 0 && resets(f.s, next, b);
+      const Io* mask = f.e.mask ? f.e.mask + order_of(f.s, b) * f.w.P + first : nullptr;
+      for (int64_t k = 0; k < count; ++k) h[k] = fresh ? T(0) : mask ? h[k] * convert<T>(mask[k]) : h[k];
     }
 
     // Every sequence's last output and last c: no step after its end has touched them.
     void write_final() {
       for (int64_t b = rows.begin; b < rows.end; ++b) {
-        const int64_t row = last_row(f.s, b);
+        const int64_t place = place_of(f.s, last_row(f.s, b)), to = order_of(f.s, b);
         const int64_t first = f.w.w_hr ? panels.begin * kPanel : units.begin * kUnits;
         const int64_t last = at_most(f.w.w_hr ? panels.end * kPanel : units.end * kUnits, f.w.P);
-        convert_row(f.p.y + row * f.p.y_stride + first, last - first, f.p.h_n + b * f.w.P + first, last - first);
+        convert_row(f.p.y + place * f.p.y_stride + first, last - first, f.p.h_n + to * f.w.P + first, last - first);
         for (int64_t j = units.begin; j < units.end && Cell::kHasC; ++j) {
           const int64_t n = at_most(kUnits, f.w.H - j * kUnits);
-          convert_row(f.c + (j * f.s.B + b) * kUnits, n, f.p.c_n + b * f.w.H + j * kUnits, n);
+          convert_row(f.c + (j * f.s.B + b) * kUnits, n, f.p.c_n + to * f.w.H + j * kUnits, n);
         }
       }
     }

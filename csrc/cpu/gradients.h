@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/backward.h"
+#include "cpu/column_sums.h"
 
 namespace adl {
 namespace {
@@ -41,28 +42,31 @@ struct Gradients {
   int64_t take(void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
     scan.take(arena);
-    w_ih = arena.take<E>(p.dx && !scan.direct ? QI * scan.panel() : 0);
+    w_ih = arena.take<E>(p.dx && !scan.direct ? QI * panel() : 0);
     packed = arena.take<E>(s.threads * packed_panels * packed_rows * kPanel);
     pairs = arena.take<E>(s.threads * packed_rows * pair_columns);
     buffer = arena.take<T>(s.threads * buffer_rows * kPanel);
     return arena.used;
   }
 
+  int64_t panel() const { return scan.template panel<0, Cell::kGates>(); }
+
   void run() {
-    in_team(s.threads, scan.barrier, [this](int index, int threads) {
-      for (int64_t q = index; p.dx && !scan.direct && q < QI; q += threads)
-        pack_transposed<Mul, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, q, Cell::kIh, L::kFirstIh,
-                                                   w_ih + q * scan.panel());
-      scan.run(index, threads);
-      scan.barrier.meet();
-      Worker{*this,
-             packed + index * packed_panels * packed_rows * kPanel,
-             pairs + index * packed_rows * pair_columns,
-             buffer + index * buffer_rows * kPanel,
-             threads,
-             index}
-          .finish();
-    });
+    in_team(s.threads, scan.barrier, [this](int index, int threads) { run(index, threads); });
+  }
+
+  ADL_NOINLINE void run(int index, int threads) {
+    for (int64_t q = index; p.dx && !scan.direct && q < QI; q += threads)
+      pack_transposed<Mul, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, q, Cell::kIh, L::kFirstIh, w_ih + q * panel());
+    scan.run(index, threads);
+    scan.barrier.meet();
+    Worker{*this,
+           packed + index * packed_panels * packed_rows * kPanel,
+           pairs + index * packed_rows * pair_columns,
+           buffer + index * buffer_rows * kPanel,
+           threads,
+           index}
+        .finish();
   }
 
   struct Worker {
@@ -84,36 +88,47 @@ struct Gradients {
       deal(f.s.B, [&](int64_t b) { write_initial(b); });
       if (p.dx) deal(blocks(f.s.N, task_rows(f.s)), [&](int64_t k) { write_dx(k * task_rows(f.s)); });
       if (p.dw_ih) {
-        const auto x = [&](int64_t row) { return p.x + row * f.w.I; };
-        deal(f.split_ih.tasks(),
-             [&](int64_t k) { write_dw(f.split_ih.task(k), x, f.w.I, Cell::kIh, L::kFirstIh, p.dw_ih); });
+        const auto x = [&](int64_t row) { return p.x + place_of(f.s, row) * f.w.I; };
+        deal(f.split_ih.tasks(), [&](int64_t k) {
+          write_dw<0, Cell::kGates>(f.split_ih.task(k), f.scan.of_x(), x, f.w.I, Cell::kIh, p.dw_ih);
+        });
       }
       if (p.dw_hh) {
-        const auto h = [&](int64_t row) { return f.scan.h_prev[row]; };
-        deal(f.split_hh.tasks(),
-             [&](int64_t k) { write_dw(f.split_hh.task(k), h, f.w.P, Cell::kHh, L::kFirstHh, p.dw_hh); });
+        const auto h = [&](int64_t row) { return f.scan.operand[row]; };
+        deal(f.split_hh.tasks(), [&](int64_t k) {
+          write_dw<0, L::kFirstGates>(f.split_hh.task(k), f.scan.of_h(), h, f.w.P, Cell::kHh, p.dw_hh);
+        });
+        if constexpr (Cell::kResetsBefore) {
+          const auto reset_h = [&](int64_t row) { return f.scan.reset_h + row * f.scan.ldh; };
+          deal(f.split_hh.tasks(), [&](int64_t k) {
+            write_dw<L::kFirstGates, Cell::kGates>(f.split_hh.task(k), f.scan.of_h(), reset_h, f.w.P, Cell::kHh,
+                                                   p.dw_hh);
+          });
+        }
       }
       if (p.dw_hr) deal(f.QH, [&](int64_t q) { write_dw_hr(q); });
-      if (p.db_ih || p.db_hh) deal(f.J, [&](int64_t j) { write_db(j); });
+      if (p.db_ih || p.db_hh || p.dw_ch || f.scan.normed)
+        deal(f.J, [&](int64_t j) { ColumnSums<BackwardScan<Cell, Io, Mul>>{f.scan, j}.write(); });
     }
 
     void write_initial(int64_t b) {
       const Weights<Io>& w = f.w;
-      convert_row(f.scan.dh + b * f.scan.ldh, w.P, f.p.dh_0 + b * w.P, w.P);
+      const int64_t to = order_of(f.s, b);
+      convert_row(f.scan.dh + b * f.scan.ldh, w.P, f.p.dh_0 + to * w.P, w.P);
       for (int64_t j = 0; j < f.J && Cell::kHasC; ++j) {
         const int64_t n = at_most(kUnits, w.H - j * kUnits);
-        convert_row(f.scan.dc + (j * f.s.B + b) * kUnits, n, f.p.dc_0 + b * w.H + j * kUnits, n);
+        convert_row(f.scan.dc + (j * f.s.B + b) * kUnits, n, f.p.dc_0 + to * w.H + j * kUnits, n);
       }
     }
 
     void write_dx(int64_t row) {
       const int64_t count = at_most(task_rows(f.s), f.s.N - row), I = f.w.I;
       for (int64_t q = 0; q < f.QI; ++q) {
-        f.scan.times_transposed(row, count, f.w.w_ih, I, q, f.w_ih, Cell::kIh, L::kFirstIh, kZeros<T>, 0, buffer,
-                                kPanel);
+        f.scan.template times_transposed<0, Cell::kGates>(f.scan.of_x(), row, count, f.w.w_ih, I, q, f.w_ih, Cell::kIh,
+                                                          kZeros<T>, 0, buffer, kPanel);
         const int64_t n = at_most(kPanel, I - q * kPanel);
         for (int64_t r = 0; r < count; ++r) {
-          Io* dx = f.p.dx + (row + r) * I + q * kPanel;
+          Io* dx = f.p.dx + place_of(f.s, row + r) * I + q * kPanel;
           const T* sum = buffer + r * kPanel;
           for (int64_t k = 0; k < n; ++k) dx[k] = convert<Io>(f.p.accumulate_dx ? convert<T>(dx[k]) + sum[k] : sum[k]);
         }
@@ -142,14 +157,18 @@ struct Gradients {
                       columns, out + r / kPack * panel_width(columns));
     }
 
-    // dw [G * H, K] = dgates^T values, some blocks of units by some panels of columns.
-    template <class Rows>
-    void write_dw(Split::Task task, Rows values, int64_t K, const int (&place)[Cell::kGates], int first, Io* dw) {
+    // Rows of gates kBegin.. of dw [G * H, K] = deltas^T values, some blocks of units by some panels of columns.
+    template <int kBegin, int kEnd, class Rows>
+    void write_dw(Split::Task task, Deltas<Mul> deltas, Rows values, int64_t K, const int (&place)[Cell::kGates],
+                  Io* dw) {
+      constexpr int kWidth = (kEnd - kBegin) * kUnits;
       const Range units = task.units, panels = task.panels;
-      if (f.scan.direct) return write_few(units, panels, values, K, place, dw);
+      const auto at = [&](int g) { return place[g] - L::first(place) + deltas.first; };
+      if (f.scan.direct) return write_few<kBegin, kEnd>(units, panels, deltas, values, K, at, dw);
+      const int first = L::template first_of<kBegin, kEnd>(at);
       const int64_t Q = panels.end - panels.begin;
       const auto sums = [&](int64_t j, int64_t q) {
-        return buffer + ((j - units.begin) * Q + q - panels.begin) * kColumns * kPanel;
+        return buffer + ((j - units.begin) * Q + q - panels.begin) * kWidth * kPanel;
       };
       for (int64_t row = 0; row < f.s.N; row += kPackedRows) {
         const int64_t count = at_most(kPackedRows, f.s.N - row);
@@ -158,20 +177,20 @@ struct Gradients {
                       packed + (q - panels.begin) * f.packed_rows * kPanel);
         for (int64_t j = units.begin; j < units.end; ++j) {
           const Left<E> left =
-              transposed(f.scan.dgates + (j * f.s.N + row) * kRow + first * kUnits, kRow, count, kColumns);
+              transposed(deltas.of + (j * f.s.N + row) * deltas.row + first * kUnits, deltas.row, count, kWidth);
           for (int64_t q = panels.begin; q < panels.end; ++q)
-            panel_product<E, T, true>(K - q * kPanel, kColumns, left,
+            panel_product<E, T, true>(K - q * kPanel, kWidth, left,
                                       packed + (q - panels.begin) * f.packed_rows * kPanel,
                                       row ? sums(j, q) : kZeros<T>, row ? kPanel : 0, sums(j, q), kPanel);
         }
       }
       for (int64_t j = units.begin; j < units.end; ++j) {
-        for (int g = 0; g < Cell::kGates; ++g) {
+        for (int g = kBegin; g < kEnd; ++g) {
           for (int64_t u = 0; u < kUnits && j * kUnits + u < f.w.H; ++u) {
             Io* row = dw + (g * f.w.H + j * kUnits + u) * K;
             for (int64_t q = panels.begin; q < panels.end; ++q) {
               const int64_t n = at_most(kPanel, K - q * kPanel);
-              convert_row(sums(j, q) + ((place[g] - first) * kUnits + u) * kPanel, n, row + q * kPanel, n);
+              convert_row(sums(j, q) + ((at(g) - first) * kUnits + u) * kPanel, n, row + q * kPanel, n);
             }
           }
         }
@@ -179,15 +198,15 @@ struct Gradients {
     }
 
     // The same straight into dw: every element is a sum over few rows.
-    template <class Rows>
-    void write_few(Range units, Range panels, Rows values, int64_t K, const int (&place)[Cell::kGates], Io* dw) {
+    template <int kBegin, int kEnd, class Rows, class At>
+    void write_few(Range units, Range panels, Deltas<Mul> deltas, Rows values, int64_t K, At at, Io* dw) {
       const int64_t begin = panels.begin * kPanel, n = at_most(panels.end * kPanel, K) - begin;
       const int64_t last = at_most(units.end * kUnits, f.w.H);
       for (int64_t unit = units.begin * kUnits; unit < last; ++unit) {
-        for (int g = 0; g < Cell::kGates; ++g) {
+        for (int g = kBegin; g < kEnd; ++g) {
           T d[kFewRows];
           for (int64_t r = 0; r < f.s.N; ++r)
-            d[r] = convert<T>(f.scan.dgates[(unit / kUnits * f.s.N + r) * kRow + place[g] * kUnits + unit % kUnits]);
+            d[r] = convert<T>(deltas.of[(unit / kUnits * f.s.N + r) * deltas.row + at(g) * kUnits + unit % kUnits]);
           Io* row = dw + (g * f.w.H + unit) * K + begin;
           for (int64_t k = 0; k < n; k += V::kLanes) {
             V sum(0);
@@ -209,24 +228,6 @@ struct Gradients {
       }
       const int64_t n = at_most(kPanel, H - q * kPanel);
       for (int64_t k = 0; k < P; ++k) convert_row(buffer + k * kPanel, n, f.p.dw_hr + k * H + q * kPanel, n);
-    }
-
-    // Column sums, in blocks of rows for the same reason as in a product.
-    void write_db(int64_t j) {
-      T total[kRow] = {};
-      for (int64_t row = 0; row < f.s.N; row += kBlock) {
-        T part[kRow] = {};
-        for (int64_t r = row; r < at_most(row + kBlock, f.s.N); ++r)
-          for (int k = 0; k < kRow; ++k) part[k] += convert<T>(f.scan.dgates[(j * f.s.N + r) * kRow + k]);
-        for (int k = 0; k < kRow; ++k) total[k] += part[k];
-      }
-      for (int g = 0; g < Cell::kGates; ++g) {
-        for (int64_t u = 0; u < kUnits && j * kUnits + u < f.w.H; ++u) {
-          const int64_t at = g * f.w.H + j * kUnits + u;
-          if (f.p.db_ih) f.p.db_ih[at] = convert<Io>(total[Cell::kIh[g] * kUnits + u]);
-          if (f.p.db_hh) f.p.db_hh[at] = convert<Io>(total[Cell::kHh[g] * kUnits + u]);
-        }
-      }
     }
   };
 };

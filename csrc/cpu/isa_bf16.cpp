@@ -9,11 +9,4 @@ const Kernels<BFloat16>& kernels<BFloat16>() {
   return kTable;
 }
 
-#if defined(__AVX512BF16__)
-const Kernels<float>& rounding() {
-  static constexpr Kernels<float> kTable = table<float, BFloat16>();
-  return kTable;
-}
-#endif
-
 }  // namespace adl::ADL_ISA_NAMESPACE

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #define ADL_INLINE inline __attribute__((always_inline))
+#define ADL_NOINLINE __attribute__((noinline, noclone))  // where copies would only take time to compile
 
 namespace adl {
 
@@ -25,6 +26,8 @@ template <class To, class From>
 ADL_INLINE To convert(From value) {
   if constexpr (__is_same(To, From)) {
     return value;
+  } else if constexpr (__is_same(From, uint8_t)) {
+    return To(value);
   } else if constexpr (__is_same(From, BFloat16)) {
     const uint32_t bits = uint32_t(value.bits) << 16;
     float out;

@@ -75,6 +75,9 @@ ADL_INLINE Range share_rows(const Sequence& s, int64_t index, int64_t of) {
   return range;
 }
 
+ADL_INLINE int64_t place_of(const Sequence& s, int64_t row) { return s.places ? s.places[row] : row; }
+ADL_INLINE int64_t order_of(const Sequence& s, int64_t b) { return s.order ? s.order[b] : b; }
+
 // The row before (t, b) in the order of the scan, -1 at the beginning; and a sequence's last.
 ADL_INLINE int64_t row_at(const Sequence& s, int64_t t, int64_t b) {
   return t < 0 || t >= s.T || b >= s.batch_sizes[t] ? -1 : s.offsets[t] + b;
@@ -88,6 +91,20 @@ ADL_INLINE int64_t last_row(const Sequence& s, int64_t b) {
     for (t = s.T - 1; s.batch_sizes[t] <= b;) --t;
   return s.offsets[t] + b;
 }
+
+// Where step t of a sequence and the one before it in the scan touch: at the later one's row, -1 at the end.
+ADL_INLINE int64_t seam(const Sequence& s, int64_t t, int64_t b) { return row_at(s, s.reverse ? t + 1 : t, b); }
+// Whether the state is zero before step t, and whether gradients pass from t to the step before.
+ADL_INLINE bool resets(const Sequence& s, int64_t t, int64_t b) {
+  if (!s.resets) return false;
+  const int64_t row = seam(s, t, b);
+  return row >= 0 && s.resets[place_of(s, row)];
+}
+ADL_INLINE bool severs(const Sequence& s, int64_t t, int64_t b) {
+  const int64_t later = s.reverse ? t + 1 : t;
+  return (s.bptt_steps > 0 && later > 0 && later % s.bptt_steps == 0 && seam(s, t, b) >= 0) || resets(s, t, b);
+}
+
 ADL_INLINE int64_t step_at(const Sequence& s, int64_t index) { return s.reverse ? s.T - 1 - index : index; }
 
 // The first n of a row as another kind of number, and zeros up to `width`.
@@ -125,8 +142,26 @@ struct Layout {
     for (int g = 1; g < kGates; ++g) least = place[g] < least ? place[g] : least;
     return least;
   }
+  // The least of at(g) for some gates.
+  template <int kBegin, int kEnd, class At>
+  static ADL_INLINE int first_of(At at) {
+    int least = at(kBegin);
+    for (int g = kBegin + 1; g < kEnd; ++g) least = at(g) < least ? at(g) : least;
+    return least;
+  }
   // A product adds to kGates neighbouring pre-activations, from this one on.
   static constexpr int kFirstIh = first(Cell::kIh), kFirstHh = first(Cell::kHh);
+  // The gates whose products with W_hh read h; those of the others read r h.
+  static constexpr int kFirstGates = Cell::kResetsBefore ? kGates - 1 : kGates;
+  struct FirstGates {
+    int of[kFirstGates];
+  };
+  static constexpr FirstGates first_gates() {
+    FirstGates out{};
+    for (int g = 0; g < kFirstGates; ++g) out.of[g] = Cell::kHh[g];
+    return out;
+  }
+  static constexpr FirstGates kHhFirst = first_gates();
 };
 
 }  // namespace

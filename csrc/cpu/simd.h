@@ -83,6 +83,13 @@ struct Simd {
 #endif
   }
 
+  static ADL_INLINE Simd load(const uint8_t* p) {
+    typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+    Bytes bytes;
+    std::memcpy(&bytes, p, sizeof bytes);
+    return Simd(__builtin_convertvector(bytes, Register));
+  }
+
   // The first n lanes; those loaded beyond are zero.
   template <class From>
   static ADL_INLINE Simd load(const From* p, int64_t n) {

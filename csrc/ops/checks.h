@@ -86,8 +86,9 @@ inline LayerShape check_layer(const char* op, const CellFacts& cell, const at::T
   TORCH_CHECK(count % s.D == 0 && basic >= 2 && basic <= 5, op,
               ": weights must hold weight_ih, weight_hh [, bias_ih, bias_hh] [, weight_hr]",
               asked.peephole ? ", weight_ch" : "",
-              !asked.layer_norm ? "" : has_c ? ", weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c"
-                                             : ", weight_ln_ih, weight_ln_hh",
+              !asked.layer_norm ? ""
+              : has_c           ? ", weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c"
+                                : ", weight_ln_ih, weight_ln_hh",
               " for each of ", s.D, " directions, got ", count, " tensors");
   s.bias = basic >= 4;
   s.projection = basic % 2 == 1;
@@ -140,10 +141,11 @@ inline Squash check_activation(const char* op, const char* name, c10::string_vie
 inline void check_extras(const char* op, const CellFacts& cell, const LayerShape& s, const at::Tensor& x,
                          const Asked& asked) {
   std::vector<int64_t> rows(x.sizes().begin(), x.sizes().end() - 1);
-  const auto check = [&](const char* name, const at::Tensor& t, std::vector<int64_t> sizes, bool type, const char* wanted) {
+  const auto check = [&](const char* name, const at::Tensor& t, std::vector<int64_t> sizes, bool type,
+                         const char* wanted) {
     TORCH_CHECK(type && t.sizes() == at::IntArrayRef(sizes) && t.device() == x.device(), op, ": ", name, " must be ",
-                wanted, " ", at::IntArrayRef(sizes), " on ", x.device(), ", got ", t.scalar_type(), " ", t.sizes(), " on ",
-                t.device());
+                wanted, " ", at::IntArrayRef(sizes), " on ", x.device(), ", got ", t.scalar_type(), " ", t.sizes(),
+                " on ", t.device());
   };
   if (asked.lengths) {
     const at::Tensor& t = *asked.lengths;
@@ -167,8 +169,9 @@ inline void check_extras(const char* op, const CellFacts& cell, const LayerShape
     if (zone) check(name, *zone, sizes, zone->scalar_type() == at::kByte, "uint8");
   };
   const size_t states = cell.has_c ? 2 : 1;
-  TORCH_CHECK(bool(asked.zoneout_c) == (asked.zoneout_h && cell.has_c), op, ": zoneout_c must ",
-              asked.zoneout_h && cell.has_c ? "come with zoneout_h" : "not be given without zoneout_h or for cells without c");
+  TORCH_CHECK(
+      bool(asked.zoneout_c) == (asked.zoneout_h && cell.has_c), op, ": zoneout_c must ",
+      asked.zoneout_h && cell.has_c ? "come with zoneout_h" : "not be given without zoneout_h or for cells without c");
   check_zone("zoneout_h", asked.zoneout_h, s.P);
   check_zone("zoneout_c", asked.zoneout_c, s.H);
   TORCH_CHECK(asked.zoneout.empty() || asked.zoneout.size() == states, op, ": zoneout must hold ", states,

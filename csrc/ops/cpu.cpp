@@ -45,8 +45,8 @@ struct Rows {
     const LayerShape& s = layer.s;
     const int64_t work = 2 * s.N * Cell::kGates * s.H * (s.I + s.P);
     const bool serial = at::in_parallel_region() || work < kWorthAThread;
-    Sequence out{s.T,    s.B, s.N, layer.batch_sizes.data(), layer.offsets.data(),
-                 d == 1, serial ? 1 : at::get_num_threads()};
+    Sequence out{
+        s.T, s.B, s.N, layer.batch_sizes.data(), layer.offsets.data(), d == 1, serial ? 1 : at::get_num_threads()};
     if (layer.lengths.defined()) {
       out.T = batch_sizes.size(), out.B = order.size(), out.N = places.size();
       out.batch_sizes = batch_sizes.data(), out.offsets = offsets.data();

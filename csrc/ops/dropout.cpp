@@ -5,6 +5,8 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 namespace adl {
 namespace {
 
@@ -32,6 +34,28 @@ Tensor dropout(const Tensor& x_in, double p, const Tensor& seed_in, int64_t stre
   return y;
 }
 
+// The words of some blocks at once, in loops that a compiler turns into SIMD: whether each is below the threshold.
+constexpr int kAtOnce = 32;
+void draw(uint64_t seed, uint64_t stream, uint64_t block, uint64_t threshold, uint8_t* to) {
+  uint32_t c[4][kAtOnce], key[2] = {uint32_t(seed), uint32_t(seed >> 32)};
+  for (int n = 0; n < kAtOnce; ++n) {
+    c[0][n] = uint32_t(block + n), c[1][n] = uint32_t((block + n) >> 32);
+    c[2][n] = uint32_t(stream), c[3][n] = uint32_t(stream >> 32);
+  }
+  for (int round = 0; round < 10; ++round) {
+    for (int n = 0; n < kAtOnce; ++n) {
+      const uint64_t a = uint64_t(0xD2511F53u) * c[0][n], b = uint64_t(0xCD9E8D57u) * c[2][n];
+      c[0][n] = uint32_t(b >> 32) ^ c[1][n] ^ key[0], c[1][n] = uint32_t(b);
+      c[2][n] = uint32_t(a >> 32) ^ c[3][n] ^ key[1], c[3][n] = uint32_t(a);
+    }
+    key[0] += 0x9E3779B9u, key[1] += 0xBB67AE85u;
+  }
+  const uint32_t below = threshold ? uint32_t(threshold - 1) : 0;  // threshold may be 2^32
+  const uint8_t any = threshold != 0;
+  for (int n = 0; n < kAtOnce; ++n)
+    for (int k = 0; k < 4; ++k) to[4 * n + k] = uint8_t(c[k][n] <= below) & any;
+}
+
 Tensor mask(const Tensor& like, at::IntArrayRef sizes, double p, const Tensor& seed_in, int64_t stream) {
   check_dropout(like, p, seed_in);
   const Tensor y = at::empty(sizes, like.options().dtype(at::kByte));
@@ -39,10 +63,16 @@ Tensor mask(const Tensor& like, at::IntArrayRef sizes, double p, const Tensor& s
   const Dropout d = Dropout::of(p, stream);
   const int64_t count = y.numel();
   uint8_t* to = y.mutable_data_ptr<uint8_t>();
-  at::parallel_for(0, (count + 3) / 4, kGrain, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const Words words = philox(seed, d.stream, block);
-      for (int64_t k = 0, i = 4 * block; k < 4 && i < count; ++k, ++i) to[i] = words.of[k] < d.threshold;
+  constexpr int64_t kStep = 4 * kAtOnce;
+  at::parallel_for(0, (count + kStep - 1) / kStep, kGrain / kAtOnce, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      if (part * kStep + kStep <= count) {
+        draw(seed, d.stream, part * kAtOnce, d.threshold, to + part * kStep);
+      } else {
+        uint8_t last[kStep];
+        draw(seed, d.stream, part * kAtOnce, d.threshold, last);
+        std::copy(last, last + (count - part * kStep), to + part * kStep);
+      }
     }
   });
   return y;

@@ -105,8 +105,8 @@ struct EagerLayer : torch::autograd::Function<EagerLayer> {
   static Tensors forward(torch::autograd::AutogradContext* ctx, int64_t cell, bool step, const Tensor& x,
                          at::TensorList hx, at::TensorList weights) {
     const Ops& ops = ops_of(cell);
-    Tensors out = step ? run_forward(ops.saving, one_step(x), one_step(hx), weights)
-                       : run_forward(ops.saving, x, hx, weights);
+    Tensors out =
+        step ? run_forward(ops.saving, one_step(x), one_step(hx), weights) : run_forward(ops.saving, x, hx, weights);
     Tensors kept{out[0], x};
     kept.insert(kept.end(), hx.begin(), hx.end());
     kept.insert(kept.end(), weights.begin(), weights.end());

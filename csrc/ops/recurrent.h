@@ -80,7 +80,7 @@ struct BackwardOp {
     for (size_t k = 0; k < outputs; ++k) {
       const MaybeTensor grad = grads_in.get(k);
       grads.push_back(grad && grad->defined() ? prepare(*grad, layer.type) : Tensor());
-      const std::vector<int64_t> sizes = k == 0           ? y.sizes().vec()
+      const std::vector<int64_t> sizes = k == 0          ? y.sizes().vec()
                                          : k > hx.size() ? layer.row_sizes(layer.s.H)
                                                          : hx[k - 1].sizes().vec();
       if (grads[k].defined()) check_tensor_of_forward(op, "a gradient", grads[k], sizes, layer.x);

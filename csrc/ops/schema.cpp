@@ -33,12 +33,14 @@ void define(torch::Library& m, const std::string& cell) {
   const std::string inputs = "Tensor x, Tensor[] hx, Tensor[] weights, ";
   const std::string extras =
       "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, Tensor? recurrent_mask=None, "
-      "Tensor? zoneout_h=None, Tensor? zoneout_c=None, float[] zoneout=[], str cell_activation='tanh', str hidden_activation='tanh', "
+      "Tensor? zoneout_h=None, Tensor? zoneout_c=None, float[] zoneout=[], str cell_activation='tanh', str "
+      "hidden_activation='tanh', "
       "bool peephole=False, bool layer_norm=False, bool all_states=False, int bptt_steps=0";
   const std::string required = std::regex_replace(extras, std::regex("=[^,]+"), "");
   m.def((cell + "(" + inputs + extras + ") -> Tensor[]").c_str());
   m.def((cell + "_forward(" + inputs + extras + ") -> Tensor[]").c_str());
-  m.def((cell + "_backward(Tensor?[] grads, " + inputs + required + ", Tensor y, Tensor[] saved, bool[] needs) -> Tensor[]")
+  m.def((cell + "_backward(Tensor?[] grads, " + inputs + required +
+         ", Tensor y, Tensor[] saved, bool[] needs) -> Tensor[]")
             .c_str());
 }
 

@@ -1,0 +1,287 @@
+// The way back of forward_phases.h: a step in phases, after each of which threads that share a row meet.
+//
+// With layer norm forward kept the products alone; gates and all else are made again from them.
+#pragma once
+
+#include "cpu/norm.h"
+
+namespace adl {
+namespace {
+
+// What a backward scan with layer norm holds.
+template <class T>
+struct BackwardNorms {
+  T* bias;                // [J, pre, U]
+  T* gains;               // [J, 2, G, U] of W_ih x and W_hh h
+  T* gains_c;             // [J, 2, U] gain and shift
+  Norm<T>* of_products;   // [3, N] of W_ih x, W_hh h, the second product
+  Norm<T>* of_c;          // [threads, B]
+  T* made;                // [J, B, pre + 1, U] gates and c of a step; on the way dL/dc normalised instead of c
+  Moments<T>* moments_c;  // [J, B]
+  NormSums<T>* sums;      // [4, J, B]
+
+  void take(Arena& arena, int gates, int pre, int units, int64_t J, const Sequence& s, bool has_c) {
+    bias = arena.take<T>(J * pre * units);
+    gains = arena.take<T>(J * 2 * gates * units);
+    gains_c = arena.take<T>(has_c ? J * 2 * units : 0);
+    of_products = arena.take<Norm<T>>(3 * s.N);
+    of_c = arena.take<Norm<T>>(has_c ? s.threads * s.B : 0);
+    made = arena.take<T>(has_c ? J * s.B * (pre + 2) * units : 0);
+    moments_c = arena.take<Moments<T>>(has_c ? J * s.B : 0);
+    sums = arena.take<NormSums<T>>(4 * J * s.B);
+  }
+};
+
+template <class Scan>
+struct BackwardPhases;
+
+template <template <class, class, class> class Scan, class Cell, class Io, class Mul>
+struct BackwardPhases<Scan<Cell, Io, Mul>> {
+  using F = Scan<Cell, Io, Mul>;
+  using L = Layout<Cell>;
+  using T = Sum<Mul>;
+  using V = Simd<T>;
+  using Worker = typename F::Worker;
+  using Site = typename Worker::Site;
+  static constexpr int kUnits = L::kUnits, kRow = L::kRow, kColumns = L::kColumns, kFirst = L::kFirstGates;
+  static constexpr int kGates = Cell::kGates, kPre = Cell::kPre;
+
+  Worker& k;
+  F& f = k.f;
+  BackwardNorms<T>& n = f.norms;
+
+  int64_t units_of(int64_t j) const { return at_most(kUnits, f.w.H - j * kUnits); }
+  static const Io* products(const F& f, int64_t j, int64_t row) { return f.p.gates + (j * f.s.N + row) * 2 * kColumns; }
+  T* made(int64_t j, int64_t b) const { return n.made + (j * f.s.B + b) * (kRow + 2 * kUnits); }
+  NormSums<T>& sums(NormKind kind, int64_t j, int64_t b) const { return n.sums[(kind * f.J + j) * f.s.B + b]; }
+  static const Norm<T>& norm(const F& f, NormKind kind, int64_t row) { return f.norms.of_products[kind * f.s.N + row]; }
+
+  // f(j, r, site) for all of this thread's at a step.
+  template <class Body>
+  void each(int64_t t, int64_t count, Body body) {
+    for (int64_t j = k.units.begin; j < k.units.end; ++j)
+      for (int64_t r = 0; r < count; ++r) body(j, k.rows.begin + r, Site(f, t, j, k.rows.begin + r));
+  }
+
+  // What does not depend on the scan: statistics of the products, gains and biases by blocks.
+  static void prepare(F& f, int index, int threads) {
+    BackwardNorms<T>& n = f.norms;
+    const Weights<Io>& w = f.w;
+    const Range rows = share(f.s.N, index, threads);
+    const auto find = [&](NormKind kind, int64_t row, int64_t first, int gates) {
+      n.of_products[kind * f.s.N + row] = norm_of<kUnits, T>(w.H, gates, [&](int64_t j) {
+        return moments<kUnits, T>(products(f, j, row) + first, gates, at_most(kUnits, w.H - j * kUnits));
+      });
+    };
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      find(kOfX, row, 0, kGates);
+      find(kOfH, row, kColumns, kFirst);
+      if (Cell::kResetsBefore) find(kOfSecond, row, kColumns + kFirst * kUnits, 1);
+    }
+    for (int64_t j = index; j < f.J; j += threads) {
+      const int64_t first = j * kUnits, count = at_most(kUnits, w.H - first);
+      T* bias = n.bias + j * kRow;
+      std::memset(bias, 0, kRow * sizeof(T));
+      for (int g = 0; g < kGates; ++g) {
+        for (int64_t u = 0; u < count && w.b_ih; ++u) {
+          bias[Cell::kIh[g] * kUnits + u] += convert<T>(w.b_ih[g * w.H + first + u]);
+          bias[Cell::kHh[g] * kUnits + u] += convert<T>(w.b_hh[g * w.H + first + u]);
+        }
+        convert_row(w.ln_ih + g * w.H + first, count, n.gains + (j * 2 * kGates + g) * kUnits, kUnits);
+        convert_row(w.ln_hh + g * w.H + first, count, n.gains + ((j * 2 + 1) * kGates + g) * kUnits, kUnits);
+      }
+      if (!Cell::kHasC) continue;
+      convert_row(w.ln_c + first, count, n.gains_c + j * 2 * kUnits, kUnits);
+      convert_row(w.ln_c_shift + first, count, n.gains_c + (j * 2 + 1) * kUnits, kUnits);
+    }
+  }
+
+  V gain(int64_t j, int side, int g, int u) const {
+    return V::load(n.gains + ((j * 2 + side) * kGates + g) * kUnits + u);
+  }
+
+  // A product of gate g, normalised: of x (side 0) or of h.
+  static V normed(const F& f, int64_t j, int64_t row, int side, int g, int u) {
+    const int place = side == 0 ? Cell::kIh[g] - L::kFirstIh : kGates + Cell::kHh[g] - L::kFirstHh;
+    const Norm<T>& m = norm(f, side == 0 ? kOfX : g < kFirst ? kOfH : kOfSecond, row);
+    return (V::load(products(f, j, row) + place * kUnits + u) - V(m.mean)) * V(m.scale);
+  }
+
+  void load_pre(int64_t j, int64_t row, int u, V* v) const {
+    for (int p = 0; p < kPre; ++p) v[p] = V::load(n.bias + j * kRow + p * kUnits + u);
+    for (int g = 0; g < kGates; ++g) {
+      v[Cell::kIh[g]] = v[Cell::kIh[g]] + gain(j, 0, g, u) * normed(f, j, row, 0, g, u);
+      v[Cell::kHh[g]] = v[Cell::kHh[g]] + gain(j, 1, g, u) * normed(f, j, row, 1, g, u);
+    }
+  }
+
+  void step(int64_t t, int64_t count) {
+    if constexpr (Cell::kHasC) {
+      remake(t, count);
+      emit_backward(t, count);
+      remember_backward(t, count);
+    } else {
+      backward(t, count);
+    }
+    if constexpr (Cell::kResetsBefore) second_backward(t, count);
+    if (f.normed) norms_backward<0, kFirst>(t, count, true);
+    k.meet();
+  }
+
+  // Gates and c once more.
+  void remake(int64_t t, int64_t count) {
+    each(t, count, [&](int64_t j, int64_t b, const Site& site) {
+      for (int u = 0; u < kUnits; u += V::kLanes) {
+        V v[kPre], peep[Cell::kPeepholes + 1], c = V::load(site.c_prev + u);
+        load_pre(j, site.row, u, v);
+        site.load_peepholes(u, peep);
+        Cell::remember(v, c, peep, f.e.choice);
+        for (int p = 0; p < kPre; ++p) v[p].store(made(j, b) + p * kUnits + u);
+        c.store(made(j, b) + kRow + u);
+        site.put_candidate(u, c);
+      }
+      n.moments_c[j * f.s.B + b] = moments<kUnits, T>(made(j, b) + kRow, 1, units_of(j));
+    });
+    k.meet();
+    for (int64_t b = k.rows.begin; b < k.rows.begin + count; ++b)
+      n.of_c[k.index * f.s.B + b] = norm_of<kUnits, T>(f.w.H, 1, [&](int64_t j) { return n.moments_c[j * f.s.B + b]; });
+  }
+
+  V normed_c(int64_t j, int64_t b, int u) const {
+    const Norm<T>& m = n.of_c[k.index * f.s.B + b];
+    return (V::load(made(j, b) + kRow + u) - V(m.mean)) * V(m.scale);
+  }
+
+  void emit_backward(int64_t t, int64_t count) {
+    each(t, count, [&](int64_t j, int64_t b, const Site& site) {
+      const T *gain = n.gains_c + j * 2 * kUnits, *shift = gain + kUnits;
+      Mul* kept = f.ds + (j * f.s.N + site.row) * 2 * kUnits;
+      T* e = made(j, b) + kRow + kUnits;
+      for (int u = 0; u < kUnits; u += V::kLanes) {
+        V v[kPre], dh, dc, dh_stays, dc_stays;
+        for (int p = 0; p < kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
+        site.split(u, dh, dc, dh_stays, dc_stays);
+        const V c = normed_c(j, b, u);
+        const V ds = Cell::emit_backward(v, V::load(gain + u) * c + V::load(shift + u), dh, f.e.choice);
+        ds.store(kept + u);
+        (ds * c).store(kept + kUnits + u);
+        (ds * V::load(gain + u)).store(e + u);
+        for (int p = 0; p < kPre; ++p) v[p].store(made(j, b) + p * kUnits + u);
+      }
+      sums(kOfC, j, b) = {
+          sum_units<kUnits, T>(1, units_of(j), [&](int u) { return V::load(e + u); }),
+          sum_units<kUnits, T>(1, units_of(j), [&](int u) { return V::load(e + u) * normed_c(j, b, u); })};
+    });
+    k.meet();
+  }
+
+  void remember_backward(int64_t t, int64_t count) {
+    NormSums<T> all{};
+    int64_t of = -1;  // the sequence that `all` is of
+    const auto body = [&](int64_t j, int64_t b, const Site& site) {
+      if (of != b) all = sums_of<T>(f.J, [&](int64_t i) { return sums(kOfC, i, b); }), of = b;
+      const T scale = n.of_c[k.index * f.s.B + b].scale, share = T(1) / T(f.w.H);
+      for (int u = 0; u < kUnits; u += V::kLanes) {
+        V v[kPre], peep[Cell::kPeepholes + 1], dh, dc, dh_stays, dc_stays;
+        for (int p = 0; p < kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
+        site.load_peepholes(u, peep);
+        site.split(u, dh, dc, dh_stays, dc_stays);
+        const V e = V::load(made(j, b) + kRow + kUnits + u);
+        dc = dc + V(scale) * (e - V(share) * (V(all.plain) + normed_c(j, b, u) * V(all.weighted)));
+        Cell::remember_backward(v, V::load(site.c_prev + u), V::load(made(j, b) + kRow + u), dc, peep, f.e.choice);
+        site.put(u, v, dh_stays, dc + dc_stays);
+      }
+    };
+    for (int64_t r = 0; r < count; ++r)
+      for (int64_t j = k.units.begin; j < k.units.end; ++j) body(j, k.rows.begin + r, Site(f, t, j, k.rows.begin + r));
+  }
+
+  // Of a cell without c.
+  void backward(int64_t t, int64_t count) {
+    each(t, count, [&](int64_t j, int64_t, const Site& site) {
+      const Io* gates = f.p.gates + (j * f.s.N + site.row) * kRow;
+      for (int u = 0; u < kUnits; u += V::kLanes) {
+        V d[kPre], dh, dc, dh_stays, dc_stays, h_prev = V::load(site.h_prev + u, site.width - u), h = h_prev;
+        if (f.normed) {
+          load_pre(j, site.row, u, d);
+          if constexpr (Cell::kResetsBefore) Cell::reset(d);
+          if constexpr (!Cell::kHasC) Cell::forward(d, h);
+        } else {
+          for (int p = 0; p < kPre; ++p) d[p] = V::load(gates + p * kUnits + u);
+        }
+        site.split(u, dh, dc, dh_stays, dc_stays);
+        if constexpr (!Cell::kHasC) Cell::backward(d, h_prev, h, dh);
+        site.put(u, d, dh + dh_stays, dc);
+      }
+    });
+  }
+
+  // Through U_n (r h): r, which `backward` left in the place of its gradient, has it now; `around` is what comes to h.
+  void second_backward(int64_t t, int64_t count) {
+    if (f.normed) norms_backward<kFirst, kGates>(t, count, false);
+    k.meet();
+    const int64_t begin = k.rows.begin, row = f.s.offsets[t] + begin;
+    for (int64_t q = k.panels_p.begin; q < k.panels_p.end; ++q)
+      f.template times_transposed<kFirst, kGates>(f.of_h(), row, count, f.w.w_hh, f.w.P, q, f.w_n, Cell::kHh, kZeros<T>,
+                                                  0, f.product + begin * f.ldh + q * kPanel, f.ldh);
+    each(t, count, [&](int64_t j, int64_t b, const Site& site) {
+      const int64_t at = b * f.ldh + j * kUnits;
+      Io* reset = f.reset_h + site.row * f.ldh + j * kUnits;
+      const Io* h = f.operand[site.row] + j * kUnits;
+      for (int u = 0; u < kUnits; u += V::kLanes) {
+        V d[kPre], hv = V::load(h + u, site.width - u);
+        d[0] = V::load(site.dgates + u);
+        (d[0] * hv).store(reset + u);
+        Cell::reset_backward(d, hv, V::load(f.product + at + u)).store(f.around + at + u);
+        d[0].store(site.dgates + u);
+      }
+    });
+  }
+
+  // From the gradients of the pre-activations those of the products of gates kBegin.., and with `of_x` of W_ih x.
+  template <int kBegin, int kEnd>
+  void norms_backward(int64_t t, int64_t count, bool of_x) {
+    constexpr NormKind kind = kBegin == 0 ? kOfH : kOfSecond;
+    // dL/d(normalised product) of gate g.
+    const auto e = [&](const Site& site, int64_t j, int side, int g, int u) {
+      const int place = side == 0 ? Cell::kIh[g] : Cell::kHh[g];
+      return V::load(site.dgates + place * kUnits + u) * gain(j, side, g, u);
+    };
+    const auto sum = [&](const Site& site, int64_t j, int side, int first, int gates) {
+      const auto weighted = [&](bool by) {
+        return sum_units<kUnits, T>(gates, units_of(j), [&](int at) {
+          const int g = first + at / kUnits, u = at % kUnits;
+          const V value = e(site, j, side, g, u);
+          return by ? value * normed(f, j, site.row, side, g, u) : value;
+        });
+      };
+      return NormSums<T>{weighted(false), weighted(true)};
+    };
+    each(t, count, [&](int64_t j, int64_t b, const Site& site) {
+      sums(kind, j, b) = sum(site, j, 1, kBegin, kEnd - kBegin);
+      if (of_x) sums(kOfX, j, b) = sum(site, j, 0, 0, kGates);
+    });
+    k.meet();
+    for (int64_t r = 0; r < count; ++r) {
+      const int64_t b = k.rows.begin + r;
+      const NormSums<T> h = sums_of<T>(f.J, [&](int64_t j) { return sums(kind, j, b); });
+      const NormSums<T> x = of_x ? sums_of<T>(f.J, [&](int64_t j) { return sums(kOfX, j, b); }) : NormSums<T>{};
+      for (int64_t j = k.units.begin; j < k.units.end; ++j) {
+        const Site site(f, t, j, b);
+        const auto put = [&](Mul* to, int side, int g, int place, NormKind of, const NormSums<T>& all, int gates) {
+          const T share = T(1) / T(gates * f.w.H), scale = norm(f, of, site.row).scale;
+          for (int u = 0; u < kUnits; u += V::kLanes) {
+            const V mean = V(share) * (V(all.plain) + normed(f, j, site.row, side, g, u) * V(all.weighted));
+            (V(scale) * (e(site, j, side, g, u) - mean))
+                .store(to + (j * f.s.N + site.row) * kColumns + place * kUnits + u);
+          }
+        };
+        for (int g = kBegin; g < kEnd; ++g) put(f.dgh, 1, g, Cell::kHh[g] - L::kFirstHh, kind, h, kEnd - kBegin);
+        for (int g = 0; g < kGates && of_x; ++g) put(f.dgx, 0, g, Cell::kIh[g] - L::kFirstIh, kOfX, x, kGates);
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace adl
