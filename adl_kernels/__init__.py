@@ -12,7 +12,7 @@ _build_check.check(torch.__version__, torch.version.cuda)
 from . import _C as _C  # noqa: E402 (registers the ops; the check above comes first)
 from . import _autograd as _autograd  # noqa: E402
 from . import _fake as _fake  # noqa: E402
-from . import functional  # noqa: E402
+from . import diagnostics, functional  # noqa: E402
 from ._build_info import VERSION as __version__  # noqa: E402
 from .cell_modules import GRUCell, LSTMCell, RNNCell  # noqa: E402
 from .convert import Report, convert, revert  # noqa: E402
@@ -28,6 +28,7 @@ __all__ = [
     "Report",
     "__version__",
     "convert",
+    "diagnostics",
     "functional",
     "revert",
 ]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -154,13 +156,15 @@ STEPS = {
 
 
 def wanted(*tensors: Tensor | None) -> bool:
-    """Whether vmap, another functorch transform or forward-mode AD is at work.
+    """Whether vmap, another functorch transform, forward-mode AD or a recording is at work.
 
     The ops know none of them, the definition all. `tensors` are looked at for the older vmap of
     ``torch.autograd.grad(..., is_grads_batched=True)``, which shows in nothing else.
     """
     if torch.compiler.is_compiling():
         return False
+    if recording.get() is not None:
+        return True
     if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors):
         return True
     dual = torch.autograd.forward_ad._current_level >= 0
@@ -211,48 +215,120 @@ def _direction(
     cell: str, x: Tensor, state: State, w: Weights, how: Extras, d: int
 ) -> tuple[State, State]:
     """Every step's h [and c] in the rows of x, and the final state."""
-    packed = how.batch_sizes is not None
-    masks = [mask[d] for mask in (how.zoneout_h, how.zoneout_c) if mask is not None]
-    kept = [] if masks else list(how.zoneout)
-    sizes = how.batch_sizes.tolist() if packed else [x.size(1)] * x.size(0)
-    rows = [list(t.split(sizes) if packed else t) for t in (x, *masks)]
-    xs, zones = rows[0] if sizes else [], rows[1:]
-    lengths = None if how.lengths is None else how.lengths.to(x.device)[:, None]
-    steps = list(range(len(sizes)))
-    outputs: list[State] = [()] * len(sizes)
-    for t in steps[::-1] if d else steps:
-        size, boundary = sizes[t], t + d  # between this step and the one before it in the scan
-        old = tuple(s[:size] for s in state)
-        if boundary < len(sizes):
-            begun: Tensor | bool = True if lengths is None else boundary < lengths
-            if packed:
-                begun = (torch.arange(size, device=x.device) < sizes[boundary])[:, None]
-            if how.reset is not None:
-                fresh = how.reset[boundary][:, None] & begun
-                old = tuple(torch.where(fresh, 0, s) for s in old)
-            if how.bptt_steps and boundary and boundary % how.bptt_steps == 0:
-                cut = tuple(s.detach() for s in old)
-                if isinstance(begun, Tensor):
-                    cut = tuple(torch.where(begun, a, b) for a, b in zip(cut, old, strict=True))
-                old = cut
-        h = old[0] if how.recurrent_mask is None else old[0] * how.recurrent_mask[d, :size]
-        new = STEPS[cell](xs[t], h, old, w, how)
-        if w.hr is not None:
-            new = (linear(new[0], w.hr), *new[1:])
-        if zones or kept:
-            shares = [zone[t].to(new[0].dtype) for zone in zones] or kept
-            new = tuple(k * s + (1 - k) * n for n, s, k in zip(new, old, shares, strict=False))
-        outputs[t] = new
-        if lengths is not None:
-            runs = t < lengths
-            outputs[t] = tuple(torch.where(runs, n, 0) for n in new)
-            new = tuple(torch.where(runs, n, s) for n, s in zip(new, state, strict=True))
-        # Sequences that have ended, or in reverse have not begun, keep their state.
-        state = tuple(torch.cat([n, s[size:]]) for n, s in zip(new, state, strict=True))
-    if not sizes:
+    scan = Scan.of(cell, x, w, how, d)
+    record = Record(scan, [()] * len(scan.xs), [()] * len(scan.xs))
+    for t in scan.steps:
+        record.before[t] = state
+        record.new[t], state = scan.advance(t, state)
+    seen = recording.get()
+    if seen is not None:
+        seen.append(record)
+    if not scan.xs:
         return tuple(x.new_empty(*x.shape[:-1], s.size(1)) for s in state), state
-    join = torch.cat if packed else torch.stack
+    join = torch.stack if how.batch_sizes is None else torch.cat
+    outputs = (scan.output(t, new) for t, new in enumerate(record.new))
     return tuple(join(list(h)) for h in zip(*outputs, strict=True)), state
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One direction of a layer, step by step; rows of a step: sequences that have it."""
+
+    cell: str
+    w: Weights
+    how: Extras
+    d: int  # 1: the reverse direction
+    xs: list[Tensor]  # T of [rows, I]
+    zones: list[list[Tensor]]  # T of the zoneout masks [rows, P] and [rows, H], where there are any
+
+    @classmethod
+    def of(cls, cell: str, x: Tensor, w: Weights, how: Extras, d: int) -> Scan:
+        masks = [mask[d] for mask in (how.zoneout_h, how.zoneout_c) if mask is not None]
+        sizes = None if how.batch_sizes is None else how.batch_sizes.tolist()
+        xs, *zones = (list(t) if sizes is None else list(t.split(sizes)) for t in (x, *masks))
+        xs = xs if sizes is None or sizes else []  # split() leaves one piece of nothing
+        return cls(cell, w, how, d, xs, [[zone[t] for zone in zones] for t in range(len(xs))])
+
+    @property
+    def steps(self) -> range:
+        return range(len(self.xs) - 1, -1, -1) if self.d else range(len(self.xs))
+
+    def first(self, count: int) -> Scan:
+        """The same of the first `count` sequences."""
+        lengths, reset, mask = self.how.lengths, self.how.reset, self.how.recurrent_mask
+        how = self.how._replace(
+            lengths=None if lengths is None else lengths[:count],
+            reset=None if reset is None else reset[:, :count],
+            recurrent_mask=None if mask is None else mask[:, :count],
+        )
+        zones = [[zone[:count] for zone in masks] for masks in self.zones]
+        return replace(self, how=how, xs=[x[:count] for x in self.xs], zones=zones)
+
+    def advance(self, t: int, state: State) -> tuple[State, State]:
+        """What step t makes of its rows, and with it the state of every sequence."""
+        size = self.xs[t].size(0)
+        new = made = self._step(t, self._found(t, tuple(s[:size] for s in state)))
+        runs = self.lasts(t)
+        if runs is not None:
+            new = tuple(torch.where(runs, n, s) for n, s in zip(made, state, strict=True))
+        # Sequences that have ended, or in reverse have not begun, keep their state.
+        return made, tuple(torch.cat([n, s[size:]]) for n, s in zip(new, state, strict=True))
+
+    def output(self, t: int, made: State) -> State:
+        """Zero past the end of a sequence."""
+        runs = self.lasts(t)
+        return made if runs is None else tuple(torch.where(runs, n, 0) for n in made)
+
+    def lasts(self, t: int, rows: int | None = None) -> Tensor | None:
+        """Which sequences have a step t, [B, 1], of so many rows of another step; None for all."""
+        lengths, here = self.how.lengths, self.xs[t]
+        if lengths is not None:
+            return t < lengths.to(here.device)[:, None]
+        if rows is None or rows == here.size(0):
+            return None
+        return (torch.arange(rows, device=here.device) < here.size(0))[:, None]
+
+    def _found(self, t: int, old: State) -> State:
+        """The state as step t finds it: zero where a sequence begins, cut off by truncated BPTT."""
+        boundary = t + self.d  # between this step and the one before it in the scan
+        if boundary == len(self.xs):
+            return old
+        begun = self.lasts(boundary, old[0].size(0))
+        if self.how.reset is not None:
+            fresh = self.how.reset[boundary][:, None]
+            fresh = fresh if begun is None else fresh & begun
+            old = tuple(torch.where(fresh, 0, s) for s in old)
+        if self.how.bptt_steps and boundary and boundary % self.how.bptt_steps == 0:
+            cut = tuple(s.detach() for s in old)
+            if begun is not None:
+                cut = tuple(torch.where(begun, a, b) for a, b in zip(cut, old, strict=True))
+            old = cut
+        return old
+
+    def _step(self, t: int, old: State) -> State:
+        x, mask = self.xs[t], self.how.recurrent_mask
+        h = old[0] if mask is None else old[0] * mask[self.d, : x.size(0)]
+        new = STEPS[self.cell](x, h, old, self.w, self.how)
+        if self.w.hr is not None:
+            new = (linear(new[0], self.w.hr), *new[1:])
+        masks = tuple(zone.to(x.dtype) for zone in self.zones[t])
+        shares: tuple[Tensor | float, ...] = masks or self.how.zoneout
+        if shares:
+            new = tuple(k * s + (1 - k) * n for n, s, k in zip(new, old, shares, strict=False))
+        return new
+
+
+class Record(NamedTuple):
+    """What a scan did, as nodes of the autograd graph."""
+
+    scan: Scan
+    before: list[State]  # T states of all sequences, before the step
+    new: list[State]  # T states of the rows of the step, after it
+
+
+# Where layers leave a Record of each direction, in the order in which they run. While it is set
+# they take the road through this file.
+recording: ContextVar[list[Record] | None] = ContextVar("recording", default=None)
 
 
 def seeded_dropout(x: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:

@@ -1,4 +1,4 @@
-"""The command line: `python -m bench rnn`, `gpu`, `demo`, `table` and `picture`."""
+"""The command line: `python -m bench rnn`, `gpu`, `demo`, `flow`, `table` and `picture`."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     _add_rnn(commands)
     _add_gpu(commands)
     _add_demo(commands)
+    _add_flow(commands)
     commands.add_parser(
         "recompute",
         help="time and memory of layers that recompute their gates (half a minute)",
@@ -234,6 +235,39 @@ def _add_demo(commands) -> None:
     _add_steady_malloc(demo)
 
 
+def _add_flow(commands) -> None:
+    flow = commands.add_parser(
+        "flow",
+        help="gradients through time of RNN, LSTM and GRU on the adding problem (1 minute)",
+        description=(
+            "Trains the three as examples/adding.py does, and writes how much of the gradient "
+            "comes back to each step, before and after: gradient-flow.json and a picture."
+        ),
+    )
+    add = flow.add_argument
+    add(
+        "--steps",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="training steps of each layer (default: %(default)s)",
+    )
+    add(
+        "--length",
+        type=int,
+        default=200,
+        metavar="T",
+        help="steps of a sequence (default: %(default)s)",
+    )
+    add(
+        "--out",
+        type=Path,
+        default=RESULTS,
+        metavar="DIR",
+        help="folder for the results (default: bench/results)",
+    )
+
+
 def _add_steady_malloc(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--steady-malloc",
@@ -377,6 +411,12 @@ def run_demo(options: argparse.Namespace) -> int:
     return demo.main(options)
 
 
+def run_flow(options: argparse.Namespace) -> int:
+    from bench import flow
+
+    return flow.main(options)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else arguments
@@ -389,6 +429,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "rnn": run_rnn,
             "gpu": run_gpu,
             "demo": run_demo,
+            "flow": run_flow,
             "recompute": run_recompute,
             "variants": run_variants,
             "table": run_table,

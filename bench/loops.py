@@ -1,4 +1,4 @@
-"""What a researcher writes in torch today for a cell that torch.nn has not: a Python loop over time.
+"""What a researcher writes in torch today for a cell that torch.nn has not: a loop over time.
 
 One layer, one direction, the products with x all at once before the loop; the weights are those of
 one of our modules, read anew in every call.

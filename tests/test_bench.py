@@ -457,6 +457,22 @@ def test_demo_refuses_different_learning(monkeypatch, tmp_path: Path, capsys) ->
     assert "THE TWO DO NOT LEARN THE SAME" in capsys.readouterr().out
 
 
+def test_flow_writes_norms_and_a_picture(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    assert main(["flow", "--steps", "2", "--length", "20", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "gradient-flow.png").read_bytes().startswith(b"\x89PNG")
+    content = json.loads((tmp_path / "gradient-flow.json").read_text())
+    assert {"command", "torch", "cpu"} <= set(content["machine"])
+    assert [cell["cell"] for cell in content["cells"]] == ["RNN", "LSTM", "GRU"]
+    for cell in content["cells"]:
+        for when in ("before", "after"):
+            norms = cell[when]["gradient"]
+            assert len(norms) == 20 and all(norm > 0 for norm in norms)
+            assert cell[when]["first_to_last"] == pytest.approx(norms[0] / norms[-1], rel=1e-3)
+            assert (cell[when]["gamma_lambda"] is None) == (cell["cell"] != "RNN")
+    assert "before, " in capsys.readouterr().out
+
+
 TRY_GPU = ["gpu", "--device", "cpu", "--seconds", "0"]
 
 
