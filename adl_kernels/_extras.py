@@ -32,7 +32,7 @@ class Extras(NamedTuple):
         return self[:6]
 
     def with_tensors(self, tensors: tuple[Tensor | None, ...]) -> Extras:
-        return Extras(*tensors, *self[6:])  # type: ignore[arg-type]
+        return Extras._make((*tensors, *self[6:]))
 
     @property
     def has_zoneout(self) -> bool:

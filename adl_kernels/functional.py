@@ -197,7 +197,8 @@ def rnn(
 def check_nonlinearity(nonlinearity: str) -> None:
     if nonlinearity not in ("tanh", "relu", "sigmoid"):
         raise ValueError(
-            f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu' or 'sigmoid'."
+            f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'. adl_kernels has "
+            "'sigmoid' too."
         )
 
 
@@ -219,10 +220,10 @@ def flip_update_gate(weights: Any) -> Any:
     """
     if isinstance(weights, Mapping):
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        return type(weights)(
-            (name, flip_update_gate(w) if name.rpartition(".")[2].startswith(names) else w)
+        return {
+            name: flip_update_gate(w) if name.rpartition(".")[2].startswith(names) else w
             for name, w in weights.items()
-        )
+        }
     if weights.dim() == 0 or weights.size(0) % 3:
         raise ValueError(
             f"flip_update_gate: weights must be [3 H, ...] (gates r z n), got {list(weights.shape)}"
@@ -339,7 +340,7 @@ def _seed(how: Options) -> Tensor | None:
 def _extras(x: Tensor, hx: list[Tensor], how: Options, k: int, seed: Tensor | None) -> Extras:
     """What layer k is asked for, masks drawn."""
     mask: Tensor | None = None
-    masks: list[Tensor | None] = [None, None]
+    zones: list[Tensor | None] = [None, None]
     zoneout = how.zoneout if any(how.zoneout) else ()
     if seed is not None and how.recurrent_dropout:
         ones = torch.ones(hx[0].shape, dtype=x.dtype, device=x.device)
@@ -347,14 +348,15 @@ def _extras(x: Tensor, hx: list[Tensor], how: Options, k: int, seed: Tensor | No
     if seed is not None and zoneout:
         for n, (h, share) in enumerate(zip(hx, zoneout, strict=True)):
             sizes = (h.size(0), *x.shape[:-1], h.size(2))
-            masks[n] = seeded_mask(x, sizes, share, seed, STREAM["zoneout"] + len(hx) * k + n)
+            zones[n] = seeded_mask(x, sizes, share, seed, STREAM["zoneout"] + len(hx) * k + n)
         zoneout = ()
     return Extras(
         how.batch_sizes,
         how.lengths,
         how.reset,
         mask,
-        *masks,
+        zones[0],
+        zones[1],
         zoneout,
         how.cell_activation,
         how.hidden_activation,

@@ -120,7 +120,8 @@ class Recurrent(nn.RNNBase):
 
     def _add_parameters(self) -> bool:
         """Those of peepholes and layer norms, after torch's in every layer and direction."""
-        gates = self.weight_hh_l0.size(0)
+        weight: Tensor = self.get_parameter("weight_hh_l0")
+        gates = weight.size(0)
         sizes: dict[str, tuple[int, ...]] = {}
         if self.peephole:
             sizes["weight_ch"] = (gates // self.hidden_size - 1, self.hidden_size)
@@ -132,7 +133,7 @@ class Recurrent(nn.RNNBase):
             suffix = names[0].removeprefix("weight_ih")
             for name, size in sizes.items():
                 names.append(name + suffix)
-                parameter = nn.Parameter(self.weight_hh_l0.detach().new_empty(size))
+                parameter = nn.Parameter(weight.detach().new_empty(size))
                 self.register_parameter(name + suffix, parameter)
         self._flat_weights_names = [name for names in self._all_weights for name in names]
         return bool(sizes)

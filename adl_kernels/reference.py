@@ -42,7 +42,8 @@ class Weights(NamedTuple):
         norm = [rest.pop() for _ in range((4 if has_c else 2) * extras.layer_norm)][::-1]
         ch = rest.pop() if extras.peephole else None
         hr = rest.pop() if len(rest) % 2 else None
-        return cls(given[0], given[1], *(rest or (None, None)), hr, ch, *norm)
+        found = [*given[:2], *(rest or (None, None)), hr, ch, *norm]
+        return cls._make([*found, *[None] * (len(cls._fields) - len(found))])
 
 
 def _products(x: Tensor, h: Tensor, w: Weights) -> tuple[Tensor, Tensor]:
@@ -121,14 +122,18 @@ def gru_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> Sta
 def gru_reset_before_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
     """r, z = sigmoid(...); n = tanh(W_n x + b_in + U_n (r h) + b_hn); h = (1 - z) n + z h."""
     units = w.hh.size(0) // 3
-    first, last = ([None if t is None else t[part] for t in (w.hh, w.ln_hh, w.b_hh)]
-                   for part in (slice(2 * units), slice(2 * units, None)))  # fmt: skip
-    gx, gh = _products(x, h, w._replace(hh=first[0], ln_hh=first[1], b_hh=first[2]))
+
+    def of_h(part: slice) -> Weights:
+        ln, b = (None if t is None else t[part] for t in (w.ln_hh, w.b_hh))
+        return w._replace(hh=w.hh[part], ln_hh=ln, b_hh=b)
+
+    first, last = of_h(slice(2 * units)), of_h(slice(2 * units, None))
+    gx, gh = _products(x, h, first)
     r_x, z_x, n_x = gx.chunk(3, 1)
     r_h, z_h = gh.chunk(2, 1)
     r, z = torch.sigmoid(r_x + r_h), torch.sigmoid(z_x + z_h)
-    n_h = linear(r * h, last[0])
-    n_h = _biased(n_h if last[1] is None else _norm(n_h, last[1]), last[2])
+    n_h = linear(r * h, last.hh)
+    n_h = _biased(n_h if last.ln_hh is None else _norm(n_h, last.ln_hh), last.b_hh)
     return ((1 - z) * torch.tanh(n_x + n_h) + z * state[0],)
 
 

@@ -14,8 +14,11 @@ from bench.cases import NAMED, Case
 from bench.loops import Loop
 from bench.run import Settings, Side, quantiles, race
 
-CASES = ("small-128", "medium-256", "large-512", "single-128")
-COMPILED = "small-128"  # the one case for which the loop's step is compiled too
+CASES = ("single-128", "small-128", "medium-256")
+COMPILED = (
+    "small-128",
+    2,
+)  # the case and number of threads for which the loop's step is compiled too
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,9 @@ def measure(settings: Settings, compiled: bool) -> Iterator[Row]:
         for variant in VARIANTS:
             for threads in settings.threads:
                 torch.set_num_threads(threads)
-                yield _row(variant, case, threads, settings, compiled and name == COMPILED)
+                yield _row(
+                    variant, case, threads, settings, compiled and (name, threads) == COMPILED
+                )
 
 
 def _row(variant: Variant, case: Case, threads: int, settings: Settings, compiled: bool) -> Row:

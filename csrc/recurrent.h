@@ -83,6 +83,7 @@ struct Backward {
   const T* h_0;        // [B, P]
   const T* c_0;        // [B, H]
   const T* y;          // [rows, P], rows y_stride apart
+  int64_t kept_rows;   // of the three that follow; more than N where this is a part of a scan
   const T* gates;      // as Forward left them
   const T* c;          //
   const T* h_cell;     //

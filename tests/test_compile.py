@@ -16,6 +16,13 @@ LAYERS = [
     pytest.param(adl.GRU, {"num_layers": 2, "batch_first": True}, id="gru"),
     pytest.param(adl.RNN, {"bidirectional": True, "nonlinearity": "relu"}, id="rnn"),
 ]
+VARIANTS = [
+    pytest.param(adl.LSTM, {"forget_gate": "coupled", "peephole": True}, id="coupled"),
+    pytest.param(adl.LSTM, {"layer_norm": True, "return_all_states": True}, id="layer-norm"),
+    pytest.param(adl.GRU, {"reset_after": False, "num_layers": 2}, id="reset-before"),
+    pytest.param(adl.RNN, {"nonlinearity": "sigmoid", "bptt_steps": 2}, id="sigmoid"),
+    pytest.param(adl.LSTM, {"zoneout": 0.1, "recurrent_dropout": 0.2}, id="masks"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +165,18 @@ def test_meta_tensors_have_the_shapes_of_the_result():
     assert (output.shape, h_n.shape, c_n.shape) == ((5, 3, 6), (4, 3, 3), (4, 3, 8))
     output.sum().backward()
     assert module.weight_hr_l1.grad.shape == (3, 8)
+
+
+@pytest.mark.parametrize("cls, options", VARIANTS)
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_fullgraph_of_what_torch_has_not(cls, options, training):
+    module = cls(6, 8, **options, device=DEVICE).train(training)
+    module.dropout_seed = torch.tensor([3])
+    backend = Graphs()
+    compiled = torch.compile(module, backend=backend, fullgraph=True)
+    x, lengths = make_input(module), torch.tensor([2, 5, 0], device=DEVICE)
+    reset = torch.rand(5, 3, device=DEVICE) < 0.3
+    found, expected = (run(x, lengths=lengths, reset=reset) for run in (compiled, module))
+    torch.testing.assert_close(found, expected)
+    (graph,) = backend.graphs
+    assert sum(name.endswith(module._cell().name) for name in nodes(graph)) == module.num_layers

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import adl_kernels
 from adl_kernels import functional
+from adl_kernels._extras import Extras
 
 T, B, I, H = 4, 2, 3, 5
 
@@ -594,6 +595,7 @@ def test_backward_op(change: dict[str, Any], text: str) -> None:
     y, _, _, *saved = torch.ops.adl_kernels.lstm_forward(**arguments)
     grads = [torch.ones_like(y), None, None]
     arguments |= {"grads": grads, "y": y, "saved": saved, "needs": [True] * 5}
+    arguments = Extras()._asdict() | arguments
     torch.ops.adl_kernels.lstm_backward(**arguments)
     for name, value in change.items():
         arguments[name] = value(arguments[name]) if callable(value) else value
@@ -620,9 +622,9 @@ FUNCTIONAL_CALLS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         "lstm: h_0 must be [2, ...] (layers x directions, batch, hidden), got [1, 2, 5]",
     ),
     "nonlinearity": (
-        lambda: functional.rnn(x, None, WEIGHTS, nonlinearity="sigmoid"),
+        lambda: functional.rnn(x, None, WEIGHTS, nonlinearity="elu"),
         ValueError,
-        "Unknown nonlinearity 'sigmoid'. Select from 'tanh' or 'relu'.",
+        "Unknown nonlinearity 'elu'. Select from 'tanh' or 'relu'.",
     ),
     "gates-of-another-cell": (
         lambda: functional.gru(x, zeros(1, B, H), WEIGHTS),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ CHOOSING = [name for name, cell in CELLS.items() if cell.chooses]
 ODD = {"T": 9, "B": 5, "I": 11, "H": 37}
 MANY = {"T": 6, "B": 40, "I": 20, "H": 70, "D": 2}
 FEW = {"T": 4, "B": 2, "I": 30, "H": 50, "D": 2}
+LONG = {"T": 75, "B": 40, "I": 5, "H": 20, "D": 2}
 
 
 def with_c(**asked):
@@ -63,7 +65,21 @@ CASES = [
         for pair in itertools.product(("tanh", "sigmoid", "relu", "identity"), repeat=2)
     ),
     *(Asked(name, activations=("sigmoid", "relu"), layer_norm=True) for name in CHOOSING),
+    # So long that backward goes part by part.
+    *everywhere(**LONG, bptt_steps=7),
+    *everywhere(**LONG, bptt_steps=7, lengths=True, reset=True, zoneout="masks", mask=True),
+    *everywhere(**LONG, bptt_steps=30, packed=True, layer_norm=True),
+    *with_c(**LONG, bptt_steps=4, P=9, reset=True, all_states=True, zoneout="masks"),
+    *(Asked(name, **LONG, bptt_steps=7, peephole=True, packed=True) for name in CHOOSING),
 ]
+
+# Much at once, for what need not be tried one by one.
+ALL = {"lengths": True, "reset": True, "mask": True, "zoneout": "masks", "bptt_steps": 2}
+
+
+def much(name, **more):
+    cell = CELLS[name]
+    return Asked(name, **ALL, all_states=cell.has_c, peephole=cell.chooses, **more)
 
 
 def assert_as_defined(asked, bound=None):
@@ -84,3 +100,90 @@ def assert_as_defined(asked, bound=None):
 def test_outputs_and_all_gradients(case, count, threads):
     threads(count)
     assert_as_defined(case)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16], ids=str)
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("name", CELLS)
+def test_other_dtypes(name, layer_norm, dtype):
+    assert_as_defined(much(name, **ODD, dtype=dtype, layer_norm=layer_norm))
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("sizes", [MANY, FEW, {"T": 12, "B": 6, "I": 40, "H": 300}], ids=str)
+@pytest.mark.parametrize("name", CELLS)
+def test_results_do_not_depend_on_the_number_of_threads(name, sizes, layer_norm, threads):
+    call = make(much(name, **sizes, dtype=F32, layer_norm=layer_norm))
+    results = []
+    for count in (1, 2, 5):
+        threads(count)
+        results.append([t for part in call.ours() for t in part])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+SMALL = {"T": 3, "B": 2, "I": 2, "H": 3, "D": 2}
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("name", CELLS)
+def test_gradcheck_and_second_derivatives(name, layer_norm):
+    call = make(much(name, **SMALL, layer_norm=layer_norm))
+    tensors = [t.detach().clone().requires_grad_() for t in call.tensors]
+    states = CELLS[name].states
+    extras = call.extras._replace(bptt_steps=0)  # finite differences know of no cut
+
+    def run(x, *rest):
+        return tuple(CELLS[name].op(x, list(rest[:states]), list(rest[states:]), *extras))
+
+    assert torch.autograd.gradcheck(run, tensors)
+    if name != "rnn_relu":  # whose second derivative is not continuous
+        assert torch.autograd.gradgradcheck(run, tensors)
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("name", CELLS)
+def test_opcheck(name, layer_norm):
+    asked = much(name, **SMALL, P=2 * CELLS[name].has_c, layer_norm=layer_norm)
+    # Of what is kept for sequences that end early, nobody writes or reads the rest.
+    call, cell = make(replace(asked, lengths=False)), CELLS[name]
+    tensors = [t.detach().clone().requires_grad_() for t in call.tensors]
+    hx, weights = tensors[1 : 1 + cell.states], tensors[1 + cell.states :]
+    torch.library.opcheck(cell.op, (tensors[0], hx, weights, *call.extras))
+    torch.library.opcheck(cell.forward_op, (tensors[0], hx, weights, *call.extras))
+    tensors = [t.detach() for t in tensors]
+    hx, weights = tensors[1 : 1 + cell.states], tensors[1 + cell.states :]
+    outputs = cell.forward_op(tensors[0], hx, weights, *call.extras)
+    count = 1 + cell.states + cell.has_c
+    grads, needs = [torch.randn_like(t) for t in outputs[:count]], [True] * (1 + len(weights))
+    args = (grads, tensors[0], hx, weights, *call.extras, outputs[0], outputs[count:], needs)
+    torch.library.opcheck(cell.backward_op, args)
+
+
+@pytest.mark.parametrize(
+    "given, text",
+    [
+        (
+            {"recurrent_mask": torch.ones(1, 3, 5)},
+            r"recurrent_mask must be floating point \[1, 3, 7\]",
+        ),
+        ({"zoneout": (2.0, 0.0)}, "zoneout must be between 0 and 1, got 2"),
+        ({"zoneout": (0.5,)}, "zoneout must hold 2 numbers or none, got 1"),
+        ({"cell_activation": "relu"}, "cell_activation must be tanh for this cell, got relu"),
+        ({"peephole": True}, "this cell has no peepholes"),
+        ({"layer_norm": True}, "weight_ln_ih, weight_ln_hh, weight_ln_c, bias_ln_c for each of 1"),
+        ({"bptt_steps": -1}, "bptt_steps must not be negative, got -1"),
+        ({"zoneout_c": torch.ones(1, 5, 3, 7, dtype=torch.uint8)}, "must not be given without"),
+        ({"zoneout_h": torch.ones(1, 5, 3, 7), "zoneout_c": None}, "zoneout_c must come with"),
+        ({"reset": torch.zeros(3, 5, dtype=torch.bool)}, r"reset must be bool \[5, 3\]"),
+        ({"batch_sizes": torch.ones(3, dtype=torch.int64), "all_states": True}, "x must be"),
+    ],
+    ids=str,
+)
+def test_wrong_extras(given, text):
+    call = make(Asked("lstm"))
+    given = {k: v.to(DEVICE) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    with pytest.raises(RuntimeError, match=text):
+        x, *rest = call.tensors
+        CELLS["lstm"].op(x, rest[:2], rest[2:], *call.extras._replace(**given))

@@ -61,7 +61,7 @@ def test_objects_of_an_instruction_set_share_no_symbols(isa):
     for source in kernel_sources(ROOT, isa):
         path = folder / object_name(ROOT, source, isa)
         listing = subprocess.run(["nm", "-C", path], capture_output=True, text=True, check=True)
-        assert re.search(rf" T .* adl::isa_{isa}::(kernels<|rounding)", listing.stdout), path
+        assert re.search(rf" T .*adl::isa_{isa}::(kernels<|rounding)", listing.stdout), path
         weak = [line for line in listing.stdout.splitlines() if re.search(r" [WV] ", line)]
         assert not weak, f"{path}: {weak[:3]}"
 

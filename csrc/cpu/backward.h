@@ -266,9 +266,9 @@ struct BackwardScan {
       const int64_t row = s.offsets[t] + rows.begin, width = f.w.H - j * kUnits;
       for (int64_t r = 0; r < count; ++r) {
         const int64_t b = rows.begin + r, before = row_before(s, t, b);
-        const Io* gates = f.p.gates + (j * s.N + row + r) * kRow;
-        const Io* c = f.p.c + (j * s.N + row + r) * kUnits;
-        const Io* c_prev = before < 0 ? f.c_0 + (j * s.B + b) * kUnits : f.p.c + (j * s.N + before) * kUnits;
+        const Io* gates = f.p.gates + (j * f.p.kept_rows + row + r) * kRow;
+        const Io* c = f.p.c + (j * f.p.kept_rows + row + r) * kUnits;
+        const Io* c_prev = before < 0 ? f.c_0 + (j * s.B + b) * kUnits : f.p.c + (j * f.p.kept_rows + before) * kUnits;
         Mul* dgates = f.dgates + (j * s.N + row + r) * kRow;
         T* dc = f.dc + (j * s.B + b) * kUnits;
         T* dh = f.dh_cell + b * f.ldh + j * kUnits;
@@ -307,7 +307,7 @@ struct BackwardScan {
             row(facts.row),
             c_prev(facts.fresh        ? f.zeros + j * kUnits
                    : facts.before < 0 ? f.c_0 + (j * f.s.B + b) * kUnits
-                                      : f.p.c + (j * f.s.N + facts.before) * kUnits),
+                                      : f.p.c + (j * f.p.kept_rows + facts.before) * kUnits),
             h_prev(f.h_prev[row] + j * kUnits),
             dc(f.dc + (j * f.s.B + b) * kUnits),
             dh(f.dh_cell + b * f.ldh + j * kUnits),
@@ -348,7 +348,7 @@ struct BackwardScan {
     void altered_cells(int64_t j, int64_t count) {
       for (int64_t r = 0; r < count; ++r) {
         const Site site(f, facts[r], j, rows.begin + r);
-        const Io* gates = f.p.gates + (j * f.s.N + site.row) * kRow;
+        const Io* gates = f.p.gates + (j * f.p.kept_rows + site.row) * kRow;
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V d[Cell::kPre], peep[Cell::kPeepholes + 1], h_prev(0), h(0), c(0), c_prev(0), dh, dc, dh_stays, dc_stays;
           site.load_peepholes(u, peep);
@@ -358,7 +358,7 @@ struct BackwardScan {
           if constexpr (Cell::kHasC) {
             c_prev = V::load(site.c_prev + u);
             // What zoneout left as it was is not what the cell made.
-            c = f.e.zoneout ? Cell::candidate(d, c_prev) : V::load(f.p.c + (j * f.s.N + site.row) * kUnits + u);
+            c = f.e.zoneout ? Cell::candidate(d, c_prev) : V::load(f.p.c + (j * f.p.kept_rows + site.row) * kUnits + u);
             site.put_candidate(u, c);
           } else if constexpr (Cell::kSavesGates) {
             h_prev = V::load(site.h_prev + u, site.width - u);

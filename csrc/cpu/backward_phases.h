@@ -52,7 +52,9 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
   BackwardNorms<T>& n = f.norms;
 
   int64_t units_of(int64_t j) const { return at_most(kUnits, f.w.H - j * kUnits); }
-  static const Io* products(const F& f, int64_t j, int64_t row) { return f.p.gates + (j * f.s.N + row) * 2 * kColumns; }
+  static const Io* products(const F& f, int64_t j, int64_t row) {
+    return f.p.gates + (j * f.p.kept_rows + row) * 2 * kColumns;
+  }
   T* made(int64_t j, int64_t b) const { return n.made + (j * f.s.B + b) * (kRow + 2 * kUnits); }
   using N = BackwardNorms<T>;
   static const Norm<T>& norm(const F& f, NormKind kind, int64_t row) { return f.norms.of_products[kind * f.s.N + row]; }
@@ -214,7 +216,7 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
   // Of a cell without c.
   void backward(int64_t count) {
     each(count, [&](int64_t j, int64_t, const Site& site) {
-      const Io* gates = f.p.gates + (j * f.s.N + site.row) * kRow;
+      const Io* gates = f.p.gates + (j * f.p.kept_rows + site.row) * kRow;
       for (int u = 0; u < kUnits; u += V::kLanes) {
         V d[kPre], dh, dc, dh_stays, dc_stays, h_prev = V::load(site.h_prev + u, site.width - u), h = h_prev;
         if (f.normed) {

@@ -78,10 +78,10 @@ struct ColumnSums<BackwardScan<Cell, Io, Mul>> {
       const int64_t b = row - s.offsets[t], before = row_before(s, t, b);
       const Io* c_prev = resets(s, t, b) ? f.zeros
                          : before < 0    ? f.c_0 + (j * s.B + b) * kUnits
-                                         : f.p.c + (j * s.N + before) * kUnits;
+                                         : f.p.c + (j * f.p.kept_rows + before) * kUnits;
       for (int u = 0; u < kUnits; u += V::kLanes) {
-        const int64_t at = (j * s.N + row) * kUnits + u;
-        const V made = f.candidates ? V::load(f.candidates + at) : V::load(f.p.c + at);
+        const V made = f.candidates ? V::load(f.candidates + (j * s.N + row) * kUnits + u)
+                                    : V::load(f.p.c + (j * f.p.kept_rows + row) * kUnits + u);
         for (int k = 0; k < kSeeing; ++k) {
           const int gate = k == kSeeing - 1 ? Cell::O : k == 0 ? Cell::I : Cell::F;
           const V seen = k == kSeeing - 1 ? made : V::load(c_prev + u);

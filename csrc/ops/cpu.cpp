@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "cpu/kernels.h"
+#include "ops/cpu_parts.h"
 #include "ops/fork.h"
 #include "ops/recurrent.h"
 
@@ -159,6 +160,7 @@ void scan_backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors&
     p.dx = pointer<T>(out[0]);
     p.accumulate_dx = d > 0;
     p.dh_0 = pointer<T>(out[1], d);
+    p.kept_rows = p.sequence.N;
     const Tensor* kept = saved.data();
     if (layer.saves_gates()) p.gates = pointer<T>(*kept++, d);
     if (Cell::kHasC) {
@@ -170,14 +172,12 @@ void scan_backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors&
     if (layer.all_states && grads[3].defined()) p.dall_c = pointer<T>(grads[3]) + d * s.H, p.c_stride = s.D * s.H;
     if (s.projection) p.h_cell = pointer<T>(*kept++, d);
     const Tensor* dw = out.data() + 1 + layer.kStates + d * s.per_direction;
-    p.dw_ih = pointer<T>(dw[0]);
-    p.dw_hh = pointer<T>(dw[1]);
-    if (s.bias) p.db_ih = pointer<T>(dw[2]), p.db_hh = pointer<T>(dw[3]);
-    if (s.projection) p.dw_hr = pointer<T>(dw[s.w_hr]);
-    if (s.w_ch >= 0) p.dw_ch = pointer<T>(dw[s.w_ch]);
-    if (s.ln >= 0) p.dln_ih = pointer<T>(dw[s.ln]), p.dln_hh = pointer<T>(dw[s.ln + 1]);
-    if (s.ln >= 0 && Cell::kHasC) p.dln_c = pointer<T>(dw[s.ln + 2]), p.dln_c_shift = pointer<T>(dw[s.ln + 3]);
-    call(kernel.backward_scratch, kernel.backward, p);
+    const auto run = [&](const Backward<T>& part) { call(kernel.backward_scratch, kernel.backward, part); };
+    point_at_gradients(p, s, dw);
+    if (layer.bptt_steps > 0 && p.sequence.N > kRowsOfAPart)
+      backward_in_parts(layer, p, d, dw, run);
+    else
+      run(p);
   }
 }
 

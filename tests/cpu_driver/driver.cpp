@@ -85,7 +85,8 @@ std::vector<Output> compute(const Shape& shape, adl::Sequence s, const Arrays& a
   std::vector<Output> outputs;
   outputs.reserve(32);
   const auto out_of = [&](const char* name, int64_t size, const Reals* exact) -> T* {
-    outputs.push_back({name, unwritten(size), asked == kNothing ? exact : nullptr});
+    // The plain loops have one product a step.
+    outputs.push_back({name, unwritten(size), asked == kNothing && !Cell::kResetsBefore ? exact : nullptr});
     return size == 0 ? nullptr : outputs.back().values.data();
   };
   const auto out = [&](const char* name, const Reals& exact) { return out_of(name, exact.size(), &exact); };
@@ -136,7 +137,7 @@ std::vector<Output> compute(const Shape& shape, adl::Sequence s, const Arrays& a
 
   adl::Backward<T> p{};
   p.sequence = s, p.weights = weights, p.extras = f.extras, p.x = f.x, p.h_0 = f.h_0, p.c_0 = f.c_0;
-  p.y = f.y, p.y_stride = P, p.gates = f.gates, p.c = f.c, p.h_cell = f.h_cell;
+  p.kept_rows = s.N, p.y = f.y, p.y_stride = P, p.gates = f.gates, p.c = f.c, p.h_cell = f.h_cell;
   p.dy = in(a.dy), p.dh_n = in(a.dh_n), p.dc_n = in(a.dc_n);
   if (f.all_c) p.dall_c = in(random(s.N * H, 1)), p.c_stride = H;
   p.dx = out("dx", a.dx), p.dh_0 = out("dh_0", a.dh_0), p.dc_0 = out("dc_0", a.dc_0);
