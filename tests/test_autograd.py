@@ -83,7 +83,7 @@ def test_opcheck(case):
         saved = outputs[1 + cell.states :]
         torch.library.opcheck(
             cell.backward_op,
-            (given, args[0], hx, weights, layer.batch_sizes, outputs[0], saved, needs),
+            (given, args[0], hx, weights, *Extras(layer.batch_sizes), outputs[0], saved, needs),
         )
 
 
