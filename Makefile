@@ -18,10 +18,10 @@ CSRC := $(shell find csrc -type f)
 FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/cpu_driver/* tests/cuda_on_cpu/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench cuda-env cuda-check cuda-build gpu lint format clean
+.PHONY: help demo test bench bench-variants cuda-env cuda-check cuda-build gpu lint format clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: $(BUILD_STAMP) ## train a small model with torch and with adl_kernels, side by side
 	$(BIN)/python -m bench demo
@@ -32,6 +32,9 @@ test: $(BUILD_STAMP) ## run the tests, then the CUDA kernels on the CPU
 
 bench: $(BUILD_STAMP) ## measure against torch, results to bench/results (40 minutes)
 	$(BIN)/python -m bench rnn --grid full --save
+
+bench-variants: $(BUILD_STAMP) ## measure cells and sequences that torch has not (4 minutes)
+	$(BIN)/python -m bench variants
 
 cuda-env: $(CUDA_STAMP) ## install a CUDA torch into .venv-cuda
 

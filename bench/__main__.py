@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     )
     variants = commands.add_parser(
         "variants",
-        help="time cells and sequences that torch.nn has not (12 minutes)",
+        help="time cells and sequences that torch.nn has not (4 minutes)",
         description=(
             "Training against our plain layer with as many gates, and against a Python loop in "
             "torch, whose step is also compiled for one case. To bench/results/cpu-variants.json."
@@ -355,7 +355,7 @@ def run_variants(options: argparse.Namespace) -> int:
 
     facts = machine.facts(options.arguments)
     print(machine.line(facts))
-    settings = run.Settings(jobs=(), seconds=1.0, rounds=(5, 40))
+    settings = run.Settings(jobs=(), seconds=0.4, rounds=(5, 25))
     if options.quick:
         settings = run.Settings(jobs=(), threads=(1,), seconds=0.0, rounds=(1, 1))
     found = []

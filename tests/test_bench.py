@@ -16,7 +16,7 @@ import adl_kernels
 # bench is not installed. Appended, so that it cannot shadow an installed adl_kernels.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from bench import cases, gate, goals, gpu, gpu_grid, limits, machine, report, run
+from bench import cases, gate, goals, gpu, gpu_grid, limits, machine, report, run, variants
 from bench.__main__ import main
 from bench.peak import Peak
 
@@ -562,3 +562,14 @@ def test_gpu_goals_are_judged() -> None:
     assert line[1] == "2.00 / 2.00 (2.00) MISSED, 1 WRONG"
     judged = [row for row in rows if any(goal.about(row) for goal in gpu_grid.GOALS)]
     assert len(judged) == len(rows)
+
+
+def test_variants_are_what_their_loops_compute():
+    """The check before each measurement, on a small shape."""
+    x = torch.randn(4, 3, 6, dtype=torch.float64)
+    for variant in variants.VARIANTS:
+        module = getattr(adl_kernels, variant.kind)(6, 6, **variant.options, dtype=torch.float64)
+        given = {"lengths": torch.tensor([4, 2, 1])} if "lengths" in variant.given else {}
+        if "reset" in variant.given:
+            given["reset"] = torch.rand(4, 3) < 0.3
+        variants.check(module, x, given)

@@ -26,10 +26,12 @@ Tensor dropout(const Tensor& x_in, double p, const Tensor& seed_in, int64_t stre
     scalar_t* to = y.mutable_data_ptr<scalar_t>();
     const A scale = d.scale;
     at::parallel_for(0, (count + 3) / 4, kGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        const Words words = philox(seed, d.stream, block);
-        for (int64_t k = 0, i = 4 * block; k < 4 && i < count; ++k, ++i)
-          to[i] = words.of[k] >= d.threshold ? scalar_t(A(from[i]) * scale) : scalar_t(0);
+      constexpr int64_t kAtOnce = 256;
+      uint8_t drops[4 * kAtOnce];
+      for (int64_t block = begin; block < end; block += kAtOnce) {
+        const int64_t first = 4 * block, n = std::min<int64_t>({4 * kAtOnce, 4 * end - first, count - first});
+        draw(seed, d.stream, block, (n + 3) / 4, d.threshold, drops);
+        for (int64_t k = 0; k < n; ++k) to[first + k] = drops[k] ? scalar_t(0) : scalar_t(A(from[first + k]) * scale);
       }
     });
   });
