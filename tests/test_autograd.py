@@ -6,10 +6,8 @@ import itertools
 
 import pytest
 import torch
-from devices import DEVICE
 from layers import Case, make
 
-from adl_kernels import reference
 from adl_kernels._cells import CELLS
 from adl_kernels._extras import Extras
 
@@ -136,44 +134,3 @@ def test_a_change_in_place_before_backward_is_noticed():
         tensors[0].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_gradient_is_the_unrecursive_sum_of_the_lectures(cell):
-    """dE/dU = sum_t sum_{k<=t} dE_t/ds_t (prod_{j=k+1..t} ds_j/ds_{j-1}) d+s_k/dU.
-
-    s is the whole state (h, and c of an LSTM); d+ holds s_{k-1} constant. Every factor is a
-    Jacobian of one step of the definition, and no gradient flows from step to step.
-    """
-    T, B, size = 5, 1, 3
-    layer = make(Case(cell, T, B, 2, size, F64))
-    states, w_hh = len(layer.hx), layer.weights[1]
-    weights = reference.Weights(*layer.weights)
-    targets = torch.randn(T, B, size, dtype=F64, device=DEVICE)
-
-    def step(x, state, u):
-        state = state.split(size, 1)
-        new = reference.STEPS[cell](x, state[0], state, weights._replace(hh=u), Extras())
-        return torch.cat(new, 1)
-
-    trajectory = [torch.cat([h[0] for h in layer.hx], 1)]  # [1, states * size]
-    for x in layer.x:
-        trajectory.append(step(x, trajectory[-1], w_hh))
-
-    def one_step(t, state, u):
-        return step(layer.x[t], state, u)[0]
-
-    jacobian = torch.func.jacrev(one_step, argnums=(1, 2))
-    by_state, by_u = zip(*(jacobian(t, trajectory[t], w_hh) for t in range(T)), strict=True)
-    total = torch.zeros_like(w_hh)
-    for t in range(T):
-        row = torch.zeros(states * size, dtype=F64, device=DEVICE)
-        row[:size] = 2 * (trajectory[t + 1][0, :size] - targets[t, 0])  # dE_t/ds_t
-        for k in range(t, -1, -1):
-            total += torch.tensordot(row, by_u[k], 1)
-            row = row @ by_state[k][:, 0]
-
-    tensors = [t.detach().clone().requires_grad_() for t in layer.tensors]
-    loss = ((layer.with_tensors(tensors).ours()[0] - targets) ** 2).sum()
-    (ours,) = torch.autograd.grad(loss, [tensors[1 + states + 1]])
-    torch.testing.assert_close(ours, total, rtol=1e-11, atol=1e-12)
