@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from . import _C, reference
 from ._cells import CELLS, Cell
 from ._extras import PLAIN, Extras
+
+_below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 class Layer(torch.autograd.Function):
@@ -21,7 +24,8 @@ class Layer(torch.autograd.Function):
         ctx: Any, cell: Cell, extras: Extras, x: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         hx, weights = tensors[: cell.states], tensors[cell.states :]
-        outputs = cell.forward_op(x, list(hx), list(weights), *extras)
+        with _below_autograd():
+            outputs = cell.forward_op(x, list(hx), list(weights), *extras)
         y, saved = outputs[0], outputs[_outputs(cell, extras) :]
         ctx.cell, ctx.extras = cell, _Kept(ctx, extras, y, x, *tensors, *saved)
         ctx.inputs = 1 + len(tensors)
@@ -37,16 +41,18 @@ class Layer(torch.autograd.Function):
         given = grads[: _outputs(cell, extras)]
         if reference.wanted(*grads):
             return None, None, *_gradients(cell, tensors[: ctx.inputs], extras, given, needs)
-        gradients = cell.backward_op(
-            list(given),
-            x,
-            inputs[: cell.states],
-            inputs[cell.states :],
-            *extras,
-            y,
-            tensors[ctx.inputs :],
-            [needs[0], *needs[1 + cell.states :]],
-        )
+        # Which has a derivative of its own, if one is wanted.
+        with nullcontext() if torch.is_grad_enabled() else _below_autograd():
+            gradients = cell.backward_op(
+                list(given),
+                x,
+                inputs[: cell.states],
+                inputs[cell.states :],
+                *extras,
+                y,
+                tensors[ctx.inputs :],
+                [needs[0], *needs[1 + cell.states :]],
+            )
         return None, None, *(g if need else None for g, need in zip(gradients, needs, strict=True))
 
 
@@ -164,14 +170,12 @@ def _wants_graph(*tensors: Tensor | None) -> bool:
 
 
 def _register(library: torch.library.Library, cell: Cell) -> None:
-    below_autograd = torch._C._AutoDispatchBelowAutograd
-
     def layer(x: Tensor, hx: list[Tensor], weights: list[Tensor], *extras: Any) -> list[Tensor]:
         if len(hx) == cell.states and _wants_graph(x, *hx, *weights):
             asked = Extras(*extras)
             outputs = Layer.apply(cell, asked, x, *hx, *weights)
             return list(outputs[: _outputs(cell, asked)])
-        with below_autograd():
+        with _below_autograd():
             return cell.op(x, hx, weights, *extras)
 
     def layer_forward(
@@ -179,7 +183,7 @@ def _register(library: torch.library.Library, cell: Cell) -> None:
     ) -> list[Tensor]:
         if len(hx) == cell.states and _wants_graph(x, *hx, *weights):
             return list(Layer.apply(cell, Extras(*extras), x, *hx, *weights))
-        with below_autograd():
+        with _below_autograd():
             return cell.forward_op(x, hx, weights, *extras)
 
     def layer_backward(
@@ -189,7 +193,7 @@ def _register(library: torch.library.Library, cell: Cell) -> None:
             *extras, y, saved, needs = rest
             asked = Extras(*extras)
             return list(LayerBackward.apply(cell, asked, y, saved, needs, *grads, x, *hx, *weights))
-        with below_autograd():
+        with _below_autograd():
             return cell.backward_op(grads, x, hx, weights, *rest)
 
     library.impl(cell.name, layer, "Autograd")
