@@ -70,6 +70,8 @@ SQUASH: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+Step = Callable[[Tensor, Tensor, State, Weights, Extras], State]
+
 # Steps. x [B, I]; h [B, P] what W_hh multiplies; state: what stood before the step. They return the
 # state after it, h before a projection.
 
@@ -84,24 +86,18 @@ def lstm_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> St
     return _emit(f * c + i * g, o, p_o, w, how)
 
 
-def lstm_coupled_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
-    """An LSTM with f = 1 - i."""
-    c = state[-1]
-    gx, gh = _products(x, h, w)
-    i, g, o = (gx + gh).chunk(3, 1)
-    p_i, p_o = (0, 0) if w.ch is None else w.ch
-    i, g = torch.sigmoid(i + p_i * c), SQUASH[how.cell_activation](g)
-    return _emit((1 - i) * c + i * g, o, p_o, w, how)
+def lstm_step_without_f(f: Callable[[Tensor], Tensor | int]) -> Step:
+    """An LSTM whose f is made of i: 1 - i, or 1."""
 
+    def step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
+        c = state[-1]
+        gx, gh = _products(x, h, w)
+        i, g, o = (gx + gh).chunk(3, 1)
+        p_i, p_o = (0, 0) if w.ch is None else w.ch
+        i, g = torch.sigmoid(i + p_i * c), SQUASH[how.cell_activation](g)
+        return _emit(f(i) * c + i * g, o, p_o, w, how)
 
-def lstm_no_forget_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
-    """An LSTM with f = 1."""
-    c = state[-1]
-    gx, gh = _products(x, h, w)
-    i, g, o = (gx + gh).chunk(3, 1)
-    p_i, p_o = (0, 0) if w.ch is None else w.ch
-    i, g = torch.sigmoid(i + p_i * c), SQUASH[how.cell_activation](g)
-    return _emit(c + i * g, o, p_o, w, how)
+    return step
 
 
 def _emit(c: Tensor, o: Tensor, p_o: Tensor | int, w: Weights, how: Extras) -> State:
@@ -137,7 +133,7 @@ def gru_reset_before_step(x: Tensor, h: Tensor, state: State, w: Weights, how: E
     return ((1 - z) * torch.tanh(n_x + n_h) + z * state[0],)
 
 
-def rnn_step(phi: str) -> Callable[[Tensor, Tensor, State, Weights, Extras], State]:
+def rnn_step(phi: str) -> Step:
     """h = phi(W x + b_ih + U h + b_hh)."""
 
     def step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
@@ -154,8 +150,8 @@ STEPS = {
     "rnn_relu": rnn_step("relu"),
     "rnn_sigmoid": rnn_step("sigmoid"),
     "lstm_general": lstm_step,
-    "lstm_coupled": lstm_coupled_step,
-    "lstm_no_forget": lstm_no_forget_step,
+    "lstm_coupled": lstm_step_without_f(lambda i: 1 - i),
+    "lstm_no_forget": lstm_step_without_f(lambda i: 1),
     "gru_reset_before": gru_reset_before_step,
 }
 

@@ -42,7 +42,7 @@ template <class Cell, class V>
 ADL_CELL void cell_backward(V* gates, V h_prev, V h, V c_prev, V c, V& dh, V& dc, const V* p, const Choice& choice) {
   if constexpr (Cell::kHasC) {
     dc = dc + Cell::emit_backward(gates, c, dh, choice);
-    Cell::remember_backward(gates, c_prev, c, dc, p, choice);
+    Cell::remember_backward(gates, c_prev, dc, p, choice);
     dh = V(0);
   } else {
     Cell::backward(gates, h_prev, h, dh);

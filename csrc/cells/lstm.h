@@ -73,10 +73,10 @@ struct LstmOf : LstmGates<kForget == Forget::kLearned ? 4 : 3> {
     return dh * o * slope(kChooses ? choice.hidden : Squash::kTanh, value);
   }
 
-  // gates [kPre]: in what the other three left there, out the gradients of the pre-activations. c: c_t.
+  // gates [kPre]: in what the other three left there, out the gradients of the pre-activations.
   // dc: in dL/dc_t, out dL/dc_{t-1}.
   template <class V>
-  ADL_CELL void remember_backward(V* gates, V c_prev, V /*c*/, V& dc, const V* p, const Choice& choice) {
+  ADL_CELL void remember_backward(V* gates, V c_prev, V& dc, const V* p, const Choice& choice) {
     const V i = gates[I], g = gates[G];
     if constexpr (kChooses) dc = dc + p[kPeepholes - 1] * gates[O];
     gates[I] = dc * (kCoupled ? g - c_prev : g) * i * (V(1) - i);

@@ -12,6 +12,8 @@
 
 namespace adl {
 
+constexpr double kNormEps = 1e-5;  // that layer norms add to the variance, as torch.nn.LayerNorm
+
 // A squashing function that is chosen at run time: a branch that all units take alike.
 enum class Squash : int { kTanh, kSigmoid, kRelu, kIdentity };
 

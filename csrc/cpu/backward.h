@@ -4,6 +4,7 @@
 
 #include "cpu/backward_phases.h"
 #include "cpu/plan.h"
+#include "cpu/unit_numbers.h"
 
 namespace adl {
 namespace {
@@ -38,28 +39,28 @@ struct BackwardScan {
   const bool normed = w.ln_ih, phased = normed || Cell::kResetsBefore;  // a step in phases
   const bool plain = !(Cell::kPeepholes || e.mask || e.zoneout || p.dall_c || s.resets || s.places || s.bptt_steps);
 
-  E* w_hh;             // [QP, J, first G, U, 64]
-  E* w_n;              // [QP, J, U, 64] the gate whose product waits for the first
-  E* w_hr;             // [QH, P, 64]
-  Mul* dgates;         // [J, N, pre, U]
-  Mul* dgx;            // [J, N, G, U] gradients of W_ih x, where that is normalised; else null
-  Mul* dgh;            // [J, N, G, U] likewise of W_hh h
-  Mul* ds;             // [J, N, 2, U] and of the normalised c, then these times that
-  Mul* candidates;     // [J, N, U] c before zoneout, where peepholes look at it; else null
-  T* dh;               // [B, ldh] dL/dh_t on the way to dL/dh_{t-1}
-  T* dh_cell;          // [B, ldh] dL/dh before the projection; == dh without one
-  Mul* dh_all;         // [N, ldp] dL/dh_t of every row, where there is a projection
-  T* product;          // [B, ldh] what comes by way of W_hh, where it is not simply added
-  T* around;           // [B, ldh] what comes by way of r h
-  Io* c_0;             // [J, B, U]
-  T* dc;               // [J, B, U]
-  const Io** h_prev;   // [N] where h_{t-1} of each row is
-  const Io** operand;  // [N] where what W_hh multiplied is; == h_prev but for masks
-  Io* masked;          // [N, ldh]
-  Io* reset_h;         // [N, ldh] r h
-  Io* zeros;           // [ldh] the state of a sequence that begins anew
-  T* peepholes;        // [J, peepholes, U]
-  RowFacts* facts;     // [threads, B]
+  E* w_hh;                       // [QP, J, first G, U, 64]
+  E* w_n;                        // [QP, J, U, 64] the gate whose product waits for the first
+  E* w_hr;                       // [QH, P, 64]
+  Mul* dgates;                   // [J, N, pre, U]
+  Mul* dgx;                      // [J, N, G, U] gradients of W_ih x, where that is normalised; else null
+  Mul* dgh;                      // [J, N, G, U] likewise of W_hh h
+  Mul* ds;                       // [J, N, 2, U] and of the normalised c, then these times that
+  Mul* candidates;               // [J, N, U] c before zoneout, where peepholes look at it; else null
+  T* dh;                         // [B, ldh] dL/dh_t on the way to dL/dh_{t-1}
+  T* dh_cell;                    // [B, ldh] dL/dh before the projection; == dh without one
+  Mul* dh_all;                   // [N, ldp] dL/dh_t of every row, where there is a projection
+  T* product;                    // [B, ldh] what comes by way of W_hh, where it is not simply added
+  T* around;                     // [B, ldh] what comes by way of r h
+  Io* c_0;                       // [J, B, U]
+  T* dc;                         // [J, B, U]
+  const Io** h_prev;             // [N] where h_{t-1} of each row is
+  const Io** operand;            // [N] where what W_hh multiplied is; == h_prev but for masks
+  Io* masked;                    // [N, ldh]
+  Io* reset_h;                   // [N, ldh] r h
+  Io* zeros;                     // [ldh] the state of a sequence that begins anew
+  UnitNumbers<Cell, T> numbers;  // where they are asked for
+  RowFacts* facts;               // [threads, B]
   BackwardNorms<T> norms;
 
   Barrier barrier;
@@ -87,9 +88,9 @@ struct BackwardScan {
     masked = arena.take<Io>(e.mask ? s.N * ldh : 0);
     reset_h = arena.take<Io>(Cell::kResetsBefore ? s.N * ldh : 0);
     zeros = arena.take<Io>(at_least(ldh, J * kUnits));
-    peepholes = arena.take<T>(J * Cell::kPeepholes * kUnits);
+    numbers.take(arena, J, normed);
     facts = arena.take<RowFacts>(plain && !phased ? 0 : s.threads * s.B);
-    if (normed) norms.take(arena, Cell::kGates, Cell::kPre, kUnits, J, s, Cell::kHasC);
+    if (normed) norms.take(arena, Cell::kPre, kUnits, J, s, Cell::kHasC);
   }
 
   void run(int index, int threads) {
@@ -124,12 +125,8 @@ struct BackwardScan {
                       w_hr + q * EP * kPanel + k / kPack * panel_width(columns));
       }
     }
-    for (int64_t j = index; j < J && w.w_ch; j += threads)
-      for (int k = 0; k < Cell::kPeepholes; ++k)
-        convert_row(w.w_ch + k * w.H + j * kUnits, at_most(kUnits, w.H - j * kUnits),
-                    peepholes + (j * Cell::kPeepholes + k) * kUnits, kUnits);
+    for (int64_t j = index; j < J && (Cell::kPeepholes || normed); j += threads) numbers.pack(w, j);
     if (index == 0) std::memset(zeros, 0, at_least(ldh, J * kUnits) * sizeof(Io));
-    if (index == 0 && !w.w_ch) std::memset(peepholes, 0, J * Cell::kPeepholes * kUnits * sizeof(T));
     for (int64_t b = index; b < s.B; b += threads) {
       const int64_t from = order_of(s, b);
       convert_row(p.dh_n + from * w.P, p.dh_n ? w.P : 0, dh + b * ldh, ldh);
@@ -316,11 +313,6 @@ struct BackwardScan {
       V stays(const uint8_t* mask, double share, int u) const {
         return mask ? V::load(mask + facts.place * f.w.H + j * kUnits + u, width - u) : V(T(share));
       }
-      void load_peepholes(int u, V* peep) const {
-        for (int k = 0; k < Cell::kPeepholes; ++k)
-          peep[k] = V::load(f.peepholes + (j * Cell::kPeepholes + k) * kUnits + u);
-      }
-
       void put_candidate(int u, V c) const {
         if (f.candidates) c.store(f.candidates + (j * f.s.N + row) * kUnits + u);
       }
@@ -351,7 +343,7 @@ struct BackwardScan {
         const Io* gates = f.p.gates + (j * f.p.kept_rows + site.row) * kRow;
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V d[Cell::kPre], peep[Cell::kPeepholes + 1], h_prev(0), h(0), c(0), c_prev(0), dh, dc, dh_stays, dc_stays;
-          site.load_peepholes(u, peep);
+          f.numbers.load_peepholes(j, u, peep);
           site.split(u, dh, dc, dh_stays, dc_stays);
           if (f.p.gates)
             for (int g = 0; g < Cell::kPre; ++g) d[g] = V::load(gates + g * kUnits + u);

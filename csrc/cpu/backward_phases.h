@@ -11,9 +11,6 @@ namespace {
 // What a backward scan with layer norm holds.
 template <class T>
 struct BackwardNorms {
-  T* bias;               // [J, pre, U]
-  T* gains;              // [J, 2, G, U] of W_ih x and W_hh h
-  T* gains_c;            // [J, 2, U] gain and shift
   Norm<T>* of_products;  // [3, N] of W_ih x, W_hh h, the second product
   Norm<T>* of_c;         // [threads, B]
   T* made;               // [J, B, pre + 2, U] gates and c of a step, dL/d(normalised c)
@@ -22,10 +19,7 @@ struct BackwardNorms {
   // Of c and its squares; of e = dL/d(what is normalised), for W_ih x, the products with h and c, plain and times that.
   enum { kSumC, kSquaresC, kOfEX, kOfEH = kOfEX + 2, kOfEC = kOfEH + 2, kKinds = kOfEC + 2 };
 
-  void take(Arena& arena, int gates, int pre, int units, int64_t J, const Sequence& s, bool has_c) {
-    bias = arena.take<T>(J * pre * units);
-    gains = arena.take<T>(J * 2 * gates * units);
-    gains_c = arena.take<T>(has_c ? J * 2 * units : 0);
+  void take(Arena& arena, int pre, int units, int64_t J, const Sequence& s, bool has_c) {
     of_products = arena.take<Norm<T>>(3 * s.N);
     of_c = arena.take<Norm<T>>(has_c ? s.threads * s.B : 0);
     made = arena.take<T>(has_c ? J * s.B * (pre + 2) * units : 0);
@@ -66,7 +60,7 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
       for (int64_t r = 0; r < count; ++r) body(j, k.rows.begin + r, Site(f, k.facts[r], j, k.rows.begin + r));
   }
 
-  // What does not depend on the scan: statistics of the products, gains and biases by blocks.
+  // What does not depend on the scan: statistics of the products.
   static void prepare(F& f, int index, int threads) {
     BackwardNorms<T>& n = f.norms;
     const Weights<Io>& w = f.w;
@@ -86,26 +80,6 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
       find(kOfH, row, kColumns, kFirst);
       if (Cell::kResetsBefore) find(kOfSecond, row, kColumns + kFirst * kUnits, 1);
     }
-    for (int64_t j = index; j < f.J; j += threads) {
-      const int64_t first = j * kUnits, count = at_most(kUnits, w.H - first);
-      T* bias = n.bias + j * kRow;
-      std::memset(bias, 0, kRow * sizeof(T));
-      for (int g = 0; g < kGates; ++g) {
-        for (int64_t u = 0; u < count && w.b_ih; ++u) {
-          bias[Cell::kIh[g] * kUnits + u] += convert<T>(w.b_ih[g * w.H + first + u]);
-          bias[Cell::kHh[g] * kUnits + u] += convert<T>(w.b_hh[g * w.H + first + u]);
-        }
-        convert_row(w.ln_ih + g * w.H + first, count, n.gains + (j * 2 * kGates + g) * kUnits, kUnits);
-        convert_row(w.ln_hh + g * w.H + first, count, n.gains + ((j * 2 + 1) * kGates + g) * kUnits, kUnits);
-      }
-      if (!Cell::kHasC) continue;
-      convert_row(w.ln_c + first, count, n.gains_c + j * 2 * kUnits, kUnits);
-      convert_row(w.ln_c_shift + first, count, n.gains_c + (j * 2 + 1) * kUnits, kUnits);
-    }
-  }
-
-  V gain(int64_t j, int side, int g, int u) const {
-    return V::load(n.gains + ((j * 2 + side) * kGates + g) * kUnits + u);
   }
 
   // A product of gate g, normalised: of x (side 0) or of h.
@@ -116,10 +90,10 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
   }
 
   void load_pre(int64_t j, int64_t row, int u, V* v) const {
-    for (int p = 0; p < kPre; ++p) v[p] = V::load(n.bias + j * kRow + p * kUnits + u);
+    for (int p = 0; p < kPre; ++p) v[p] = V::load(f.numbers.bias + j * kRow + p * kUnits + u);
     for (int g = 0; g < kGates; ++g) {
-      v[Cell::kIh[g]] = v[Cell::kIh[g]] + gain(j, 0, g, u) * normed(f, j, row, 0, g, u);
-      v[Cell::kHh[g]] = v[Cell::kHh[g]] + gain(j, 1, g, u) * normed(f, j, row, 1, g, u);
+      v[Cell::kIh[g]] = v[Cell::kIh[g]] + f.numbers.gain(j, 0, g, u) * normed(f, j, row, 0, g, u);
+      v[Cell::kHh[g]] = v[Cell::kHh[g]] + f.numbers.gain(j, 1, g, u) * normed(f, j, row, 1, g, u);
     }
   }
 
@@ -142,7 +116,7 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
       for (int u = 0; u < kUnits; u += V::kLanes) {
         V v[kPre], peep[Cell::kPeepholes + 1], c = V::load(site.c_prev + u);
         load_pre(j, site.row, u, v);
-        site.load_peepholes(u, peep);
+        f.numbers.load_peepholes(j, u, peep);
         Cell::remember(v, c, peep, f.e.choice);
         for (int p = 0; p < kPre; ++p) v[p].store(made(j, b) + p * kUnits + u);
         c.store(made(j, b) + kRow + u);
@@ -169,7 +143,7 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
 
   void emit_backward(int64_t count) {
     each(count, [&](int64_t j, int64_t b, const Site& site) {
-      const T *gain = n.gains_c + j * 2 * kUnits, *shift = gain + kUnits;
+      const T *gain = f.numbers.gains_c + j * 2 * kUnits, *shift = gain + kUnits;
       Mul* kept = f.ds + (j * f.s.N + site.row) * 2 * kUnits;
       T* e = made(j, b) + kRow + kUnits;
       V plain(0), weighted(0);
@@ -202,11 +176,11 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[kPre], peep[Cell::kPeepholes + 1], dh, dc, dh_stays, dc_stays;
           for (int p = 0; p < kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
-          site.load_peepholes(u, peep);
+          f.numbers.load_peepholes(j, u, peep);
           site.split(u, dh, dc, dh_stays, dc_stays);
           const V e = V::load(made(j, b) + kRow + kUnits + u);
           dc = dc + V(scale) * (e - (V(plain) + normed_c(j, b, u) * V(weighted)));
-          Cell::remember_backward(v, V::load(site.c_prev + u), V::load(made(j, b) + kRow + u), dc, peep, f.e.choice);
+          Cell::remember_backward(v, V::load(site.c_prev + u), dc, peep, f.e.choice);
           site.put(u, v, dh_stays, dc + dc_stays);
         }
       }
@@ -262,7 +236,7 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
     // e = dL/d(normalised product) of gate g; zero beyond the units that there are, where the gain is.
     const auto e = [&](const Site& site, int64_t j, int side, int g, int u) {
       const int place = side == 0 ? Cell::kIh[g] : Cell::kHh[g];
-      return V::load(site.dgates + place * kUnits + u) * gain(j, side, g, u);
+      return V::load(site.dgates + place * kUnits + u) * f.numbers.gain(j, side, g, u);
     };
     const auto put_sums = [&](const Site& site, int64_t j, int64_t b, int side, int begin, int end) {
       V plain(0), weighted(0);

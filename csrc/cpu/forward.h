@@ -4,6 +4,7 @@
 
 #include "cpu/forward_phases.h"
 #include "cpu/plan.h"
+#include "cpu/unit_numbers.h"
 
 namespace adl {
 namespace {
@@ -35,14 +36,11 @@ struct ForwardScan {
   const bool normed = w.ln_ih, phased = normed || Cell::kResetsBefore;  // a step in phases, see phases.h
   const bool plain = !(Cell::kPeepholes || e.mask || e.zoneout || p.all_c || s.resets || s.places);
 
-  E* w_ih;             // [J, I, G, U]
-  E* w_hh;             // [J, P, first G, U]
-  E* w_n;              // [QN, P, 64]
-  E* w_hr;             // [Q, H, 64]
-  T* bias;             // [J, pre, U]
-  T* peepholes;        // [J, peepholes, U]
-  T* gains;            // [J, 2, G, U] of W_ih x and W_hh h
-  T* gains_c;          // [J, 2, U] gain and shift
+  E* w_ih;  // [J, I, G, U]
+  E* w_hh;  // [J, P, first G, U]
+  E* w_n;   // [QN, P, 64]
+  E* w_hr;  // [Q, H, 64]
+  UnitNumbers<Cell, T> numbers;
   T* gates;            // [J, gate_rows, pre, U]; where products are normalised, these as they are, [J, gate_rows, G, U]
   Mul* x;              // [N, kPack EI], where it cannot be used as it is
   Mul* state[2];       // [B, ldh] h_{t-1} and h_t in turn, as the product wants them
@@ -70,10 +68,7 @@ struct ForwardScan {
     w_hh = arena.take<E>(direct ? 0 : J * EP * kFirstColumns);
     w_n = arena.take<E>(direct ? 0 : QN * EP * kPanel);
     w_hr = arena.take<E>(direct ? 0 : Q * EH * kPanel);
-    bias = arena.take<T>(J * kRow);
-    peepholes = arena.take<T>(J * Cell::kPeepholes * kUnits);
-    gains = arena.take<T>(normed ? J * 2 * kColumns : 0);
-    gains_c = arena.take<T>(normed && Cell::kHasC ? J * 2 * kUnits : 0);
+    numbers.take(arena, J, normed);
     gates = arena.take<T>(J * gate_rows * kRow);
     x = arena.take<Mul>(converts ? s.N * EI * kPack : 0);
     state[0] = arena.take<Mul>(s.B * ldh);
@@ -125,7 +120,7 @@ struct ForwardScan {
   }
 
   void prepare(int index, int threads) {
-    for (int64_t j = index; j < J; j += threads) pack_numbers(j);
+    for (int64_t j = index; j < J; j += threads) numbers.pack(w, j);
     for (int64_t j = index; j < J && !direct; j += threads) {
       pack_units<Mul, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, j, Cell::kIh, L::kFirstIh, w_ih + j * EI * kColumns);
       pack_units<Mul, kFirst, kUnits>(w.w_hh, w.H, w.P, j, L::kHhFirst.of, L::kFirstHh, w_hh + j * EP * kFirstColumns);
@@ -159,29 +154,6 @@ struct ForwardScan {
   void mask_row(int64_t b, const Io* from, int64_t n, Mul* to) const {
     const Io* mask = e.mask + order_of(s, b) * w.P;
     for (int64_t k = 0; k < n; ++k) to[k] = convert<Mul>(convert<T>(from[k]) * convert<T>(mask[k]));
-  }
-
-  // What every row of a block of units needs: biases, peepholes, gains.
-  void pack_numbers(int64_t j) {
-    const int64_t first = j * kUnits, n = at_most(kUnits, w.H - first);
-    T* b = bias + j * kRow;
-    std::memset(b, 0, kRow * sizeof(T));
-    for (int g = 0; g < Cell::kGates; ++g) {
-      for (int64_t u = 0; u < n && w.b_ih; ++u) {
-        b[Cell::kIh[g] * kUnits + u] += convert<T>(w.b_ih[g * w.H + first + u]);
-        b[Cell::kHh[g] * kUnits + u] += convert<T>(w.b_hh[g * w.H + first + u]);
-      }
-      if (normed) {
-        convert_row(w.ln_ih + g * w.H + first, n, gains + (j * 2 * Cell::kGates + g) * kUnits, kUnits);
-        convert_row(w.ln_hh + g * w.H + first, n, gains + ((j * 2 + 1) * Cell::kGates + g) * kUnits, kUnits);
-      }
-    }
-    for (int k = 0; k < Cell::kPeepholes; ++k)
-      convert_row(w.w_ch + k * w.H + first, w.w_ch ? n : 0, peepholes + (j * Cell::kPeepholes + k) * kUnits, kUnits);
-    if (normed && Cell::kHasC) {
-      convert_row(w.ln_c + first, n, gains_c + j * 2 * kUnits, kUnits);
-      convert_row(w.ln_c_shift + first, n, gains_c + (j * 2 + 1) * kUnits, kUnits);
-    }
   }
 
   Left<E> x_rows(int64_t row) const {
@@ -239,7 +211,7 @@ struct ForwardScan {
     }
 
     void project_rows(int64_t j, int64_t row, int64_t count, int64_t at) {
-      const T* bias = f.bias + j * kRow;
+      const T* bias = f.numbers.bias + j * kRow;
       T* out = f.gates + (j * f.gate_rows + at) * kRow;
       if (f.normed) return ForwardPhases<ForwardScan>{*this}.project(j, row, count, at, out);
       const int from = f.direct ? kRow : L::kFirstIh * kUnits, to = f.direct ? kRow : from + kColumns;
@@ -381,10 +353,6 @@ struct ForwardScan {
         if (saved)
           for (int g = 0; g < Cell::kPre; ++g) v[g].store(saved + g * kUnits + u);
       }
-      void load_peepholes(int u, V* peep) const {
-        for (int k = 0; k < Cell::kPeepholes; ++k)
-          peep[k] = V::load(f.peepholes + (j * Cell::kPeepholes + k) * kUnits + u);
-      }
     };
 
     // As `cells`, where more than the cell is asked for.
@@ -394,7 +362,7 @@ struct ForwardScan {
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[Cell::kPre], peep[Cell::kPeepholes + 1];
           for (int g = 0; g < Cell::kPre; ++g) v[g] = V::load(pre + r * kRow + g * kUnits + u);
-          site.load_peepholes(u, peep);
+          f.numbers.load_peepholes(j, u, peep);
           V h = site.h_before(u), c = Cell::kHasC ? site.c_before(u) : V(0);
           cell_forward<Cell, V>(v, h, c, peep, f.e.choice);
           site.put_gates(u, v);

@@ -123,10 +123,9 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
       return;
     }
     const auto normed = [&](const T* value, const Norm<T>& n, int side, int g) {
-      const V gain = V::load(f.gains + ((j * 2 + side) * Cell::kGates + g) * kUnits + u);
-      return gain * ((V::load(value + u) - V(n.mean)) * V(n.scale));
+      return f.numbers.gain(j, side, g, u) * ((V::load(value + u) - V(n.mean)) * V(n.scale));
     };
-    for (int p = 0; p < Cell::kPre; ++p) v[p] = V::load(f.bias + j * kRow + p * kUnits + u);
+    for (int p = 0; p < Cell::kPre; ++p) v[p] = V::load(f.numbers.bias + j * kRow + p * kUnits + u);
     for (int g = 0; g < Cell::kGates; ++g) {
       const int to = Cell::kIh[g];
       v[to] = v[to] + normed(gx + (to - L::kFirstIh) * kUnits, *of_x, 0, g);
@@ -184,7 +183,7 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[Cell::kPre], peep[Cell::kPeepholes + 1];
           load_pre(j, b, gx + r * kRow, k.norms_x + k.chunk_row(t, t0) + r, Cell::kGates, u, v);
-          site.load_peepholes(u, peep);
+          f.numbers.load_peepholes(j, u, peep);
           V h = site.h_before(u), c = Cell::kHasC ? site.c_before(u) : V(0);
           if constexpr (Cell::kResetsBefore) Cell::reset(v);
           if constexpr (Cell::kHasC) {
@@ -207,7 +206,7 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
   void emit(int64_t count, Mul* h_next) {
     find_norms(kOfC, count, 1, [&](int64_t j, int64_t b) { return made(j, b) + kRow; });
     for (int64_t j = k.units.begin; j < k.units.end; ++j) {
-      const T *gain = f.gains_c + j * 2 * kUnits, *shift = gain + kUnits;
+      const T *gain = f.numbers.gains_c + j * 2 * kUnits, *shift = gain + kUnits;
       for (int64_t r = 0; r < count; ++r) {
         const int64_t b = k.rows.begin + r;
         const Site site(f, k.facts[r], j, b, h_next);

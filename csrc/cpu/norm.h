@@ -8,8 +8,6 @@
 namespace adl {
 namespace {
 
-constexpr double kNormEps = 1e-5;  // torch.nn.LayerNorm's
-
 enum NormKind { kOfX, kOfH, kOfSecond, kOfC };  // what is normalised: products of x, of h, of r h; c
 
 // What a normalised row was made with: (value - mean) * scale.

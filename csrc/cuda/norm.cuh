@@ -5,8 +5,6 @@
 
 namespace adl {
 
-constexpr double kNormEpsilon = 1e-5;
-
 // The same in all threads.
 template <class A>
 __device__ __forceinline__ A block_sum(A v) {
@@ -46,7 +44,7 @@ __device__ __forceinline__ Moments<A> moments(unsigned n, F f) {
                                     return x * x;
                                   }) /
                      A(n);
-  m.scale = A(1) / sqrt(variance + A(kNormEpsilon));
+  m.scale = A(1) / sqrt(variance + A(kNormEps));
   return m;
 }
 

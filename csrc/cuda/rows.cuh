@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kUnitThreads, 1)
         ds = of_c.scale * (to_acc(x.ln_c[u]) * ds - mean - normed * slope);
       }
       V dc_v(dc - dc_around + ds);
-      Cell::remember_backward(gates, c_prev, c, dc_v, Peepholes<Cell, T>(s.w_ch, H, u).of, s.choice);
+      Cell::remember_backward(gates, c_prev, dc_v, Peepholes<Cell, T>(s.w_ch, H, u).of, s.choice);
       s.dc[state + u] = at.cut ? A(0) : dc_v.v + dc_around;
       s.dh[state + u] = around;
       add_to_dw_ch<Cell>(s, at.b, u, gates, c_prev.v, c.v);

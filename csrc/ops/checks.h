@@ -149,7 +149,6 @@ inline Squash check_activation(const char* op, const char* name, c10::string_vie
 // What is asked besides the weights, against the shape of the layer.
 inline void check_extras(const char* op, const CellFacts& cell, const LayerShape& s, const at::Tensor& x,
                          const Asked& asked) {
-  std::vector<int64_t> rows(x.sizes().begin(), x.sizes().end() - 1);
   const auto check = [&](const char* name, const at::Tensor& t, std::vector<int64_t> sizes, bool type,
                          const char* wanted) {
     TORCH_CHECK(type && t.sizes() == at::IntArrayRef(sizes) && t.device() == x.device(), op, ": ", name, " must be ",
@@ -172,10 +171,11 @@ inline void check_extras(const char* op, const CellFacts& cell, const LayerShape
     check("recurrent_mask", *asked.recurrent_mask, {s.D, s.B, s.P}, asked.recurrent_mask->is_floating_point(),
           "floating point");
   const auto check_zone = [&](const char* name, const MaybeTensor& zone, int64_t width) {
+    if (!zone) return;
     std::vector<int64_t> sizes{s.D};
-    sizes.insert(sizes.end(), rows.begin(), rows.end());
+    sizes.insert(sizes.end(), x.sizes().begin(), x.sizes().end() - 1);
     sizes.push_back(width);
-    if (zone) check(name, *zone, sizes, zone->scalar_type() == at::kByte, "uint8");
+    check(name, *zone, sizes, zone->scalar_type() == at::kByte, "uint8");
   };
   const size_t states = cell.has_c ? 2 : 1;
   TORCH_CHECK(
