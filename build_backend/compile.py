@@ -18,10 +18,10 @@ from .torch_info import TorchInfo
 CXX_FLAGS = "-std=c++20 -O3 -DNDEBUG -fPIC -fvisibility=hidden -Wall -Wextra".split()
 # The loops that matter are written out, and -O3 takes twice the time to compile the others.
 KERNEL_OPTIMISATION = ["-O2", "-ftree-vectorize"]
-# The last one: g++ 12 takes a register that its own AVX-512 header leaves open for our mistake.
+# The last two: g++ 12 takes a register that its own AVX-512 header leaves open for our mistake.
 KERNEL_FLAGS = (
     "-fno-exceptions -ffp-contract=fast -fno-math-errno -fno-trapping-math "
-    "-Wno-maybe-uninitialized".split()
+    "-Wno-maybe-uninitialized -Wno-uninitialized".split()
 )
 NVCC_FLAGS = (
     "-std=c++20 -O3 -DNDEBUG --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden".split()
@@ -137,7 +137,7 @@ def kernel_sources(root: Path, isa: str) -> list[Path]:
     """All number types, but for the set that adds products of bfloat16 to AVX-512 only those."""
     found = sorted(root.glob("csrc/cpu/isa_*.cpp"))
     if isa == "avx512bf16":
-        return [path for path in found if path.stem in ("isa_bf16", "isa_rounding")]
+        return [path for path in found if path.stem in ("isa_bf16", "isa_conv_bf16", "isa_rounding")]
     return [path for path in found if path.stem != "isa_rounding"]
 
 

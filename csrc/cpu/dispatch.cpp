@@ -52,25 +52,40 @@ Isa chosen() {
 
 const char* instruction_set() { return kNames[chosen()]; }
 
-template <class T>
-const Kernels<T>& kernels() {
-  switch (chosen()) {
+// The function of the set chosen; the last set has but functions for BFloat16.
 #if defined(ADL_ISA_AVX512)
-    case kAvx512Bf16:
-      if constexpr (std::is_same_v<T, BFloat16>) return isa_avx512bf16::kernels<T>();
-      [[fallthrough]];
-    case kAvx512:
-      return isa_avx512::kernels<T>();
+#define ADL_CASES_AVX512(f)                                                   \
+  case kAvx512Bf16:                                                           \
+    if constexpr (std::is_same_v<T, BFloat16>) return isa_avx512bf16::f<T>(); \
+    [[fallthrough]];                                                          \
+  case kAvx512:                                                               \
+    return isa_avx512::f<T>();
+#else
+#define ADL_CASES_AVX512(f)
 #endif
 #if defined(ADL_ISA_AVX2)
-    case kAvx2:
-      return isa_avx2::kernels<T>();
+#define ADL_CASES_AVX2(f) \
+  case kAvx2:             \
+    return isa_avx2::f<T>();
+#else
+#define ADL_CASES_AVX2(f)
 #endif
-    default:
-      return isa_default::kernels<T>();
-  }
+#define ADL_CHOOSE(f) \
+  switch (chosen()) { ADL_CASES_AVX512(f) ADL_CASES_AVX2(f) default : return isa_default::f<T>(); }
+
+template <class T>
+const Kernels<T>& kernels() {
+  ADL_CHOOSE(kernels)
 }
 
+template <class T>
+const ConvKernels<T>& conv_kernels() {
+  ADL_CHOOSE(conv_kernels)
+}
+
+template const ConvKernels<float>& conv_kernels<float>();
+template const ConvKernels<double>& conv_kernels<double>();
+template const ConvKernels<BFloat16>& conv_kernels<BFloat16>();
 template const Kernels<float>& kernels<float>();
 template const Kernels<double>& kernels<double>();
 template const Kernels<BFloat16>& kernels<BFloat16>();

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cells/cells.h"
+#include "convolution.h"
 #include "cpu/number.h"
 #include "recurrent.h"
 
@@ -22,9 +23,24 @@ struct Kernels {
   double (*multiply_add)(int64_t rounds);
 };
 
+template <class Params>
+struct Kernel {
+  int64_t (*scratch)(const Params&);  // bytes
+  void (*run)(const Params&, void* scratch);
+};
+
+template <class T>
+struct ConvKernels {
+  Kernel<ConvForward<T>> forward;
+  Kernel<ConvInputGrad<T>> input_grad;
+  Kernel<ConvWeightGrad<T>> weight_grad;
+};
+
 // For tensors of float, double or BFloat16, of the instruction set chosen.
 template <class T>
 const Kernels<T>& kernels();
+template <class T>
+const ConvKernels<T>& conv_kernels();
 
 // For tensors of float whose products round their operands to bfloat16; null where that would not be faster.
 const Kernels<float>* rounding_kernels();
@@ -39,13 +55,15 @@ double fma_gflops(int threads, double seconds);
 double bf16_gflops(int threads, double seconds);
 double read_gbytes(int64_t bytes, int threads, double seconds);
 
-#define ADL_DECLARE(isa)             \
-  namespace isa {                    \
-  template <class T>                 \
-  const Kernels<T>& kernels();       \
-  const Kernels<float>& rounding();  \
-  double read(const void*, int64_t); \
-  decltype(adl::draw) draw;          \
+#define ADL_DECLARE(isa)                \
+  namespace isa {                       \
+  template <class T>                    \
+  const Kernels<T>& kernels();          \
+  template <class T>                    \
+  const ConvKernels<T>& conv_kernels(); \
+  const Kernels<float>& rounding();     \
+  double read(const void*, int64_t);    \
+  decltype(adl::draw) draw;             \
   }
 ADL_DECLARE(isa_default)
 ADL_DECLARE(isa_avx2)

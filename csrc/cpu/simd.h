@@ -64,11 +64,15 @@ struct Simd {
   }
   ADL_INLINE void store(T* p) const { std::memcpy(p, &v, sizeof(Register)); }
 
+  typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+  typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+
   static ADL_INLINE Simd load(const BFloat16* p) {
-    typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
-    typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
     Halves halves;
     std::memcpy(&halves, p, sizeof halves);
+    return widened(halves);
+  }
+  static ADL_INLINE Simd widened(Halves halves) {
     const Words words = __builtin_convertvector(halves, Words) << 16;
     Simd r;
     std::memcpy(&r.v, &words, sizeof words);
@@ -79,7 +83,12 @@ struct Simd {
     const __m256bh halves = _mm512_cvtneps_pbh(__m512(v));
     std::memcpy(p, &halves, sizeof halves);
 #else
-    for (int k = 0; k < kLanes; ++k) p[k] = convert<BFloat16>(v[k]);
+    Words bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    const Words rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    const Words nan = Words(v != v);
+    const Halves halves = __builtin_convertvector((rounded & ~nan) | (0x7fc0 & nan), Halves);
+    std::memcpy(p, &halves, sizeof halves);
 #endif
   }
 
@@ -94,6 +103,14 @@ struct Simd {
   template <class From>
   static ADL_INLINE Simd load(const From* p, int64_t n) {
     if (n >= kLanes) return load(p);
+#if defined(__AVX512F__)
+    const uint32_t some = (1u << n) - 1;
+    if constexpr (__is_same(From, float) && __is_same(T, float))
+      return Register(_mm512_maskz_loadu_ps(__mmask16(some), p));
+    if constexpr (__is_same(From, double) && __is_same(T, double))
+      return Register(_mm512_maskz_loadu_pd(__mmask8(some), p));
+    if constexpr (__is_same(From, BFloat16)) return widened(Halves(_mm256_maskz_loadu_epi16(__mmask16(some), p)));
+#endif
     Simd r(T(0));
     for (int64_t k = 0; k < n; ++k) r.v[k] = convert<T>(p[k]);
     return r;
@@ -101,6 +118,18 @@ struct Simd {
   template <class To>
   ADL_INLINE void store(To* p, int64_t n) const {
     if (n >= kLanes) return store(p);
+#if defined(__AVX512F__)
+    const uint32_t some = (1u << n) - 1;
+    if constexpr (__is_same(To, float) && __is_same(T, float))
+      return _mm512_mask_storeu_ps(p, __mmask16(some), __m512(v));
+    if constexpr (__is_same(To, double) && __is_same(T, double))
+      return _mm512_mask_storeu_pd(p, __mmask8(some), __m512d(v));
+    if constexpr (__is_same(To, BFloat16)) {
+      BFloat16 all[kLanes];
+      store(all);
+      return _mm256_mask_storeu_epi16(p, __mmask16(some), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(all)));
+    }
+#endif
     for (int64_t k = 0; k < n; ++k) p[k] = convert<To>(v[k]);
   }
 
