@@ -6,25 +6,46 @@
 namespace adl {
 namespace {
 
-// A tap reads the tile, and its weight, so many numbers on.
-struct Tap {
-  int32_t x, w;
-};
+constexpr int kMostSums = kManyRegisters ? 12 : 6;     // results in a row whose sums are in registers
+constexpr int kMostTogether = kManyRegisters ? 4 : 2;  // taps of a run that share what they see
 
-// kRegisters sums side by side, each over all taps of the ranges.
+template <class S, int kRegisters, int kTaps, bool kWidth>
+ADL_INLINE void add_run(const S* x, const S* w, typename Simd<S>::Register (&sum)[kRegisters]) {
+  using V = Simd<S>;
+  const Sight<S, kRegisters, kTaps, kWidth> sight(x);
+  each_constant<kTaps>([&](auto tap) {
+    constexpr int kTap = decltype(tap)::value;
+    const V weight = kWidth ? V(w[kTap]) : V::load(w + kTap * V::kLanes);
+#pragma GCC unroll 16
+    for (int n = 0; n < kRegisters; ++n) sum[n] += weight.v * sight.template at<kTap>(n);
+  });
+}
+
+// kRegisters sums side by side, each over all runs of the ranges.
 template <class S, int kRegisters, bool kWidth>
-ADL_INLINE void sums(const S* x, const Tap* taps, const Range* ranges, int count, const S* w, Simd<S> init, S* to,
+ADL_INLINE void sums(const S* x, const Run* runs, const Range* ranges, int count, const S* w, Simd<S> init, S* to,
                      int64_t apart) {
   using V = Simd<S>;
   typename V::Register sum[kRegisters];
 #pragma GCC unroll 16
   for (int n = 0; n < kRegisters; ++n) sum[n] = init.v;
   for (int k = 0; k < count; ++k) {
-    for (const Tap *tap = taps + ranges[k].begin, *end = taps + ranges[k].end; tap != end; ++tap) {
-      const S* from = x + tap->x;
-      const V weight = kWidth ? V(w[tap->w]) : V::load(w + tap->w);
-#pragma GCC unroll 16
-      for (int n = 0; n < kRegisters; ++n) sum[n] += weight.v * V::load(from + n * V::kLanes).v;
+    for (const Run *run = runs + ranges[k].begin, *end = runs + ranges[k].end; run != end; ++run) {
+      const S *from = x + run->x, *weights = w + run->w;
+      if constexpr (kMostTogether == 4) {
+        if (run->count == 4) {
+          add_run<S, kRegisters, 4, kWidth>(from, weights, sum);
+          continue;
+        }
+        if (run->count == 3) {
+          add_run<S, kRegisters, 3, kWidth>(from, weights, sum);
+          continue;
+        }
+      }
+      if (run->count == 2)
+        add_run<S, kRegisters, 2, kWidth>(from, weights, sum);
+      else
+        add_run<S, kRegisters, 1, kWidth>(from, weights, sum);
     }
   }
 #pragma GCC unroll 16
@@ -32,24 +53,22 @@ ADL_INLINE void sums(const S* x, const Tap* taps, const Range* ranges, int count
 }
 
 template <class S, int kRegisters, bool kWidth>
-ADL_INLINE void sums_of(int registers, const S* x, const Tap* taps, const Range* ranges, int count, const S* w,
+ADL_INLINE void sums_of(int registers, const S* x, const Run* runs, const Range* ranges, int count, const S* w,
                         Simd<S> init, S* to, int64_t apart) {
   if constexpr (kRegisters > 0) {
-    if (registers == kRegisters) return sums<S, kRegisters, kWidth>(x, taps, ranges, count, w, init, to, apart);
-    sums_of<S, kRegisters - 1, kWidth>(registers, x, taps, ranges, count, w, init, to, apart);
+    if (registers == kRegisters) return sums<S, kRegisters, kWidth>(x, runs, ranges, count, w, init, to, apart);
+    sums_of<S, kRegisters - 1, kWidth>(registers, x, runs, ranges, count, w, init, to, apart);
   }
 }
 
 // The same for any number of registers, in groups of about one size.
 template <class S, bool kWidth>
-ADL_NOINLINE void row_sums(int64_t registers, const S* x, const Tap* taps, const Range* ranges, int count, const S* w,
+ADL_NOINLINE void row_sums(int64_t registers, const S* x, const Run* runs, const Range* ranges, int count, const S* w,
                            Simd<S> init, S* to, int64_t apart) {
-  constexpr int kMost = kVectorBytes == 64 ? 16 : 12;  // with a weight and one of x they fit the registers
-  const int64_t groups = blocks(registers, kMost);
-  for (int64_t k = 0; k < groups; ++k) {
-    const int64_t first = registers * k / groups, next = registers * (k + 1) / groups;
-    sums_of<S, kMost, kWidth>(int(next - first), x + first * Simd<S>::kLanes, taps, ranges, count, w, init,
-                              to + first * apart, apart);
+  for (uint32_t left = registers, groups = blocks(registers, kMostSums); groups > 0; --groups) {
+    const uint32_t some = (left + groups - 1) / groups;
+    sums_of<S, kMostSums, kWidth>(int(some), x, runs, ranges, count, w, init, to, apart);
+    x += some * Simd<S>::kLanes, to += some * apart, left -= some;
   }
 }
 
@@ -60,7 +79,7 @@ struct Tiles {
 
   // So that what a tile packs stays in L1 or close to it; rows and columns are multiples of the phases.
   static Tiles of(const Axis& h, const Axis& w, int64_t planes, int64_t column_bytes) {
-    constexpr int64_t kBytes = 48 << 10, kMostColumns = 64, kLeastRows = 4;
+    constexpr int64_t kBytes = 32 << 10, kMostColumns = 36, kLeastRows = 4;
     Tiles t;
     // One row of one dimension: as long as fits. Of two dimensions: nearly square, where there is less to pack twice.
     const int64_t most = h.n == 1 ? at_least(kBytes / column_bytes / planes, kMostColumns)
@@ -100,12 +119,12 @@ ADL_INLINE int conv_threads(const Conv& c, int64_t results) {
   return int(at_least(at_most(c.threads, work >> 18), 1));
 }
 
-// Rows of numbers [channels, n] to [blocks of lanes, n, kLanes].
+// Rows of numbers [channels, n] to [blocks of lanes, n, kLanes], the numbers of a row in another order.
 template <class S, class T>
-void pack_per_channel(const T* from, int64_t channels, int64_t n, S* to) {
+void pack_per_channel(const T* from, int64_t channels, int64_t n, const int32_t* place, S* to) {
   using V = Simd<S>;
   constexpr int kLanes = V::kLanes;
-  for (int64_t first = 0; first < channels; first += kLanes) {
+  for (int64_t first = 0; first < channels; first += kLanes, to += n * kLanes) {
     for (int64_t k = 0; k < n; k += kLanes) {
       const int64_t count = at_most(n - k, kLanes);
       typename V::Register rows[kLanes];
@@ -113,10 +132,38 @@ void pack_per_channel(const T* from, int64_t channels, int64_t n, S* to) {
       for (int lane = 0; lane < kLanes; ++lane)
         rows[lane] = first + lane < channels ? V::load(from + (first + lane) * n + k, count).v : V(S(0)).v;
       transpose<typename V::Register, typename Format<S>::Ints>(rows);
-      for (int64_t i = 0; i < count; ++i, to += kLanes) V(rows[i]).store(to);
+      for (int64_t i = 0; i < count; ++i) V(rows[i]).store(to + place[k + i] * kLanes);
     }
   }
 }
+
+// The runs of one row of the kernel, phase by phase.
+struct RowRuns {
+  Run* runs;       // [kernel], x and w from the beginning of the row
+  int32_t* begin;  // [R + 1]
+
+  void take(Arena& arena, const Axis& w) { runs = arena.take<Run>(w.kernel), begin = arena.take<int32_t>(w.R + 1); }
+  int of(int64_t phase) const { return begin[phase + 1] - begin[phase]; }
+
+  template <class S>
+  void list(const Axis& w, const Packed<S>& packed, int most) {
+    int32_t count = 0;
+    for (int64_t r = 0; r < w.R; ++r) {
+      begin[r] = count;
+      for (int32_t n = w.begin[r]; n < w.begin[r + 1];) {
+        const auto x = [&](int32_t k) { return int32_t(packed.at_column(w.offset[k] - w.low)); };
+        int32_t length = 1;
+        while (n + length < w.begin[r + 1] && x(n + length) == x(n) + length * packed.step) ++length;
+        for (int32_t left = length, parts = (length + most - 1) / most; parts > 0; --parts) {
+          const int32_t some = (left + parts - 1) / parts;
+          runs[count++] = {x(n), n - w.begin[r], some};
+          n += some, left -= some;
+        }
+      }
+    }
+    begin[w.R] = count;
+  }
+};
 
 // result[o] = bias + sum over taps of source[channels that o sees]: forward, or the gradient of the input.
 template <class T>
@@ -139,12 +186,14 @@ struct Correlation {
   int64_t planes;  // of the source in a tile, at most
   Packed<S> packed;
   Strides from, to;
-  int64_t phase_line;  // numbers in a row of results of a phase
+  int64_t results;  // numbers of the results of a phase: of a tile, or of a row of it
   int threads;
 
-  Tap* taps = nullptr;
+  Run* runs = nullptr;
+  RowRuns row_runs;
+  int32_t* order = nullptr;  // where the list of runs has the weight of each tap
   S *weights = nullptr, *biases = nullptr, *workspaces = nullptr;
-  Range* ranges = nullptr;
+  Range* ranges = nullptr;  // of runs, for each thread
 
   explicit Correlation(const ConvForward<T>& p) : Correlation(p.conv, false, p.x, p.weight, p.y) {
     bias = p.bias, residual = p.residual, activation = p.activation;
@@ -168,23 +217,27 @@ struct Correlation {
         to(channels, backward ? c.in_size() : c.out_size(), c.channels_last) {
     const int64_t step = across ? 1 : kLanes;
     tiles = Tiles::of(axes[1], axes[2], planes, step * sizeof(S));
-    const int64_t results = blocks(tiles.width, axes[2].R);
     packed = Packed<S>(across ? Lanewise::kWidth : Lanewise::kChannels, axes[1].reach(tiles.height),
-                       axes[2].reach(tiles.width), axes[2].S, results);
-    phase_line = across ? blocks(results, kLanes) * kLanes : results * kLanes;
+                       axes[2].reach(tiles.width), axes[1].S, axes[2].S);
+
+    const int64_t columns = blocks(tiles.width, axes[2].R);
+    results = across ? blocks(blocks(tiles.height, axes[1].R) * packed.width, kLanes) * kLanes : columns * kLanes;
     threads = conv_threads(c, c.B * channels * axes[0].n * axes[1].n * axes[2].n);
   }
 
   Axis axis(int k) const { return backward ? Axis::input_grad(c, k) : Axis::forward(c, k); }
   int64_t channel_blocks() const { return across ? channels : blocks(channels, kLanes); }
   int64_t all_taps() const { return sources * c.taps(); }
-  bool converts_weights() const { return !across || !__is_same(T, S); }
-  int64_t workspace() const { return blocks(planes * packed.plane + axes[2].R * phase_line, 64) * 64; }
+  bool converts_weights() const { return !across || !__is_same(T, S) || backward || c.stride[2] > 1; }
+  int64_t workspace() const {
+    return blocks(planes * packed.plane + (across ? axes[1].R : 1) * axes[2].R * results, 64) * 64;
+  }
 
   int64_t take(void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
     for (Axis& axis : axes) axis.take(arena);
-    taps = arena.take<Tap>(all_taps());
+    runs = arena.take<Run>(all_taps()), order = arena.take<int32_t>(all_taps());
+    row_runs.take(arena, axes[2]);
     weights = arena.take<S>(converts_weights() ? blocks(channels, kLanes) * kLanes * all_taps() : 0);
     biases = arena.take<S>(blocks(channels, kLanes) * kLanes);
     ranges = arena.take<Range>(threads * planes);
@@ -210,9 +263,11 @@ struct Correlation {
   }
 
   void prepare() {
-    for (int k = 0; k < kSpatial; ++k) axes[k].list_taps(c, k, backward);
+    for (int k = 0; k < kSpatial; ++k) axes[k].list_taps(c, k, backward, k == 2);
     const auto& [d, h, w] = axes;
-    Tap* tap = taps;
+    row_runs.list(w, packed, kMostTogether);
+    Run* run = runs;
+    int32_t taps = 0;
     for (int64_t rd = 0; rd < d.R; ++rd) {
       for (int64_t rh = 0; rh < h.R; ++rh) {
         for (int64_t rw = 0; rw < w.R; ++rw) {
@@ -220,22 +275,26 @@ struct Correlation {
             for (int i = d.begin[rd]; i < d.begin[rd + 1]; ++i) {
               const int64_t plane = j * d.taps(rd) + i - d.begin[rd];
               for (int m = h.begin[rh]; m < h.begin[rh + 1]; ++m) {
-                for (int n = w.begin[rw]; n < w.begin[rw + 1]; ++n) {
-                  const int64_t x =
-                      plane * packed.plane + (h.offset[m] - h.low) * packed.row + packed.slot(w.offset[n] - w.low);
-                  const int64_t k = ((j * d.kernel + d.tap[i]) * h.kernel + h.tap[m]) * w.kernel + w.tap[n];
-                  *tap++ = {int32_t(x), int32_t(across ? k : k * kLanes)};
+                const int32_t x = int32_t(plane * packed.plane + packed.at_row(h.offset[m] - h.low));
+                for (int n = row_runs.begin[rw]; n < row_runs.begin[rw + 1]; ++n, ++run) {
+                  *run = row_runs.runs[n];
+                  run->x += x, run->w = (run->w + taps) * (across ? 1 : kLanes);
                 }
+                for (int n = w.begin[rw]; n < w.begin[rw + 1]; ++n)
+                  order[((j * d.kernel + d.tap[i]) * h.kernel + h.tap[m]) * w.kernel + w.tap[n]] = taps++;
               }
             }
           }
         }
       }
     }
-    if (!across)
-      pack_per_channel(weight, channels, all_taps(), weights);
-    else if (converts_weights())
-      convert_row(weight, channels * all_taps(), weights, channels * all_taps());
+    if (!across) {
+      pack_per_channel(weight, channels, all_taps(), order, weights);
+    } else if (converts_weights()) {
+      const T* next = weight;
+      for (S* to = weights; to < weights + channels * all_taps(); to += all_taps())
+        for (int64_t k = 0; k < all_taps(); ++k) to[order[k]] = convert<S>(*next++);
+    }
     const int64_t whole = blocks(channels, kLanes) * kLanes;
     convert_row(bias, bias ? channels : 0, biases, whole);
   }
@@ -253,67 +312,113 @@ struct Correlation {
     }
   }
 
-  // Columns of a tile, from columns of the source within `seen`.
+  // A tile, or some columns of it, from columns of the source within `seen`.
+  struct Part {
+    int64_t b, first, lanes;  // sample, first channel, channels
+    int64_t i_d, i_h;         // depth and first row of the results
+    Range columns, seen, depths;
+    S *source, *sums;  // packed, and where results may wait
+    Range* ranges;     // of runs, one for each plane of the source
+  };
+
   void part(int64_t b, int64_t block, int64_t i_d, int64_t i_h, Range columns, Range seen, int index) {
     const auto& [d, h, w] = axes;
     const int64_t step = across ? 1 : kLanes, first = block * step;
-    const int64_t lanes = at_most(step, channels - first);
     S* const buffer = workspaces + index * workspace();
-    S* const row = buffer + planes * packed.plane;
-    Range* const mine = ranges + index * planes;
+    const Part part{b,
+                    first,
+                    at_most(step, channels - first),
+                    i_d,
+                    i_h,
+                    columns,
+                    seen,
+                    d.valid(i_d),
+                    buffer,
+                    buffer + planes * packed.plane,
+                    ranges + index * planes};
+    pack_source(part);
+    if (across)
+      sum_across(part);
+    else
+      sum_channels(part);
+  }
 
-    const Range depths = d.valid(i_d);
-    const int64_t depth_taps = d.taps(i_d % d.R), source_line = w.source * from.place;
+  void pack_source(const Part& p) {
+    const auto& [d, h, w] = axes;
+    const int64_t line = w.source * from.place, first_plane = d.begin[d.phase(p.i_d)];
     for (int64_t j = 0; j < sources; ++j) {
       const ChannelMap map =
-          backward ? ChannelMap{c.multiplier, first * c.multiplier + j, 1} : ChannelMap{1, first, c.multiplier};
-      for (int64_t n = depths.begin; n < depths.end; ++n) {
-        const int64_t at = i_d / d.R * d.S + d.offset[n], plane = j * depth_taps + n - d.begin[i_d % d.R];
-        pack(packed, source + b * from.sample + at * h.source * source_line, from, map, lanes, h.source, source_line,
-             h.first(i_h), w.first(columns.begin), seen.begin, seen.end, buffer + plane * packed.plane);
+          backward ? ChannelMap{c.multiplier, p.first * c.multiplier + j, 1} : ChannelMap{1, p.first, c.multiplier};
+      for (int64_t n = p.depths.begin; n < p.depths.end; ++n) {
+        const int64_t at = d.step(p.i_d) + d.offset[n], plane = j * d.taps(d.phase(p.i_d)) + n - first_plane;
+        pack(packed, source + p.b * from.sample + at * h.source * line, from, map, p.lanes, h.source, line,
+             h.first(p.i_h), w.first(p.columns.begin), p.seen.begin, p.seen.end, p.source + plane * packed.plane);
       }
     }
+  }
 
-    const bool direct = __is_same(T, S) && !across && c.channels_last && lanes == kLanes &&
-                        activation == Activation::kNone && !residual;
-    const S* own =
-        !converts_weights() ? reinterpret_cast<const S*>(weight) + first * all_taps() : weights + first * all_taps();
-    const V init = across ? V(biases[first]) : V::load(biases + first);
-    const int64_t count = columns.end - columns.begin;
-    for (int64_t i = i_h; i < at_most(i_h + tiles.height, h.n); ++i) {
-      const int64_t rh = i % h.R;
-      const Range rows = h.valid(i);
-      const S* x = buffer + (i - i_h) / h.R * h.S * packed.row;
-      const int64_t at = b * to.sample + first * to.channel + ((i_d * h.n + i) * w.n + columns.begin) * to.place;
-      for (int64_t rw = 0; rw < at_most(w.R, count); ++rw) {
-        const int64_t per_plane = h.taps(rh) * w.taps(rw);
-        const int64_t start = sources * (d.begin[i_d % d.R] * h.kernel * w.kernel +
-                                         depth_taps * (h.begin[rh] * w.kernel + h.taps(rh) * w.begin[rw]));
-        int used = 0;
-        for (int64_t j = 0; j < sources; ++j) {
-          for (int64_t n = depths.begin; n < depths.end; ++n) {
-            const int64_t plane = start + (j * depth_taps + n - d.begin[i_d % d.R]) * per_plane;
-            mine[used++] = {plane + (rows.begin - h.begin[rh]) * w.taps(rw),
-                            plane + (rows.end - h.begin[rh]) * w.taps(rw)};
-          }
-        }
-        const int64_t results = blocks(count - rw, w.R);
-        if (across) {
-          row_sums<S, true>(blocks(results, kLanes), x, taps, mine, used, own, init, row + rw * phase_line, kLanes);
-        } else if (direct) {
-          row_sums<S, false>(results, x, taps, mine, used, own, init, reinterpret_cast<S*>(result) + at + rw * to.place,
-                             w.R * to.place);
-        } else {
-          row_sums<S, false>(results, x, taps, mine, used, own, init, row + rw * kLanes, w.R * kLanes);
-        }
+  // The taps of some rows of the kernel and all its columns, in every plane there is: ranges, and how many.
+  int list_ranges(const Part& p, int64_t rh, int64_t rw, Range rows) const {
+    const auto& [d, h, w] = axes;
+    const int64_t rd = d.phase(p.i_d), per_row = row_runs.of(rw), in_plane = h.taps(rh) * per_row;
+    const int64_t start =
+        sources * (d.begin[rd] * h.kernel * row_runs.begin[w.R] +
+                   d.taps(rd) * (h.begin[rh] * row_runs.begin[w.R] + h.taps(rh) * row_runs.begin[rw]));
+    int count = 0;
+    for (int64_t j = 0; j < sources; ++j) {
+      for (int64_t n = p.depths.begin; n < p.depths.end; ++n) {
+        const int64_t plane = start + (j * d.taps(rd) + n - d.begin[rd]) * in_plane;
+        p.ranges[count++] = {plane + (rows.begin - h.begin[rh]) * per_row, plane + (rows.end - h.begin[rh]) * per_row};
+      }
+    }
+    return count;
+  }
+
+  // Where row i of the results begins.
+  int64_t place(const Part& p, int64_t i) const {
+    return p.b * to.sample + p.first * to.channel + ((p.i_d * axes[1].n + i) * axes[2].n + p.columns.begin) * to.place;
+  }
+  const S* weights_of(const Part& p) const {
+    return (converts_weights() ? weights : reinterpret_cast<const S*>(weight)) + p.first * all_taps();
+  }
+
+  // Results of a phase run on from row to row, over columns that are none: so all registers but one are full.
+  void sum_across(const Part& p) {
+    const auto& [d, h, w] = axes;
+    const int64_t rows = at_most(tiles.height, h.n - p.i_h), columns = p.columns.end - p.columns.begin;
+    for (int64_t rh = 0; rh < at_most(h.R, rows); ++rh) {
+      for (int64_t rw = 0; rw < at_most(w.R, columns); ++rw) {
+        const int count = list_ranges(p, rh, rw, {h.begin[rh], h.begin[rh + 1]});
+        const int64_t last = (blocks(rows - rh, h.R) - 1) * packed.width + blocks(columns - rw, w.R);
+        row_sums<S, true>(blocks(last, kLanes), p.source, runs, p.ranges, count, weights_of(p), V(biases[p.first]),
+                          p.sums + (rh * w.R + rw) * results, kLanes);
+      }
+    }
+    activate(activation, p.sums, h.R * w.R * results);
+    for (int64_t k = 0; k < rows; ++k) {
+      const int64_t at = place(p, p.i_h + k);
+      unpack_width(p.sums + h.phase(k) * w.R * results + (h.R == 1 ? k : k / h.R) * packed.width, columns, w.R, results,
+                   residual ? residual + at : nullptr, result + at);
+    }
+  }
+
+  void sum_channels(const Part& p) {
+    const auto& [d, h, w] = axes;
+    const bool direct =
+        __is_same(T, S) && c.channels_last && p.lanes == kLanes && activation == Activation::kNone && !residual;
+    const int64_t columns = p.columns.end - p.columns.begin;
+    for (int64_t i = p.i_h; i < at_most(p.i_h + tiles.height, h.n); ++i) {
+      const int64_t at = place(p, i), apart = direct ? to.place : kLanes;
+      S* const sums = direct ? reinterpret_cast<S*>(result) + at : p.sums;
+      for (int64_t rw = 0; rw < at_most(w.R, columns); ++rw) {
+        const int count = list_ranges(p, h.phase(i), rw, h.valid(i));
+        row_sums<S, false>(blocks(columns - rw, w.R),
+                           p.source + (h.R == 1 ? i - p.i_h : (i - p.i_h) / h.R) * packed.row, runs, p.ranges, count,
+                           weights_of(p), V::load(biases + p.first), sums + rw * apart, w.R * apart);
       }
       if (direct) continue;
-      activate(activation, row, across ? w.R * phase_line : count * kLanes);
-      const T* add = residual ? residual + at : nullptr;
-      if (across)
-        unpack_width(row, count, w.R, phase_line, add, result + at);
-      else
-        unpack_channels(row, count, to, lanes, add, result + at);
+      activate(activation, sums, columns * kLanes);
+      unpack_channels(sums, columns, to, p.lanes, residual ? residual + at : nullptr, result + at);
     }
   }
 };

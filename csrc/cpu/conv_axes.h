@@ -13,7 +13,7 @@ struct Axis {
   int64_t n, source;  // places of the result and of the source
   int64_t kernel, R, S;
   int64_t low, high;                          // no offset is less, or greater
-  int32_t *offset = nullptr, *tap = nullptr;  // [kernel] phase by phase, each with increasing offsets
+  int32_t *offset = nullptr, *tap = nullptr;  // [kernel] phase by phase, with increasing offsets
   int32_t* begin = nullptr;                   // [R + 1] where the taps of each phase begin
 
   static Axis forward(const Conv& c, int k) {
@@ -32,19 +32,26 @@ struct Axis {
     offset = arena.take<int32_t>(kernel), tap = arena.take<int32_t>(kernel), begin = arena.take<int32_t>(R + 1);
   }
 
-  void list_taps(const Conv& c, int axis, bool backward) {
+  // Columns of a tile are sorted by their remainder modulo S; so are the taps then, in order to follow each other.
+  void list_taps(const Conv& c, int axis, bool backward, bool by_remainder) {
     int32_t count = 0;
     for (int64_t r = 0; r < R; ++r) {
       begin[r] = count;
-      for (int64_t k = 0; k < kernel; ++k) {
-        const int64_t t = backward ? kernel - 1 - k : k;
-        const int64_t place = backward ? r + c.pad[axis] - t * c.dilation[axis] : t * c.dilation[axis] - c.pad[axis];
-        if (place % R == 0) offset[count] = int32_t(place / R), tap[count++] = int32_t(t);
+      for (int64_t remainder = 0; remainder < (by_remainder ? S : 1); ++remainder) {
+        for (int64_t k = 0; k < kernel; ++k) {
+          const int64_t t = backward ? kernel - 1 - k : k;
+          const int64_t place = backward ? r + c.pad[axis] - t * c.dilation[axis] : t * c.dilation[axis] - c.pad[axis];
+          if (place % R != 0 || (by_remainder && (place / R - low) % S != remainder)) continue;
+          offset[count] = int32_t(place / R), tap[count++] = int32_t(t);
+        }
       }
     }
     begin[R] = count;
   }
 
+  // A division takes longer than a few sums, and most axes have one phase.
+  int64_t phase(int64_t i) const { return R == 1 ? 0 : i % R; }
+  int64_t step(int64_t i) const { return (R == 1 ? i : i / R) * S; }
   int taps(int64_t phase) const { return begin[phase + 1] - begin[phase]; }
   int most_taps() const {
     int most = 0;
@@ -54,12 +61,12 @@ struct Axis {
   // Places of the source that so many places of the result reach over, from a multiple of R on.
   int64_t reach(int64_t places) const { return (blocks(places, R) - 1) * S + high - low + 1; }
   // The source of place i, a multiple of R, by its least offset.
-  int64_t first(int64_t i) const { return i / R * S + low; }
+  int64_t first(int64_t i) const { return step(i) + low; }
 
   // The taps of place i that lie within the source.
   Range valid(int64_t i) const {
-    const int64_t at = i / R * S;
-    Range taps{begin[i % R], begin[i % R + 1]};
+    const int64_t at = step(i), r = phase(i);
+    Range taps{begin[r], begin[r + 1]};
     while (taps.begin < taps.end && at + offset[taps.begin] < 0) ++taps.begin;
     while (taps.begin < taps.end && at + offset[taps.end - 1] >= source) --taps.end;
     return taps;

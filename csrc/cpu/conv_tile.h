@@ -29,29 +29,85 @@ struct Strides {
       : sample(channels * places), channel(channels_last ? 1 : places), place(channels_last ? channels : 1) {}
 };
 
-// Rows and columns of the source that a tile holds.
+// Rows and columns of the source that a tile holds: kChannels has [rows, remainders, width, kLanes], kWidth
+// [remainders of rows, remainders of columns, rows, width], where results can run on from row to row.
 template <class S>
 struct Packed {
   static constexpr int kLanes = Simd<S>::kLanes;
 
   Lanewise lanewise;
-  int64_t rows, S_w, width;  // columns of each remainder
-  int64_t step;              // numbers per column
-  int64_t row, plane;        // numbers
+  int64_t rows, S_h, S_w;
+  int64_t width;              // columns of each remainder
+  int64_t step, row;          // numbers from one column, and row, to the next of the same remainder
+  int64_t of_row, of_column;  // numbers from one remainder to the next
+  int64_t plane;              // numbers
 
   Packed() = default;
-  // `columns` of the source, for so many results in a row.
-  Packed(Lanewise lanewise, int64_t rows, int64_t columns, int64_t stride, int64_t results)
-      : lanewise(lanewise), rows(rows), S_w(stride) {
-    const bool across = lanewise == Lanewise::kWidth;
-    step = across ? 1 : kLanes;
-    // Where lanes run along the width, whole registers are read from every column on.
-    width = blocks(columns, stride) + (across ? blocks(results, kLanes) * kLanes - results + kLanes : 0);
-    row = stride * width * step, plane = rows * row;
+  Packed(Lanewise lanewise, int64_t rows, int64_t columns, int64_t S_h, int64_t S_w)
+      : lanewise(lanewise), rows(rows), S_h(S_h), S_w(S_w), width(blocks(columns, S_w)) {
+    if (lanewise == Lanewise::kWidth) {
+      step = 1, row = width, of_column = blocks(rows, S_h) * width, of_row = S_w * of_column;
+      plane = blocks(S_h * of_row + kLanes, kLanes) * kLanes;  // the last register is read as a whole
+    } else {
+      step = kLanes, of_column = width * kLanes, of_row = S_w * of_column, row = S_h * of_row, plane = rows * of_row;
+    }
   }
 
-  int64_t slot(int64_t column) const { return (column % S_w * width + column / S_w) * step; }
+  // Strides are mostly 1 or 2, and a division takes longer than a column.
+  static int64_t at(int64_t k, int64_t stride, int64_t of_remainder, int64_t step) {
+    if (stride == 1) return k * step;
+    if (stride == 2) return (k & 1) * of_remainder + (k >> 1) * step;
+    return k % stride * of_remainder + k / stride * step;
+  }
+  int64_t at_column(int64_t k) const { return at(k, S_w, of_column, step); }
+  int64_t at_row(int64_t k) const { return at(k, S_h, of_row, row); }
 };
+
+// Taps whose columns follow each other: the first reads the tile, and its weight, so many numbers on.
+struct Run {
+  int32_t x, w, count;
+};
+
+// With AVX-512 registers that one tap has read serve the next one too: so many taps, and results at once.
+constexpr bool kManyRegisters = kVectorBytes == 64;
+
+// What `kRegisters` results in a row see of a tile through kTaps taps of a run.
+template <class S, int kRegisters, int kTaps, bool kWidth>
+struct Sight {
+  using V = Simd<S>;
+  static constexpr int kHeld = kWidth ? kRegisters + (kTaps > 1) : kRegisters + kTaps - 1;
+  typename V::Register held[kHeld];
+
+  explicit ADL_INLINE Sight(const S* x) {
+#pragma GCC unroll 24
+    for (int n = 0; n < kHeld; ++n) {
+      held[n] = V::load(x + n * V::kLanes).v;
+      if constexpr (kTaps > 1) hold(held[n]);
+    }
+  }
+  template <int kTap>
+  ADL_INLINE typename V::Register at(int n) const {
+    if constexpr (!kWidth)
+      return held[n + kTap];
+    else if constexpr (kTap == 0)
+      return held[n];
+    else
+      return align<kTap>(V(held[n]), V(held[n + 1])).v;
+  }
+};
+
+// f(constant<0>) .. f(constant<kCount - 1>).
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+};
+template <int kCount, class F>
+ADL_INLINE void each_constant(F f) {
+  if constexpr (kCount > 0) {
+    each_constant<kCount - 1>(f);
+    f(Constant<kCount - 1>());
+  }
+}
 
 // Even and odd numbers of two registers.
 template <class S>
@@ -69,40 +125,67 @@ ADL_INLINE void deinterleave(Simd<S> a, Simd<S> b, Simd<S>& even, Simd<S>& odd) 
 #endif
 }
 
-// One row of one channel, [columns) from `from` on, those before `low` and from `high` on being zero.
+// Lanes kShift .. kShift + kLanes of two registers side by side.
+template <int kShift, class S>
+ADL_INLINE Simd<S> align(Simd<S> a, Simd<S> b) {
+  constexpr int kLanes = Simd<S>::kLanes;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == sizeof(float))
+    return Simd<S>(typename Simd<S>::Register(_mm512_alignr_epi32(__m512i(b.v), __m512i(a.v), kShift)));
+  else
+    return Simd<S>(typename Simd<S>::Register(_mm512_alignr_epi64(__m512i(b.v), __m512i(a.v), kShift)));
+#elif defined(__clang__)
+  Simd<S> r;
+  for (int k = 0; k < kLanes; ++k) r.v[k] = k + kShift < kLanes ? a.v[k + kShift] : b.v[k + kShift - kLanes];
+  return r;
+#else
+  typename Format<S>::Ints which;
+  for (int k = 0; k < kLanes; ++k) which[k] = k + kShift;
+  return Simd<S>(__builtin_shuffle(a.v, b.v, which));
+#endif
+}
+
+// Lane `which[lane]` of a register in every lane.
+template <class S>
+ADL_INLINE Simd<S> spread(Simd<S> a, typename Format<S>::Ints which) {
+#if defined(__clang__)
+  Simd<S> r;
+  for (int k = 0; k < Simd<S>::kLanes; ++k) r.v[k] = a.v[which[k]];
+  return r;
+#else
+  return Simd<S>(__builtin_shuffle(a.v, which));
+#endif
+}
+
+// One row of one channel: columns from `from` on, those before `low` and from `high` on being zero.
 template <class S, class T>
 ADL_INLINE void pack_width(const Packed<S>& p, const T* from, int64_t low, int64_t high, S* to) {
   using V = Simd<S>;
   constexpr int kLanes = V::kLanes;
+  int64_t k = 0;
   if (p.S_w == 1) {
-    int64_t k = 0;
-    for (; k < at_most(low, p.width); ++k) to[k] = S(0);
-    const int64_t end = at_most(high, p.width);
+    const int64_t first = at_most(low, p.width), end = at_least(at_most(high, p.width), first);
+    for (; k < first; ++k) to[k] = S(0);
     for (; k < end; k += kLanes) V::load(from + k, end - k).store(to + k, end - k);
-    for (k = at_least(at_most(low, p.width), end); k < p.width; ++k) to[k] = S(0);
+    for (k = end; k < p.width; ++k) to[k] = S(0);
     return;
   }
+  const auto one = [&](int64_t column) { return column >= low && column < high ? convert<S>(from[column]) : S(0); };
   for (int64_t r = 0; r < p.S_w; ++r) {
-    S* line = to + r * p.width;
-    int64_t k = 0;
-    for (; k < p.width && k * p.S_w + r < low; ++k) line[k] = S(0);
+    S* line = to + r * p.of_column;
+    k = 0;
     if (p.S_w == 2 && r == 0) {  // both remainders at once
-      S* odd_line = line + p.width;
-      int64_t n = 0;
-      for (; n < k; ++n) odd_line[n] = 2 * n + 1 >= low && 2 * n + 1 < high ? convert<S>(from[2 * n + 1]) : S(0);
+      S* odds = line + p.of_column;
+      for (; k < p.width && 2 * k < low; ++k) line[k] = one(2 * k), odds[k] = one(2 * k + 1);
       for (; 2 * k + 2 * kLanes <= high && k + kLanes <= p.width; k += kLanes) {
         V even, odd;
         deinterleave(V::load(from + 2 * k), V::load(from + 2 * k + kLanes), even, odd);
-        even.store(line + k), odd.store(odd_line + k);
+        even.store(line + k), odd.store(odds + k);
       }
-      for (; k < p.width; ++k) {
-        line[k] = 2 * k < high ? convert<S>(from[2 * k]) : S(0);
-        odd_line[k] = 2 * k + 1 < high ? convert<S>(from[2 * k + 1]) : S(0);
-      }
+      for (; k < p.width; ++k) line[k] = one(2 * k), odds[k] = one(2 * k + 1);
       return;
     }
-    for (; k < p.width && k * p.S_w + r < high; ++k) line[k] = convert<S>(from[k * p.S_w + r]);
-    for (; k < p.width; ++k) line[k] = S(0);
+    for (; k < p.width; ++k) line[k] = one(k * p.S_w + r);
   }
 }
 
@@ -114,7 +197,7 @@ ADL_INLINE void pack_channels(const Packed<S>& p, const T* from, const Strides& 
   constexpr int kLanes = V::kLanes;
   const int64_t columns = p.width * p.S_w;
   const auto zero = [&](int64_t k, int64_t end) {
-    for (; k < end; ++k) V(S(0)).store(to + p.slot(k));
+    for (; k < end; ++k) V(S(0)).store(to + p.at_column(k));
   };
   low = at_most(low, columns), high = at_least(at_most(high, columns), low);
   zero(0, low);
@@ -123,11 +206,24 @@ ADL_INLINE void pack_channels(const Packed<S>& p, const T* from, const Strides& 
     if (p.S_w == 1 && lanes == kLanes) {
       for (int64_t k = low; k < high; ++k) V::load(channels + k * strides.place).store(to + k * kLanes);
     } else {
-      for (int64_t k = low; k < high; ++k) V::load(channels + k * strides.place, lanes).store(to + p.slot(k));
+      for (int64_t k = low; k < high; ++k) V::load(channels + k * strides.place, lanes).store(to + p.at_column(k));
     }
+  } else if (strides.channel == 1 && map.multiply == 2 && map.divide == 1 && lanes == kLanes) {
+    for (int64_t k = low; k < high; ++k) {  // every second channel
+      const T* channels = from + k * strides.place + map(0);
+      V even, odd;
+      deinterleave(V::load(channels), V::load(channels + kLanes, kLanes - 1), even, odd);
+      even.store(to + p.at_column(k));
+    }
+  } else if (strides.channel == 1 && map.multiply == 1) {  // every channel several times
+    typename Format<S>::Ints which;
+    for (int lane = 0; lane < kLanes; ++lane) which[lane] = map(lane) - map(0);
+    const T* channels = from + map(0);
+    for (int64_t k = low; k < high; ++k)
+      spread(V::load(channels + k * strides.place, map(lanes - 1) - map(0) + 1), which).store(to + p.at_column(k));
   } else if (strides.channel == 1) {
     for (int64_t k = low; k < high; ++k) {
-      S* place = to + p.slot(k);
+      S* place = to + p.at_column(k);
       for (int64_t lane = 0; lane < kLanes; ++lane)
         place[lane] = lane < lanes ? convert<S>(from[k * strides.place + map(lane)]) : S(0);
     }
@@ -143,30 +239,33 @@ ADL_INLINE void pack_channels(const Packed<S>& p, const T* from, const Strides& 
 #pragma GCC unroll 16
         for (int i = 0; i < kLanes; ++i) V(lines[i]).store(to + (k + i) * kLanes);
       } else {
-        for (int64_t i = 0; i < n; ++i) V(lines[i]).store(to + p.slot(k + i));
+        for (int64_t i = 0; i < n; ++i) V(lines[i]).store(to + p.at_column(k + i));
       }
     }
   }
   zero(high, columns);
 }
 
-// Rows [row, row + p.rows) and columns from `column` on of a plane of a source of `height` rows `line` numbers apart;
-// columns before `low` and from `high` on count as zeros.
+// Rows from `row` and columns from `column` on of a plane of a source of `height` rows, `line` numbers apart; columns
+// before `low` and from `high` on count as zeros.
 template <class S, class T>
 ADL_NOINLINE void pack(const Packed<S>& p, const T* plane, const Strides& strides, const ChannelMap& map, int64_t lanes,
                        int64_t height, int64_t line, int64_t row, int64_t column, int64_t low, int64_t high, S* to) {
-  for (int64_t k = 0; k < p.rows; ++k, to += p.row) {
+  const bool across = p.lanewise == Lanewise::kWidth;
+  const int64_t first = at_least(low - column, 0), end = at_least(high - column, 0);
+  for (int64_t k = 0; k < p.rows; ++k) {
+    S* const at = to + p.at_row(k);
     if (row + k < 0 || row + k >= height) {
-      std::memset(to, 0, p.row * sizeof(S));
-    } else {
-      const T* from = plane + (row + k) * line + column * strides.place;
-      const int64_t first = at_least(low - column, 0), end = at_least(high - column, 0);
-      if (p.lanewise == Lanewise::kWidth)
-        pack_width(p, from + map(0) * strides.channel, first, end, to);
-      else
-        pack_channels(p, from, strides, map, lanes, first, end, to);
+      for (int64_t r = 0; r < p.S_w; ++r) std::memset(at + r * p.of_column, 0, p.width * p.step * sizeof(S));
+      continue;
     }
+    const T* from = plane + (row + k) * line + column * strides.place;
+    if (across)
+      pack_width(p, from + map(0) * strides.channel, first, end, at);
+    else
+      pack_channels(p, from, strides, map, lanes, first, end, at);
   }
+  if (across) std::memset(to + p.S_h * p.of_row, 0, (p.plane - p.S_h * p.of_row) * sizeof(S));
 }
 
 // f(x) for every number.
@@ -231,9 +330,9 @@ ADL_NOINLINE void unpack_channels(const S* from, int64_t places, const Strides& 
   }
 }
 
-// A row of results of one channel, of every R-th place those of one remainder side by side, `width` numbers apart.
+// A row of results of one channel; of every R-th place those of a remainder lie side by side, `apart` numbers on.
 template <class S, class T>
-ADL_NOINLINE void unpack_width(const S* from, int64_t places, int64_t R, int64_t width, const T* residual, T* to) {
+ADL_NOINLINE void unpack_width(const S* from, int64_t places, int64_t R, int64_t apart, const T* residual, T* to) {
   using V = Simd<S>;
   constexpr int kLanes = V::kLanes;
   if (R == 1) {
@@ -242,7 +341,7 @@ ADL_NOINLINE void unpack_width(const S* from, int64_t places, int64_t R, int64_t
     return;
   }
   for (int64_t r = 0; r < R; ++r)
-    for (int64_t k = r; k < places; k += R) to[k] = convert<T>(from[r * width + k / R]);
+    for (int64_t k = r, n = 0; k < places; k += R, ++n) to[k] = convert<T>(from[r * apart + n]);
 }
 
 }  // namespace

@@ -6,43 +6,82 @@
 namespace adl {
 namespace {
 
-// totals[n] += sum over a tile of g x[n], kTaps products at once. Summed apart first: long sums keep their error down.
-template <class S, int kTaps>
-ADL_INLINE void products(const S* g, const S* x, const Tap* taps, int64_t rows, int64_t registers, int64_t g_row,
-                         int64_t x_row, S* totals) {
+constexpr int kMostProducts = kManyRegisters ? 14 : 8;  // whose sums are in registers
+constexpr int kMostInRun = kManyRegisters ? 7 : 4;      // taps of a run that share what they see
+constexpr int kAtOnce = kManyRegisters ? 4 : 1;         // registers of g
+
+// sum[m][n] += g x over some registers of g, for tap n of run m.
+template <class S, int kRuns, int kTaps, int kRegisters, bool kWidth>
+ADL_INLINE void add_products(const S* g, const S* x, const Run* runs, typename Simd<S>::Register (&sum)[kRuns][kTaps]) {
   using V = Simd<S>;
-  typename V::Register sum[kTaps] = {};
-  for (int64_t row = 0; row < rows; ++row, g += g_row, x += x_row) {
-    for (int64_t k = 0; k < registers; ++k) {
-      const V of_g = V::load(g + k * V::kLanes);
-      const S* at = x + k * V::kLanes;
+  typename V::Register of_g[kRegisters];
+#pragma GCC unroll 8
+  for (int n = 0; n < kRegisters; ++n) of_g[n] = V::load(g + n * V::kLanes).v;
 #pragma GCC unroll 16
-      for (int n = 0; n < kTaps; ++n) sum[n] += of_g.v * V::load(at + taps[n].x).v;
+  for (int m = 0; m < kRuns; ++m) {
+    const Sight<S, kRegisters, kTaps, kWidth> sight(x + runs[m].x);
+    each_constant<kTaps>([&](auto tap) {
+      constexpr int kTap = decltype(tap)::value;
+#pragma GCC unroll 8
+      for (int n = 0; n < kRegisters; ++n) sum[m][kTap] += of_g[n] * sight.template at<kTap>(n);
+    });
+  }
+}
+
+// Rows of a tile of g and of x.
+template <class S>
+struct TileRows {
+  const S *g, *x;
+  int64_t rows, registers, g_row, x_row;
+};
+
+// The products of kRuns runs of kTaps taps, added to their totals. Summed apart first: long sums keep their error down.
+template <class S, int kRuns, int kTaps, bool kWidth>
+ADL_NOINLINE void products(TileRows<S> t, const Run* runs, S* totals) {
+  using V = Simd<S>;
+  typename V::Register sum[kRuns][kTaps] = {};
+  for (int64_t row = 0; row < t.rows; ++row, t.g += t.g_row, t.x += t.x_row) {
+    int64_t k = 0;
+    for (; k + kAtOnce <= t.registers; k += kAtOnce)
+      add_products<S, kRuns, kTaps, kAtOnce, kWidth>(t.g + k * V::kLanes, t.x + k * V::kLanes, runs, sum);
+    for (; k < t.registers; ++k)
+      add_products<S, kRuns, kTaps, 1, kWidth>(t.g + k * V::kLanes, t.x + k * V::kLanes, runs, sum);
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRuns; ++m) {
+    for (int n = 0; n < kTaps; ++n) {
+      S* total = totals + runs[m].w + n * V::kLanes;
+      (V::load(total) + V(sum[m][n])).store(total);
     }
   }
-#pragma GCC unroll 16
-  for (int n = 0; n < kTaps; ++n) (V::load(totals + n * V::kLanes) + V(sum[n])).store(totals + n * V::kLanes);
 }
 
-template <class S, int kTaps>
-ADL_INLINE void products_of(int count, const S* g, const S* x, const Tap* taps, int64_t rows, int64_t registers,
-                            int64_t g_row, int64_t x_row, S* totals) {
-  if constexpr (kTaps > 0) {
-    if (count == kTaps) return products<S, kTaps>(g, x, taps, rows, registers, g_row, x_row, totals);
-    products_of<S, kTaps - 1>(count, g, x, taps, rows, registers, g_row, x_row, totals);
+template <class S, int kRuns, int kTaps, bool kWidth>
+ADL_INLINE void products_of(int count, const TileRows<S>& t, const Run* runs, S* totals) {
+  if constexpr (kRuns > 0) {
+    if (count == kRuns) return products<S, kRuns, kTaps, kWidth>(t, runs, totals);
+    products_of<S, kRuns - 1, kTaps, kWidth>(count, t, runs, totals);
   }
 }
 
-// The same for any number of taps, in groups of about one size.
-template <class S>
-ADL_NOINLINE void all_products(int64_t taps, const S* g, const S* x, const Tap* tap, int64_t rows, int64_t registers,
-                               int64_t g_row, int64_t x_row, S* totals) {
-  constexpr int kMost = 12;  // with one of g and one of x they fit 16 registers
-  const int64_t groups = blocks(taps, kMost);
-  for (int64_t k = 0; k < groups; ++k) {
-    const int64_t first = taps * k / groups, next = taps * (k + 1) / groups;
-    products_of<S, kMost>(int(next - first), g, x, tap + first, rows, registers, g_row, x_row,
-                          totals + first * Simd<S>::kLanes);
+template <class S, int kTaps, bool kWidth>
+ADL_INLINE void products_of_runs(int taps, int count, const TileRows<S>& t, const Run* runs, S* totals) {
+  if constexpr (kTaps > 0) {
+    if (taps == kTaps) return products_of<S, kMostProducts / kTaps, kTaps, kWidth>(count, t, runs, totals);
+    products_of_runs<S, kTaps - 1, kWidth>(taps, count, t, runs, totals);
+  }
+}
+
+// The same for any list of runs: neighbours of one length together.
+template <class S, bool kWidth>
+void all_products(const TileRows<S>& t, const Run* runs, const Run* end, S* totals) {
+  while (runs < end) {
+    int same = 1;
+    while (runs + same < end && runs[same].count == runs->count) ++same;
+    const int most = kMostProducts / runs->count, groups = (same + most - 1) / most;
+    const int some = (same + groups - 1) / groups;
+    products_of_runs<S, kMostInRun, kWidth>(runs->count, some, t, runs, totals);
+    runs += some;
   }
 }
 
@@ -73,7 +112,9 @@ struct WeightGradient {
   int64_t pieces;         // of the tiles, each with sums of its own, whatever the number of threads
   int threads;
 
-  Tap* taps = nullptr;
+  Run* runs = nullptr;
+  RowRuns row_runs;
+  int run_count = 0;  // in a plane
   S *sums = nullptr, *workspaces = nullptr;
 
   explicit WeightGradient(const ConvWeightGrad<T>& params)
@@ -88,8 +129,9 @@ struct WeightGradient {
     const auto& [d, h, w] = axes;
     const Lanewise how = across ? Lanewise::kWidth : Lanewise::kChannels;
     tiles = Tiles::of(h, w, c.kernel[0], (across ? 1 : kLanes) * 2 * sizeof(S));
-    of_x = Packed<S>(how, h.reach(tiles.height), w.reach(tiles.width), w.S, tiles.width);
-    of_g = Packed<S>(how, tiles.height, tiles.width, 1, tiles.width);
+    of_x = Packed<S>(how, h.reach(tiles.height), w.reach(tiles.width), h.S, w.S);
+    // Across, both run on from row to row, over columns where g is zero.
+    of_g = Packed<S>(how, tiles.height, across ? of_x.width : tiles.width, 1, 1);
     places = c.B * d.n * tiles.down * tiles.across;
     // Channels that lie side by side come from memory together; with many taps that matters little.
     group = c.channels_last && c.taps() < 25 ? at_most(8, channel_blocks()) : 1;
@@ -105,20 +147,28 @@ struct WeightGradient {
   int64_t take(void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
     for (Axis& axis : axes) axis.take(arena);
-    taps = arena.take<Tap>(c.taps());
+    runs = arena.take<Run>(c.taps());
+    row_runs.take(arena, axes[2]);
     sums = arena.take<S>(pieces * channel_blocks() * totals());
     workspaces = arena.take<S>(threads * workspace());
     return arena.used;
   }
 
   void run() {
-    for (int k = 0; k < kSpatial; ++k) axes[k].list_taps(c, k, false);
+    for (int k = 0; k < kSpatial; ++k) axes[k].list_taps(c, k, false, k == 2);
     const auto& [d, h, w] = axes;
-    Tap* tap = taps;
-    for (int i = 0; i < d.kernel; ++i)
-      for (int m = 0; m < h.kernel; ++m)
-        for (int n = 0; n < w.kernel; ++n)
-          *tap++ = {int32_t(i * of_x.plane + (h.offset[m] - h.low) * of_x.row + of_x.slot(w.offset[n] - w.low)), 0};
+    row_runs.list(w, of_x, kMostInRun);
+    Run* run = runs;
+    for (int64_t i = 0; i < d.kernel; ++i) {
+      for (int n = 0; n < row_runs.begin[1]; ++n) {  // runs of one length are neighbours
+        for (int64_t m = 0; m < h.kernel; ++m, ++run) {
+          *run = row_runs.runs[n];
+          run->x += int32_t(i * of_x.plane + of_x.at_row(h.offset[m] - h.low));
+          run->w = int32_t(((i * h.kernel + m) * w.kernel + run->w) * kLanes);
+        }
+      }
+    }
+    run_count = int(h.kernel * row_runs.begin[1]);
     Barrier barrier;
     in_team(threads, barrier, [&](int index, int team) {
       const Range mine = share(groups * pieces, index, team);
@@ -154,8 +204,9 @@ struct WeightGradient {
   void part(int64_t b, int64_t block, int64_t i_d, int64_t i_h, Range columns, Range seen, S* to, int index) {
     const auto& [d, h, w] = axes;
     const int64_t step = across ? 1 : kLanes, first = block * step, lanes = at_most(step, c.channels() - first);
-    const int64_t rows = at_most(tiles.height, h.n - i_h), count = columns.end - columns.begin;
-    const int64_t registers = across ? blocks(count, kLanes) : count;
+    const int64_t lines = at_most(tiles.height, h.n - i_h), count = columns.end - columns.begin;
+    const int64_t rows = across ? 1 : lines;
+    const int64_t registers = across ? blocks((lines - 1) * of_g.width + count, kLanes) : count;
     S *const x = workspaces + index * workspace(), *const g = x + d.kernel * of_x.plane;
 
     const int64_t g_line = w.n * g_strides.place, x_line = w.source * x_strides.place;
@@ -169,9 +220,9 @@ struct WeightGradient {
       pack(of_x, p.x + b * x_strides.sample + at * h.source * x_line, x_strides, ChannelMap{1, first, c.multiplier},
            lanes, h.source, x_line, h.first(i_h), w.first(columns.begin), seen.begin, seen.end, x + n * of_x.plane);
     }
-    const int64_t per_plane = h.kernel * w.kernel, from = depths.begin * per_plane;
-    all_products((depths.end - depths.begin) * per_plane, g, x, taps + from, rows, registers, of_g.row, h.S * of_x.row,
-                 to + from * kLanes);
+    const TileRows<S> rows_of{g, x, rows, registers, of_g.row, of_x.row};
+    const Run *from = runs + depths.begin * run_count, *end = runs + depths.end * run_count;
+    across ? all_products<S, true>(rows_of, from, end, to) : all_products<S, false>(rows_of, from, end, to);
   }
 
   // The pieces in their order, then the lanes of a channel.
@@ -179,8 +230,10 @@ struct WeightGradient {
     for (int64_t t = 0; t < c.taps() + (p.dbias != nullptr); ++t) {
       V sum = V::load(sums_of(0, block) + t * kLanes);
       for (int64_t piece = 1; piece < pieces; ++piece) sum = sum + V::load(sums_of(piece, block) + t * kLanes);
+      // Columns of the kernel are in the order of their runs.
+      const int64_t tap = t / c.kernel[2] * c.kernel[2] + axes[2].tap[t % c.kernel[2]];
       const int64_t step = t < c.taps() ? c.taps() : 1;
-      T* to = t < c.taps() ? p.dweight + t : p.dbias;
+      T* to = t < c.taps() ? p.dweight + tap : p.dbias;
       if (across) {
         S total = 0;
         for (int lane = 0; lane < kLanes; ++lane) total += sum.v[lane];
