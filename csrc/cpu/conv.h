@@ -6,19 +6,25 @@
 namespace adl {
 namespace {
 
-constexpr int kMostSums = kManyRegisters ? 12 : 6;     // results in a row whose sums are in registers
-constexpr int kMostTogether = kManyRegisters ? 4 : 2;  // taps of a run that share what they see
+constexpr int kMostSums = kManyRegisters ? 14 : 6;     // results in a row whose sums are in registers
+constexpr int kMostTogether = kManyRegisters ? 3 : 2;  // taps of a run that share what they see
 
 template <class S, int kRegisters, int kTaps, bool kWidth>
 ADL_INLINE void add_run(const S* x, const S* w, typename Simd<S>::Register (&sum)[kRegisters]) {
   using V = Simd<S>;
-  const Sight<S, kRegisters, kTaps, kWidth> sight(x);
-  each_constant<kTaps>([&](auto tap) {
-    constexpr int kTap = decltype(tap)::value;
-    const V weight = kWidth ? V(w[kTap]) : V::load(w + kTap * V::kLanes);
+  constexpr int kSeen = registers_seen(kRegisters, kTaps, kWidth);
+  typename V::Register seen[kSeen];
+#pragma GCC unroll 24
+  for (int n = 0; n < kSeen; ++n) {
+    seen[n] = V::load(x + n * V::kLanes).v;
+    if constexpr (kTaps > 1) hold(seen[n]);
+  }
+#pragma GCC unroll 4
+  for (int tap = 0; tap < kTaps; ++tap) {
+    const V weight = kWidth ? V(w[tap]) : V::load(w + tap * V::kLanes);
 #pragma GCC unroll 16
-    for (int n = 0; n < kRegisters; ++n) sum[n] += weight.v * sight.template at<kTap>(n);
-  });
+    for (int n = 0; n < kRegisters; ++n) sum[n] += weight.v * seen_by<kWidth, S>(seen, n, tap);
+  }
 }
 
 // kRegisters sums side by side, each over all runs of the ranges.
@@ -32,11 +38,7 @@ ADL_INLINE void sums(const S* x, const Run* runs, const Range* ranges, int count
   for (int k = 0; k < count; ++k) {
     for (const Run *run = runs + ranges[k].begin, *end = runs + ranges[k].end; run != end; ++run) {
       const S *from = x + run->x, *weights = w + run->w;
-      if constexpr (kMostTogether == 4) {
-        if (run->count == 4) {
-          add_run<S, kRegisters, 4, kWidth>(from, weights, sum);
-          continue;
-        }
+      if constexpr (kMostTogether == 3) {
         if (run->count == 3) {
           add_run<S, kRegisters, 3, kWidth>(from, weights, sum);
           continue;
@@ -100,8 +102,10 @@ struct Tiles {
 // Where lanes go. Channels-last tensors have channels side by side anyhow; of the others, those are transposed that
 // have enough taps to pay for it.
 ADL_INLINE Lanewise lanewise(const Conv& c, int lanes) {
+  constexpr int64_t kSmall = 400;
   if (c.channels_last) return Lanewise::kChannels;
-  return c.taps() >= 25 && c.channels() * 2 >= lanes ? Lanewise::kChannels : Lanewise::kWidth;
+  return (c.taps() >= 25 || c.out_size() <= kSmall) && c.channels() * 2 >= lanes ? Lanewise::kChannels
+                                                                                 : Lanewise::kWidth;
 }
 
 // The document that holds a place, as far as the taps of results before `end` reach.
@@ -110,6 +114,14 @@ ADL_INLINE Range document(const int32_t* ids, int64_t length, int64_t at, int64_
   while (r.begin > at_least(at - reach, 0) && ids[r.begin - 1] == ids[at]) --r.begin;
   while (r.end < at_most(end + reach, length) && ids[r.end] == ids[at]) ++r.end;
   return r;
+}
+
+// Blocks of channels whose tiles, of so many bytes, are packed together: those that lie side by side, since memory is
+// read fastest as it lies, as far as they fit L2.
+ADL_INLINE int64_t blocks_together(const Conv& c, int64_t channel_blocks, int64_t bytes) {
+  constexpr int64_t kMost = 8, kBytes = 256 << 10;
+  if (!c.channels_last || c.multiplier > 1) return 1;
+  return at_least(at_most(at_most(kMost, channel_blocks), kBytes / bytes), 1);
 }
 
 // A convolution that makes less than this many multiply-adds per thread, counting some for every result, is done
@@ -186,7 +198,8 @@ struct Correlation {
   int64_t planes;  // of the source in a tile, at most
   Packed<S> packed;
   Strides from, to;
-  int64_t results;  // numbers of the results of a phase: of a tile, or of a row of it
+  int64_t together;  // blocks of channels
+  int64_t results;   // numbers of the results of a phase: of a tile, or of a row of it
   int threads;
 
   Run* runs = nullptr;
@@ -222,6 +235,7 @@ struct Correlation {
 
     const int64_t columns = blocks(tiles.width, axes[2].R);
     results = across ? blocks(blocks(tiles.height, axes[1].R) * packed.width, kLanes) * kLanes : columns * kLanes;
+    together = blocks_together(c, channel_blocks(), source_bytes());
     threads = conv_threads(c, c.B * channels * axes[0].n * axes[1].n * axes[2].n);
   }
 
@@ -229,8 +243,9 @@ struct Correlation {
   int64_t channel_blocks() const { return across ? channels : blocks(channels, kLanes); }
   int64_t all_taps() const { return sources * c.taps(); }
   bool converts_weights() const { return !across || !__is_same(T, S) || backward || c.stride[2] > 1; }
+  int64_t source_bytes() const { return planes * packed.plane * int64_t(sizeof(S)); }
   int64_t workspace() const {
-    return blocks(planes * packed.plane + (across ? axes[1].R : 1) * axes[2].R * results, 64) * 64;
+    return blocks(together * planes * packed.plane + (across ? axes[1].R : 1) * axes[2].R * results, 64) * 64;
   }
 
   int64_t take(void* scratch) {
@@ -247,7 +262,7 @@ struct Correlation {
 
   void run() {
     prepare();
-    const int64_t in_plane = tiles.down * tiles.across, blocks_of = channel_blocks();
+    const int64_t in_plane = tiles.down * tiles.across, blocks_of = blocks(channel_blocks(), together);
     const int64_t items = c.B * axes[0].n * in_plane * blocks_of;
     Barrier barrier;
     in_team(threads, barrier, [&](int index, int team) {
@@ -323,23 +338,22 @@ struct Correlation {
 
   void part(int64_t b, int64_t block, int64_t i_d, int64_t i_h, Range columns, Range seen, int index) {
     const auto& [d, h, w] = axes;
-    const int64_t step = across ? 1 : kLanes, first = block * step;
-    S* const buffer = workspaces + index * workspace();
-    const Part part{b,
-                    first,
-                    at_most(step, channels - first),
-                    i_d,
-                    i_h,
-                    columns,
-                    seen,
-                    d.valid(i_d),
-                    buffer,
-                    buffer + planes * packed.plane,
-                    ranges + index * planes};
+    const int64_t step = across ? 1 : kLanes, first = block * together * step;
+    S *const tile = workspaces + index * workspace(), *const sums = tile + together * planes * packed.plane;
+    Part part{b,
+              first,
+              at_most(step * together, channels - first),
+              i_d,
+              i_h,
+              columns,
+              seen,
+              d.valid(i_d),
+              tile,
+              sums,
+              ranges + index * planes};
     pack_source(part);
-    if (across)
-      sum_across(part);
-    else
+    if (across) return sum_across(part);
+    for (; part.lanes > 0; part.first += kLanes, part.lanes -= kLanes, part.source += planes * packed.plane)
       sum_channels(part);
   }
 
@@ -351,8 +365,9 @@ struct Correlation {
           backward ? ChannelMap{c.multiplier, p.first * c.multiplier + j, 1} : ChannelMap{1, p.first, c.multiplier};
       for (int64_t n = p.depths.begin; n < p.depths.end; ++n) {
         const int64_t at = d.step(p.i_d) + d.offset[n], plane = j * d.taps(d.phase(p.i_d)) + n - first_plane;
-        pack(packed, source + p.b * from.sample + at * h.source * line, from, map, p.lanes, h.source, line,
-             h.first(p.i_h), w.first(p.columns.begin), p.seen.begin, p.seen.end, p.source + plane * packed.plane);
+        pack(packed, source + p.b * from.sample + at * h.source * line, from, map, p.lanes, planes * packed.plane,
+             h.source, line, h.first(p.i_h), w.first(p.columns.begin), p.seen.begin, p.seen.end,
+             p.source + plane * packed.plane);
       }
     }
   }
@@ -405,20 +420,26 @@ struct Correlation {
   void sum_channels(const Part& p) {
     const auto& [d, h, w] = axes;
     const bool direct =
-        __is_same(T, S) && c.channels_last && p.lanes == kLanes && activation == Activation::kNone && !residual;
+        __is_same(T, S) && c.channels_last && p.lanes >= kLanes && activation == Activation::kNone && !residual;
     const int64_t columns = p.columns.end - p.columns.begin;
+    Range listed{-1, -1};
+    int count = 0;
     for (int64_t i = p.i_h; i < at_most(p.i_h + tiles.height, h.n); ++i) {
       const int64_t at = place(p, i), apart = direct ? to.place : kLanes;
       S* const sums = direct ? reinterpret_cast<S*>(result) + at : p.sums;
       for (int64_t rw = 0; rw < at_most(w.R, columns); ++rw) {
-        const int count = list_ranges(p, h.phase(i), rw, h.valid(i));
+        const Range rows = h.valid(i);
+        if (w.R > 1 || rows.begin != listed.begin || rows.end != listed.end) {
+          count = list_ranges(p, h.phase(i), rw, rows);
+          listed = rows;
+        }
         row_sums<S, false>(blocks(columns - rw, w.R),
                            p.source + (h.R == 1 ? i - p.i_h : (i - p.i_h) / h.R) * packed.row, runs, p.ranges, count,
                            weights_of(p), V::load(biases + p.first), sums + rw * apart, w.R * apart);
       }
       if (direct) continue;
       activate(activation, sums, columns * kLanes);
-      unpack_channels(sums, columns, to, p.lanes, residual ? residual + at : nullptr, result + at);
+      unpack_channels(sums, columns, to, at_most(p.lanes, kLanes), residual ? residual + at : nullptr, result + at);
     }
   }
 };

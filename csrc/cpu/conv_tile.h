@@ -71,41 +71,52 @@ struct Run {
 // With AVX-512 registers that one tap has read serve the next one too: so many taps, and results at once.
 constexpr bool kManyRegisters = kVectorBytes == 64;
 
-// What `kRegisters` results in a row see of a tile through kTaps taps of a run.
-template <class S, int kRegisters, int kTaps, bool kWidth>
-struct Sight {
+// Lanes kShift .. kShift + kLanes of two registers side by side.
+template <int kShift, class S>
+ADL_INLINE Simd<S> align(Simd<S> a, Simd<S> b) {
+  [[maybe_unused]] constexpr int kLanes = Simd<S>::kLanes;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == sizeof(float))
+    return Simd<S>(typename Simd<S>::Register(_mm512_alignr_epi32(__m512i(b.v), __m512i(a.v), kShift)));
+  else
+    return Simd<S>(typename Simd<S>::Register(_mm512_alignr_epi64(__m512i(b.v), __m512i(a.v), kShift)));
+#elif defined(__clang__)
+  Simd<S> r;
+  for (int k = 0; k < kLanes; ++k) r.v[k] = k + kShift < kLanes ? a.v[k + kShift] : b.v[k + kShift - kLanes];
+  return r;
+#else
+  typename Format<S>::Ints which;
+  for (int k = 0; k < kLanes; ++k) which[k] = k + kShift;
+  return Simd<S>(__builtin_shuffle(a.v, b.v, which));
+#endif
+}
+
+// Registers that `registers` results side by side see through the taps of a run.
+constexpr int registers_seen(int registers, int taps, bool width) {
+  return width ? registers + (taps > 1) : registers + taps - 1;
+}
+
+// What result n sees through a tap, from the registers seen. Plain arrays and loops: of anything more structured
+// compilers keep the registers in memory.
+template <bool kWidth, class S, int kSeen>
+ADL_INLINE typename Simd<S>::Register seen_by(const typename Simd<S>::Register (&seen)[kSeen], int n, int tap) {
   using V = Simd<S>;
-  static constexpr int kHeld = kWidth ? kRegisters + (kTaps > 1) : kRegisters + kTaps - 1;
-  typename V::Register held[kHeld];
-
-  explicit ADL_INLINE Sight(const S* x) {
-#pragma GCC unroll 24
-    for (int n = 0; n < kHeld; ++n) {
-      held[n] = V::load(x + n * V::kLanes).v;
-      if constexpr (kTaps > 1) hold(held[n]);
-    }
-  }
-  template <int kTap>
-  ADL_INLINE typename V::Register at(int n) const {
-    if constexpr (!kWidth)
-      return held[n + kTap];
-    else if constexpr (kTap == 0)
-      return held[n];
-    else
-      return align<kTap>(V(held[n]), V(held[n + 1])).v;
-  }
-};
-
-// f(constant<0>) .. f(constant<kCount - 1>).
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-};
-template <int kCount, class F>
-ADL_INLINE void each_constant(F f) {
-  if constexpr (kCount > 0) {
-    each_constant<kCount - 1>(f);
-    f(Constant<kCount - 1>());
+  if constexpr (!kWidth) return seen[n + tap];
+  switch (tap) {  // a constant, once loops are unrolled
+    case 0:
+      return seen[n];
+    case 1:
+      return align<1 % V::kLanes>(V(seen[n]), V(seen[n + 1])).v;
+    case 2:
+      return align<2 % V::kLanes>(V(seen[n]), V(seen[n + 1])).v;
+    case 3:
+      return align<3 % V::kLanes>(V(seen[n]), V(seen[n + 1])).v;
+    case 4:
+      return align<4 % V::kLanes>(V(seen[n]), V(seen[n + 1])).v;
+    case 5:
+      return align<5 % V::kLanes>(V(seen[n]), V(seen[n + 1])).v;
+    default:
+      return align<6 % V::kLanes>(V(seen[n]), V(seen[n + 1])).v;
   }
 }
 
@@ -122,26 +133,6 @@ ADL_INLINE void deinterleave(Simd<S> a, Simd<S> b, Simd<S>& even, Simd<S>& odd) 
   typename Format<S>::Ints evens, odds;
   for (int k = 0; k < kLanes; ++k) evens[k] = 2 * k, odds[k] = 2 * k + 1;
   even.v = __builtin_shuffle(a.v, b.v, evens), odd.v = __builtin_shuffle(a.v, b.v, odds);
-#endif
-}
-
-// Lanes kShift .. kShift + kLanes of two registers side by side.
-template <int kShift, class S>
-ADL_INLINE Simd<S> align(Simd<S> a, Simd<S> b) {
-  constexpr int kLanes = Simd<S>::kLanes;
-#if defined(__AVX512F__)
-  if constexpr (sizeof(S) == sizeof(float))
-    return Simd<S>(typename Simd<S>::Register(_mm512_alignr_epi32(__m512i(b.v), __m512i(a.v), kShift)));
-  else
-    return Simd<S>(typename Simd<S>::Register(_mm512_alignr_epi64(__m512i(b.v), __m512i(a.v), kShift)));
-#elif defined(__clang__)
-  Simd<S> r;
-  for (int k = 0; k < kLanes; ++k) r.v[k] = k + kShift < kLanes ? a.v[k + kShift] : b.v[k + kShift - kLanes];
-  return r;
-#else
-  typename Format<S>::Ints which;
-  for (int k = 0; k < kLanes; ++k) which[k] = k + kShift;
-  return Simd<S>(__builtin_shuffle(a.v, b.v, which));
 #endif
 }
 
@@ -189,25 +180,44 @@ ADL_INLINE void pack_width(const Packed<S>& p, const T* from, int64_t low, int64
   }
 }
 
-// One row of kLanes channels, of which there are `lanes`.
+// One row of kBlocks times kLanes channels, each kLanes to a tile of their own.
+template <int kBlocks, class S, class T>
+ADL_INLINE void copy_channels(const Packed<S>& p, const T* from, int64_t place, int64_t apart, int64_t low,
+                              int64_t high, S* to) {
+  using V = Simd<S>;
+  for (int64_t r = 0; r < at_most(p.S_w, high - low); ++r) {
+    S* next = to + p.at_column(low + r);
+    for (int64_t k = low + r; k < high; k += p.S_w, next += p.step) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kBlocks; ++n) V::load(from + k * place + n * V::kLanes).store(next + n * apart);
+    }
+  }
+}
+
+// One row of `lanes` channels: as a rule of kLanes, or fewer. If they lie side by side it may be more, each kLanes
+// going to a tile of its own, `apart` numbers from the one before: then memory is read as it lies.
 template <class S, class T>
 ADL_INLINE void pack_channels(const Packed<S>& p, const T* from, const Strides& strides, const ChannelMap& map,
-                              int64_t lanes, int64_t low, int64_t high, S* to) {
+                              int64_t lanes, int64_t apart, int64_t low, int64_t high, S* to) {
   using V = Simd<S>;
   constexpr int kLanes = V::kLanes;
   const int64_t columns = p.width * p.S_w;
   const auto zero = [&](int64_t k, int64_t end) {
-    for (; k < end; ++k) V(S(0)).store(to + p.at_column(k));
+    for (; k < end; ++k)
+      for (int64_t n = 0; n * kLanes < lanes; ++n) V(S(0)).store(to + n * apart + p.at_column(k));
   };
   low = at_most(low, columns), high = at_least(at_most(high, columns), low);
   zero(0, low);
   if (strides.channel == 1 && map.is_run()) {
     const T* channels = from + map(0);
-    if (p.S_w == 1 && lanes == kLanes) {
-      for (int64_t k = low; k < high; ++k) V::load(channels + k * strides.place).store(to + k * kLanes);
-    } else {
-      for (int64_t k = low; k < high; ++k) V::load(channels + k * strides.place, lanes).store(to + p.at_column(k));
-    }
+    int64_t n = 0;
+    for (; n + 4 <= lanes / kLanes; n += 4)
+      copy_channels<4>(p, channels + n * kLanes, strides.place, apart, low, high, to + n * apart);
+    for (; n < lanes / kLanes; ++n)
+      copy_channels<1>(p, channels + n * kLanes, strides.place, apart, low, high, to + n * apart);
+    if (const int64_t rest = lanes % kLanes)
+      for (int64_t k = low; k < high; ++k)
+        V::load(channels + k * strides.place + n * kLanes, rest).store(to + n * apart + p.at_column(k));
   } else if (strides.channel == 1 && map.multiply == 2 && map.divide == 1 && lanes == kLanes) {
     for (int64_t k = low; k < high; ++k) {  // every second channel
       const T* channels = from + k * strides.place + map(0);
@@ -250,20 +260,23 @@ ADL_INLINE void pack_channels(const Packed<S>& p, const T* from, const Strides& 
 // before `low` and from `high` on count as zeros.
 template <class S, class T>
 ADL_NOINLINE void pack(const Packed<S>& p, const T* plane, const Strides& strides, const ChannelMap& map, int64_t lanes,
-                       int64_t height, int64_t line, int64_t row, int64_t column, int64_t low, int64_t high, S* to) {
+                       int64_t apart, int64_t height, int64_t line, int64_t row, int64_t column, int64_t low,
+                       int64_t high, S* to) {
   const bool across = p.lanewise == Lanewise::kWidth;
   const int64_t first = at_least(low - column, 0), end = at_least(high - column, 0);
   for (int64_t k = 0; k < p.rows; ++k) {
     S* const at = to + p.at_row(k);
     if (row + k < 0 || row + k >= height) {
-      for (int64_t r = 0; r < p.S_w; ++r) std::memset(at + r * p.of_column, 0, p.width * p.step * sizeof(S));
+      for (int64_t n = 0; n < (across ? 1 : blocks(lanes, Simd<S>::kLanes)); ++n)
+        for (int64_t r = 0; r < p.S_w; ++r)
+          std::memset(at + n * apart + r * p.of_column, 0, p.width * p.step * sizeof(S));
       continue;
     }
     const T* from = plane + (row + k) * line + column * strides.place;
     if (across)
       pack_width(p, from + map(0) * strides.channel, first, end, at);
     else
-      pack_channels(p, from, strides, map, lanes, first, end, at);
+      pack_channels(p, from, strides, map, lanes, apart, first, end, at);
   }
   if (across) std::memset(to + p.S_h * p.of_row, 0, (p.plane - p.S_h * p.of_row) * sizeof(S));
 }

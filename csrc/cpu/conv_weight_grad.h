@@ -19,12 +19,18 @@ ADL_INLINE void add_products(const S* g, const S* x, const Run* runs, typename S
   for (int n = 0; n < kRegisters; ++n) of_g[n] = V::load(g + n * V::kLanes).v;
 #pragma GCC unroll 16
   for (int m = 0; m < kRuns; ++m) {
-    const Sight<S, kRegisters, kTaps, kWidth> sight(x + runs[m].x);
-    each_constant<kTaps>([&](auto tap) {
-      constexpr int kTap = decltype(tap)::value;
+    constexpr int kSeen = registers_seen(kRegisters, kTaps, kWidth);
+    typename V::Register seen[kSeen];
+#pragma GCC unroll 16
+    for (int n = 0; n < kSeen; ++n) {
+      seen[n] = V::load(x + runs[m].x + n * V::kLanes).v;
+      if constexpr (kTaps > 1) hold(seen[n]);
+    }
 #pragma GCC unroll 8
-      for (int n = 0; n < kRegisters; ++n) sum[m][kTap] += of_g[n] * sight.template at<kTap>(n);
-    });
+    for (int n = 0; n < kRegisters; ++n) {
+#pragma GCC unroll 8
+      for (int tap = 0; tap < kTaps; ++tap) sum[m][tap] += of_g[n] * seen_by<kWidth, S>(seen, n, tap);
+    }
   }
 }
 
@@ -133,8 +139,8 @@ struct WeightGradient {
     // Across, both run on from row to row, over columns where g is zero.
     of_g = Packed<S>(how, tiles.height, across ? of_x.width : tiles.width, 1, 1);
     places = c.B * d.n * tiles.down * tiles.across;
-    // Channels that lie side by side come from memory together; with many taps that matters little.
-    group = c.channels_last && c.taps() < 25 ? at_most(8, channel_blocks()) : 1;
+    // With very many taps the sums of many pieces would be more work than what they add up.
+    group = c.taps() < 100 ? blocks_together(c, channel_blocks(), tile_numbers() * sizeof(S)) : 1;
     groups = blocks(channel_blocks(), group);
     pieces = at_least(at_most(at_most(blocks(32, groups), places), c.B * c.out_size() / (16 * c.taps())), 1);
     threads = int(at_most(conv_threads(c, c.B * c.channels() * c.out_size()), groups * pieces));
@@ -142,7 +148,8 @@ struct WeightGradient {
 
   int64_t channel_blocks() const { return across ? c.channels() : blocks(c.channels(), kLanes); }
   int64_t totals() const { return (c.taps() + 1) * kLanes; }  // of a block: the taps, and the bias
-  int64_t workspace() const { return blocks(c.kernel[0] * of_x.plane + of_g.plane, 64) * 64; }
+  int64_t tile_numbers() const { return c.kernel[0] * of_x.plane + of_g.plane; }
+  int64_t workspace() const { return blocks(group * tile_numbers(), 64) * 64; }
 
   int64_t take(void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
@@ -184,45 +191,49 @@ struct WeightGradient {
   void sum_piece(int64_t g, int64_t piece, int index) {
     const Range mine{g * group, at_most((g + 1) * group, channel_blocks())}, some = share(places, piece, pieces);
     std::memset(sums_of(piece, mine.begin), 0, (mine.end - mine.begin) * totals() * sizeof(S));
-    for (int64_t k = some.begin; k < some.end; ++k)
-      for (int64_t block = mine.begin; block < mine.end; ++block) tile(k, block, sums_of(piece, block), index);
+    for (int64_t k = some.begin; k < some.end; ++k) tile(k, mine, sums_of(piece, mine.begin), index);
   }
 
-  void tile(int64_t place, int64_t block, S* to, int index) {
+  void tile(int64_t place, Range channel_blocks, S* to, int index) {
     const auto& [d, h, w] = axes;
     const int64_t i_w = place % tiles.across * tiles.width, i_h = place / tiles.across % tiles.down * tiles.height;
     const int64_t rest = place / tiles.across / tiles.down, b = rest / d.n, end = at_most(i_w + tiles.width, w.n);
-    if (!c.documents) return part(b, block, rest % d.n, i_h, {i_w, end}, {0, w.source}, to, index);
+    if (!c.documents) return part(b, channel_blocks, rest % d.n, i_h, {i_w, end}, {0, w.source}, to, index);
     for (int64_t at = i_w; at < end;) {
       const Range ids = document(c.documents + b * w.n, w.n, at, w.high - w.low, end);
       const int64_t next = at_most(ids.end, end);
-      part(b, block, rest % d.n, i_h, {at, next}, ids, to, index);
+      part(b, channel_blocks, rest % d.n, i_h, {at, next}, ids, to, index);
       at = next;
     }
   }
 
-  void part(int64_t b, int64_t block, int64_t i_d, int64_t i_h, Range columns, Range seen, S* to, int index) {
+  void part(int64_t b, Range channel_blocks, int64_t i_d, int64_t i_h, Range columns, Range seen, S* to, int index) {
     const auto& [d, h, w] = axes;
-    const int64_t step = across ? 1 : kLanes, first = block * step, lanes = at_most(step, c.channels() - first);
-    const int64_t lines = at_most(tiles.height, h.n - i_h), count = columns.end - columns.begin;
-    const int64_t rows = across ? 1 : lines;
-    const int64_t registers = across ? blocks((lines - 1) * of_g.width + count, kLanes) : count;
-    S *const x = workspaces + index * workspace(), *const g = x + d.kernel * of_x.plane;
+    const int64_t step = across ? 1 : kLanes, first = channel_blocks.begin * step;
+    const int64_t lanes = at_most(channel_blocks.end * step, c.channels()) - first;
+    S *x = workspaces + index * workspace(), *g = x + d.kernel * of_x.plane;
 
     const int64_t g_line = w.n * g_strides.place, x_line = w.source * x_strides.place;
-    pack(of_g, p.dy + b * g_strides.sample + i_d * h.n * g_line, g_strides, ChannelMap{1, first, 1}, lanes, h.n, g_line,
-         i_h, columns.begin, columns.begin, columns.end, g);
-    if (p.dbias) add_all(g, rows, registers, of_g.row, to + c.taps() * kLanes);
-
+    pack(of_g, p.dy + b * g_strides.sample + i_d * h.n * g_line, g_strides, ChannelMap{1, first, 1}, lanes,
+         tile_numbers(), h.n, g_line, i_h, columns.begin, columns.begin, columns.end, g);
     const Range depths = d.valid(i_d);
     for (int64_t n = depths.begin; n < depths.end; ++n) {
       const int64_t at = i_d * d.S + d.offset[n];
       pack(of_x, p.x + b * x_strides.sample + at * h.source * x_line, x_strides, ChannelMap{1, first, c.multiplier},
-           lanes, h.source, x_line, h.first(i_h), w.first(columns.begin), seen.begin, seen.end, x + n * of_x.plane);
+           lanes, tile_numbers(), h.source, x_line, h.first(i_h), w.first(columns.begin), seen.begin, seen.end,
+           x + n * of_x.plane);
     }
-    const TileRows<S> rows_of{g, x, rows, registers, of_g.row, of_x.row};
+
+    const int64_t lines = at_most(tiles.height, h.n - i_h), count = columns.end - columns.begin;
+    const int64_t rows = across ? 1 : lines;
+    const int64_t registers = across ? blocks((lines - 1) * of_g.width + count, kLanes) : count;
     const Run *from = runs + depths.begin * run_count, *end = runs + depths.end * run_count;
-    across ? all_products<S, true>(rows_of, from, end, to) : all_products<S, false>(rows_of, from, end, to);
+    for (int64_t k = channel_blocks.begin; k < channel_blocks.end; ++k) {
+      if (p.dbias) add_all(g, rows, registers, of_g.row, to + c.taps() * kLanes);
+      const TileRows<S> rows_of{g, x, rows, registers, of_g.row, of_x.row};
+      across ? all_products<S, true>(rows_of, from, end, to) : all_products<S, false>(rows_of, from, end, to);
+      g += tile_numbers(), x += tile_numbers(), to += totals();
+    }
   }
 
   // The pieces in their order, then the lanes of a channel.
