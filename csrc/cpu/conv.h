@@ -30,7 +30,7 @@ ADL_INLINE void add_run(const S* x, const S* w, typename Simd<S>::Register (&sum
 // kRegisters sums side by side, each over all runs of the ranges.
 template <class S, int kRegisters, bool kWidth>
 ADL_INLINE void sums(const S* x, const Run* runs, const Range* ranges, int count, const S* w, Simd<S> init, S* to,
-                     int64_t apart) {
+                     int64_t apart, bool stream) {
   using V = Simd<S>;
   typename V::Register sum[kRegisters];
 #pragma GCC unroll 16
@@ -51,25 +51,30 @@ ADL_INLINE void sums(const S* x, const Run* runs, const Range* ranges, int count
     }
   }
 #pragma GCC unroll 16
-  for (int n = 0; n < kRegisters; ++n) V(sum[n]).store(to + n * apart);
+  for (int n = 0; n < kRegisters; ++n) {
+    if (stream)
+      V(sum[n]).stream(to + n * apart);
+    else
+      V(sum[n]).store(to + n * apart);
+  }
 }
 
 template <class S, int kRegisters, bool kWidth>
 ADL_INLINE void sums_of(int registers, const S* x, const Run* runs, const Range* ranges, int count, const S* w,
-                        Simd<S> init, S* to, int64_t apart) {
+                        Simd<S> init, S* to, int64_t apart, bool stream) {
   if constexpr (kRegisters > 0) {
-    if (registers == kRegisters) return sums<S, kRegisters, kWidth>(x, runs, ranges, count, w, init, to, apart);
-    sums_of<S, kRegisters - 1, kWidth>(registers, x, runs, ranges, count, w, init, to, apart);
+    if (registers == kRegisters) return sums<S, kRegisters, kWidth>(x, runs, ranges, count, w, init, to, apart, stream);
+    sums_of<S, kRegisters - 1, kWidth>(registers, x, runs, ranges, count, w, init, to, apart, stream);
   }
 }
 
 // The same for any number of registers, in groups of about one size.
 template <class S, bool kWidth>
 ADL_NOINLINE void row_sums(int64_t registers, const S* x, const Run* runs, const Range* ranges, int count, const S* w,
-                           Simd<S> init, S* to, int64_t apart) {
+                           Simd<S> init, S* to, int64_t apart, bool stream) {
   for (uint32_t left = registers, groups = blocks(registers, kMostSums); groups > 0; --groups) {
     const uint32_t some = (left + groups - 1) / groups;
-    sums_of<S, kMostSums, kWidth>(int(some), x, runs, ranges, count, w, init, to, apart);
+    sums_of<S, kMostSums, kWidth>(int(some), x, runs, ranges, count, w, init, to, apart, stream);
     x += some * Simd<S>::kLanes, to += some * apart, left -= some;
   }
 }
@@ -81,7 +86,7 @@ struct Tiles {
 
   // So that what a tile packs stays in L1 or close to it; rows and columns are multiples of the phases.
   static Tiles of(const Axis& h, const Axis& w, int64_t planes, int64_t column_bytes) {
-    constexpr int64_t kBytes = 32 << 10, kMostColumns = 36, kLeastRows = 4;
+    constexpr int64_t kBytes = 64 << 10, kMostColumns = 112, kLeastRows = 4;
     Tiles t;
     // One row of one dimension: as long as fits. Of two dimensions: nearly square, where there is less to pack twice.
     const int64_t most = h.n == 1 ? at_least(kBytes / column_bytes / planes, kMostColumns)
@@ -123,6 +128,9 @@ ADL_INLINE int64_t blocks_together(const Conv& c, int64_t channel_blocks, int64_
   if (!c.channels_last || c.multiplier > 1) return 1;
   return at_least(at_most(at_most(kMost, channel_blocks), kBytes / bytes), 1);
 }
+
+// From so many bytes on a result has left the caches anyhow before it is read, and need not be read when it is written.
+constexpr int64_t kStreamed = 16 << 20;
 
 // A convolution that makes less than this many multiply-adds per thread, counting some for every result, is done
 // before another thread has woken.
@@ -201,6 +209,7 @@ struct Correlation {
   int64_t together;  // blocks of channels
   int64_t results;   // numbers of the results of a phase: of a tile, or of a row of it
   int threads;
+  bool streams;  // results that are stored in whole registers go past the caches
 
   Run* runs = nullptr;
   RowRuns row_runs;
@@ -236,6 +245,9 @@ struct Correlation {
     const int64_t columns = blocks(tiles.width, axes[2].R);
     results = across ? blocks(blocks(tiles.height, axes[1].R) * packed.width, kLanes) * kLanes : columns * kLanes;
     together = blocks_together(c, channel_blocks(), source_bytes());
+    const int64_t result_bytes = c.B * to.sample * int64_t(sizeof(T));
+    streams =
+        result_bytes > kStreamed && reinterpret_cast<uintptr_t>(result) % kVectorBytes == 0 && channels % kLanes == 0;
     threads = conv_threads(c, c.B * channels * axes[0].n * axes[1].n * axes[2].n);
   }
 
@@ -274,6 +286,7 @@ struct Correlation {
         const int64_t b = c.channels_last ? place / in_plane / axes[0].n : k / in_plane / axes[0].n / blocks_of;
         tile(b, block, place / in_plane % axes[0].n, place % in_plane, index);
       }
+      if (streams) V::end_stream();
     });
   }
 
@@ -406,7 +419,7 @@ struct Correlation {
         const int count = list_ranges(p, rh, rw, {h.begin[rh], h.begin[rh + 1]});
         const int64_t last = (blocks(rows - rh, h.R) - 1) * packed.width + blocks(columns - rw, w.R);
         row_sums<S, true>(blocks(last, kLanes), p.source, runs, p.ranges, count, weights_of(p), V(biases[p.first]),
-                          p.sums + (rh * w.R + rw) * results, kLanes);
+                          p.sums + (rh * w.R + rw) * results, kLanes, false);
       }
     }
     activate(activation, p.sums, h.R * w.R * results);
@@ -435,7 +448,7 @@ struct Correlation {
         }
         row_sums<S, false>(blocks(columns - rw, w.R),
                            p.source + (h.R == 1 ? i - p.i_h : (i - p.i_h) / h.R) * packed.row, runs, p.ranges, count,
-                           weights_of(p), V::load(biases + p.first), sums + rw * apart, w.R * apart);
+                           weights_of(p), V::load(biases + p.first), sums + rw * apart, w.R * apart, direct && streams);
       }
       if (direct) continue;
       activate(activation, sums, columns * kLanes);

@@ -67,6 +67,20 @@ struct Simd {
   typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
   typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
 
+  // Stores a whole line of the caches past them; end_stream() before other threads read it.
+  ADL_INLINE void stream(T* p) const {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), __m512i(v));
+#else
+    store(p);
+#endif
+  }
+  static ADL_INLINE void end_stream() {
+#if defined(__AVX512F__)
+    _mm_sfence();
+#endif
+  }
+
   static ADL_INLINE Simd load(const BFloat16* p) {
     Halves halves;
     std::memcpy(&halves, p, sizeof halves);
