@@ -8,10 +8,10 @@
 namespace adl::cuda {
 
 template <class T>
-cudaError_t convolve(const ConvForward<T>&, cudaStream_t);
+cudaError_t convolve(const ConvForward<T>&, const Gpu&, cudaStream_t);
 
 template <class T>
-cudaError_t convolve(const ConvInputGrad<T>&, cudaStream_t);
+cudaError_t convolve(const ConvInputGrad<T>&, const Gpu&, cudaStream_t);
 
 // sums: so many numbers as conv_sums() says, for the parts of the sums that blocks make.
 template <class T>

@@ -19,12 +19,12 @@ struct GpuConv {
   template <class T>
   static void run(const Tensor& on, const ConvForward<T>& f) {
     const Device device(on);
-    check(cuda::convolve(f, device.stream()));
+    check(cuda::convolve(f, device.facts(), device.stream()));
   }
   template <class T>
   static void run(const Tensor& on, const ConvInputGrad<T>& g) {
     const Device device(on);
-    check(cuda::convolve(g, device.stream()));
+    check(cuda::convolve(g, device.facts(), device.stream()));
   }
   template <class T>
   static void run(const Tensor& on, const ConvWeightGrad<T>& g) {

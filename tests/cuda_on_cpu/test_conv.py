@@ -205,3 +205,90 @@ def test_empty_batch(last):
     y, dx, dw, db = ours(conv, tensors, torch.empty(0, 3, 5, 6))
     assert y.shape == dx.shape == (0, 3, 5, 6)
     assert not dw.any() and not db.any()
+
+
+# Tiles: square kernels of 3, 5 and 7 with stride 1 and 2, and one dimension with at most 8 taps.
+
+PLANES = [
+    # Every kernel in every dtype, whole units and odd widths, more than one tile and plane.
+    *(Conv((9, 7), (k, k), dtype=t) for k in (3, 5, 7) for t in (F32, BF16, F16)),
+    *(Conv((9, 12), (k, k), stride=(2, 2), dtype=t) for k in (3, 5, 7) for t in (F32, BF16, F16)),
+    *(Conv((37,), (k,), (k - 1, 0), dtype=t) for k in (3, 8) for t in (F32, BF16, F16)),
+    Conv((5, 4), (3, 3), C=20, M=2),
+    Conv((5, 4), (3, 3), stride=(2, 2), C=20, M=2),
+    Conv((6, 70), (3, 3), B=1, C=2),
+    Conv((6, 134), (5, 5), stride=(2, 2), B=1, C=2, dtype=BF16),
+    Conv((40, 6), (3, 3), B=1, C=1),
+    Conv((11, 14), (5, 5), (4, 0, 1, 3), C=33, B=1),
+    Conv((11, 14), (7, 7), (7, 8, 9, 0)),
+    Conv((10, 9), (3, 3), (0, 0, 1, 1), stride=(2, 2)),  # phases that are not as usual
+    Conv((10, 9), (3, 3), (3, 1, 0, 5), stride=(2, 2)),
+    Conv((10, 8), (5, 5), (0, 4, 3, 3), stride=(2, 2)),
+    Conv((1, 1), (7, 7), C=150),
+    Conv((2, 3), (7, 7), stride=(2, 2), C=150),
+    Conv((1100,), (4,), (3, 0), B=1, C=1),
+    Conv((9,), (1,), (0, 0), C=5),
+    Conv((17,), (2,), (5, 6), C=1, M=3),
+    Conv((23,), (4,), (3, 0), documents=True, dtype=BF16),
+    Conv((24,), (7,), documents=True),
+    Conv((24,), (5,), (1, 3), documents=True, M=2),
+]
+PIXELS = [
+    *(Conv((9, 7), (k, k), C=6, dtype=t) for k in (3, 5, 7) for t in (F32, BF16, F16)),
+    *(
+        Conv((9, 12), (k, k), stride=(2, 2), C=6, dtype=t)
+        for k in (3, 5, 7)
+        for t in (F32, BF16, F16)
+    ),
+    *(Conv((37,), (k,), (k - 1, 0), C=4, dtype=t) for k in (3, 8) for t in (F32, BF16, F16)),
+    Conv((5, 4), (3, 3), C=20, B=3),
+    Conv((5, 4), (3, 3), C=70, B=1),
+    Conv((70, 6), (3, 3), C=128, B=1, dtype=BF16),
+    Conv((3, 70), (3, 3), C=32, B=1),
+    Conv((11, 14), (7, 7), (7, 8, 9, 0), C=2),
+    Conv((11, 14), (5, 5), (4, 0, 1, 3), C=34, B=1),
+    Conv((10, 9), (3, 3), (3, 1, 0, 5), stride=(2, 2), C=4),
+    Conv((10, 8), (5, 5), (0, 4, 3, 3), stride=(2, 2), C=4),
+    Conv((1, 1), (7, 7), C=150),
+    Conv((9,), (1,), (0, 0), C=6),
+    Conv((17,), (2,), (5, 6), C=2),
+    Conv((23,), (4,), (3, 0), documents=True, C=4, dtype=BF16),
+    Conv((24,), (7,), documents=True, C=4),
+]
+
+
+@pytest.mark.parametrize("conv", [*PLANES, *(replace(c, last=True) for c in PIXELS)], ids=str)
+def test_tiles(conv):
+    assert_as_defined(conv)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("kernel", [(3, 3), (4,)])
+@pytest.mark.parametrize("offset", [0, 1, 2])
+def test_tensors_that_begin_anywhere(offset, kernel, last):
+    """Within a larger one, so that what is read at once does not lie as it should."""
+    conv = Conv((8, 8)[: len(kernel)], kernel, (1,) * 2 * len(kernel), C=4, last=last, dtype=BF16)
+    tensors = make(conv)
+    within = torch.zeros(tensors.x.numel() + 4, dtype=BF16)
+    moved = within[offset : offset + tensors.x.numel()]
+    lying = tensors.x.movedim(1, -1) if last else tensors.x
+    moved = moved.view(lying.shape).copy_(lying)
+    x = moved.movedim(-1, 1) if last else moved
+    y = OPS.depthwise_conv(tensors.x, tensors.weight, tensors.bias, *arguments(conv))
+    assert torch.equal(OPS.depthwise_conv(x, tensors.weight, tensors.bias, *arguments(conv)), y)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("size, kernel", [((6, 8), (3, 3)), ((7, 5), (5, 5)), ((19,), (4,))])
+@pytest.mark.parametrize("activation", ["relu6", "tanh"])
+def test_tiles_with_activation_and_residual(activation, size, kernel, last):
+    conv = Conv(size, kernel, C=4, last=last, dtype=BF16)
+    tensors = make(conv)
+    plain = defined(conv, *vars(tensors.to(F64)).values())
+    residual = torch.randn(plain.shape, dtype=F64).to(BF16)
+    exact = ACTIVATIONS[activation](plain) + residual.double()
+    torchs = ACTIVATIONS[activation](defined(conv, *vars(tensors).values())) + residual
+    y = OPS.depthwise_conv(
+        tensors.x, tensors.weight, tensors.bias, *arguments(conv), None, activation, residual
+    )
+    assert_accurate(y, torchs, exact, activation)
