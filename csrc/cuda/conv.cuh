@@ -6,6 +6,7 @@
 #include "cuda/conv.h"
 #include "cuda/filter_first.cuh"
 #include "cuda/filter_last.cuh"
+#include "cuda/separable.cuh"
 #include "cuda/weight_tiles.cuh"
 
 namespace adl::cuda {
@@ -28,11 +29,6 @@ auto with_cell(const Conv& c, F f) {
   if (k == 3) return square(std::integral_constant<int, 3>());
   if (k == 5) return square(std::integral_constant<int, 5>());
   return square(std::integral_constant<int, 7>());
-}
-
-template <class T>
-bool lies_at(const T* p, int unit) {
-  return reinterpret_cast<uintptr_t>(p) % (unit * sizeof(T)) == 0;
 }
 
 // How many numbers of rows of `width` can be read at once, if a row begins `lead` before a whole unit.
@@ -163,4 +159,5 @@ cudaError_t convolve(const ConvWeightGrad<T>& g, Acc<T>* sums, const Gpu& gpu, c
   template cudaError_t adl::cuda::convolve(const adl::ConvInputGrad<T>&, const adl::Gpu&, cudaStream_t); \
   template cudaError_t adl::cuda::convolve(const adl::ConvWeightGrad<T>&, adl::Acc<T>*, const adl::Gpu&, \
                                            cudaStream_t);                                                \
-  template int64_t adl::cuda::conv_sums(const adl::ConvWeightGrad<T>&, const adl::Gpu&);
+  template int64_t adl::cuda::conv_sums(const adl::ConvWeightGrad<T>&, const adl::Gpu&);                 \
+  template cudaError_t adl::cuda::separable(const adl::SeparableForward<T>&, const adl::Gpu&, cudaStream_t);

@@ -32,7 +32,10 @@ constexpr int tile_rows(int kernel, int stride, bool channels_last) {
 }
 
 // Blocks that a multiprocessor has at a time, with such kernels: as the registers allow.
-constexpr int tile_blocks(int taps) { return taps > 25 ? 2 : taps > 9 ? 3 : 4; }
+constexpr int tile_blocks(int taps, bool channels_last) {
+  const int blocks = taps > 25 ? 2 : taps > 9 ? 3 : 4;
+  return channels_last ? blocks - 1 : blocks;
+}
 
 constexpr int kMostTaps1d = 8;  // of a tile in one dimension
 constexpr int kMostCells = 16;  // side by side in a block
@@ -159,6 +162,44 @@ constexpr int64_t kLeastPiece = 8;  // places that a thread sums in any case
 constexpr int64_t conv_pieces(int64_t parts, int64_t blocks_of_a_piece, const Gpu& gpu) {
   const int64_t wanted = divided_up(int64_t(kBlocksPerUnit) * gpu.multiprocessors, blocks_of_a_piece);
   return wanted < parts ? wanted : parts;
+}
+
+// ---- a depthwise convolution and the 1x1 convolution of its result
+
+constexpr int kSeparableThreads = 256;
+// Groups of pixels that a warp has the sums of.
+constexpr int separable_groups(size_t sum_bytes) { return sum_bytes > 4 ? 4 : 8; }
+constexpr int kLeastPixels = 16;  // of a block, if there is room
+
+// A block has so many pixels. What the depthwise convolution makes of them lies in shared memory [pixels, stride],
+// `chunk` channels at a time: all of them, but for very many. Warps share the pixels and `units` output channels, whose
+// products meet in shared memory too.
+struct SeparableTiles {
+  int pixels, chunk, stride, units, out_stride;
+  size_t place_bytes, out_bytes, bytes;  // of what is known of all pixels, of the products, of all
+};
+
+constexpr SeparableTiles separable_tiles(int64_t places, int64_t K, int64_t N, Arithmetic a, size_t place_bytes,
+                                         size_t sum_bytes, const Gpu& gpu) {
+  SeparableTiles t{};
+  t.units = kTile;
+  while (t.units < kSeparableThreads / 32 * kTile && t.units < N) t.units *= 2;
+  t.out_stride = t.units + 1;
+  t.pixels = separable_groups(sum_bytes) * a.rows;
+  t.chunk = tiles(K > 0 ? K : 1) * kTile;
+  const auto fits = [&](size_t bytes) {
+    t.stride = state_stride(t.chunk, a);
+    t.place_bytes = (t.pixels * place_bytes + 15) / 16 * 16;
+    t.out_bytes = (t.pixels * t.out_stride * sum_bytes + 15) / 16 * 16;
+    t.bytes = t.place_bytes + t.out_bytes + size_t(t.pixels) * t.stride * a.state_bytes;
+    return t.bytes <= bytes;
+  };
+  // Two blocks for each multiprocessor, and all of them busy.
+  while (t.pixels > a.rows &&
+         (!fits(gpu.shared_bytes / 2) || (t.pixels > kLeastPixels && places < int64_t(t.pixels) * gpu.multiprocessors)))
+    t.pixels /= 2;
+  while (!fits(gpu.shared_bytes) && t.chunk > kTile) t.chunk = (t.chunk / 2 + kTile - 1) / kTile * kTile;
+  return t;
 }
 
 }  // namespace adl

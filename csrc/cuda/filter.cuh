@@ -122,31 +122,43 @@ struct Walk {
   }
 };
 
-// The sum for one number of `to`, at a place (depth, height, width).
+// A place of `to`, and the taps that reach it.
+struct Place {
+  int64_t b, width;
+  Walk z, y, x;
+
+  template <class T>
+  __device__ __forceinline__ Place(const Filter<T>& f, int64_t image, int64_t position)
+      : b(image),
+        width(position % f.to_sizes()[2]),
+        z(f, 0, position / f.to_sizes()[2] / f.to_sizes()[1]),
+        y(f, 1, position / f.to_sizes()[2] % f.to_sizes()[1]),
+        x(f, 2, width) {}
+};
+
+// The sum for one channel at a place.
 template <class T>
-__device__ __forceinline__ Acc<T> sum_of_taps(const Filter<T>& f, int64_t b, int64_t channel, int64_t depth,
-                                              int64_t height, int64_t width) {
+__device__ __forceinline__ Acc<T> sum_of_taps(const Filter<T>& f, const Place& p, int64_t channel) {
   const Conv& c = f.conv;
   const int64_t* const from_size = f.from_sizes();
   const int64_t positions = from_size[0] * from_size[1] * from_size[2], channels = f.from_channels();
   const int64_t beside = c.channels_last ? channels : 1, per_channel = c.channels_last ? 1 : positions;
-  const Walk z(f, 0, depth), y(f, 1, height), x(f, 2, width);
-  const int32_t* const ids = c.documents ? c.documents + b * from_size[2] : nullptr;
+  const int32_t* const ids = c.documents ? c.documents + p.b * from_size[2] : nullptr;
   // One channel of x serves `multiplier` of y.
   const int64_t first = f.transposed ? channel * c.multiplier : channel;
   const int64_t count = f.transposed ? c.multiplier : 1;
   Acc<T> sum = 0;
   for (int64_t o = first; o < first + count; ++o) {
-    const T* const from = f.from + b * positions * channels + (f.transposed ? o : o / c.multiplier) * per_channel;
+    const T* const from = f.from + p.b * positions * channels + (f.transposed ? o : o / c.multiplier) * per_channel;
     const T* const weight = f.weight + o * c.taps();
-    for (int64_t i = 0; i < z.count; ++i)
-      for (int64_t j = 0; j < y.count; ++j) {
-        const int64_t row = ((z.at + i * z.at_step) * from_size[1] + y.at + j * y.at_step) * from_size[2];
-        const int64_t taps = ((z.tap + i * z.tap_step) * c.kernel[1] + y.tap + j * y.tap_step) * c.kernel[2];
-        for (int64_t k = 0; k < x.count; ++k) {
-          const int64_t at = x.at + k * x.at_step;
-          if (ids && ids[at] != ids[width]) continue;
-          sum += to_acc(from[(row + at) * beside]) * to_acc(weight[taps + x.tap + k * x.tap_step]);
+    for (int64_t i = 0; i < p.z.count; ++i)
+      for (int64_t j = 0; j < p.y.count; ++j) {
+        const int64_t row = ((p.z.at + i * p.z.at_step) * from_size[1] + p.y.at + j * p.y.at_step) * from_size[2];
+        const int64_t taps = ((p.z.tap + i * p.z.tap_step) * c.kernel[1] + p.y.tap + j * p.y.tap_step) * c.kernel[2];
+        for (int64_t k = 0; k < p.x.count; ++k) {
+          const int64_t at = p.x.at + k * p.x.at_step;
+          if (ids && ids[at] != ids[p.width]) continue;
+          sum += to_acc(from[(row + at) * beside]) * to_acc(weight[taps + p.x.tap + k * p.x.tap_step]);
         }
       }
   }
@@ -165,8 +177,7 @@ __global__ void __launch_bounds__(kConvThreads) filter_any(const __grid_constant
   const int64_t b = row / (f.conv.channels_last ? positions : channels);
   const int64_t outer = row - b * (f.conv.channels_last ? positions : channels);
   const int64_t channel = f.conv.channels_last ? inner : outer, position = f.conv.channels_last ? outer : inner;
-  const int64_t width = position % size[2], height = position / size[2] % size[1], depth = position / size[2] / size[1];
-  const Acc<T> sum = sum_of_taps(f, b, channel, depth, height, width);
+  const Acc<T> sum = sum_of_taps(f, Place(f, b, position), channel);
   Acc<T> value = finished(sum, f.bias ? f.bias + channel : nullptr, f.activation);
   if (f.residual) value += to_acc(f.residual[n]);
   f.to[n] = from_acc<T>(value);

@@ -17,7 +17,7 @@ __device__ __forceinline__ void load_weights(const T* weight, int taps, bool fli
 }
 
 template <class T, class Cell>
-__global__ void __launch_bounds__(kTileThreads, tile_blocks(Cell::kTaps))
+__global__ void __launch_bounds__(kTileThreads, tile_blocks(Cell::kTaps, false))
     filter_first(const __grid_constant__ Filter<T> f, const __grid_constant__ PlaneTiles t, const PlaneSizes s,
                  bool flipped) {
   ADL_DYNAMIC_SHARED(bytes);

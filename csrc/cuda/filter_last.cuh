@@ -8,7 +8,7 @@
 namespace adl {
 
 template <class T, class Cell>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, tile_blocks(Cell::kTaps, true))
     filter_last(const __grid_constant__ Filter<T> f, const PixelTiles t, const PlaneSizes s, bool flipped) {
   constexpr int kV = kLaneChannels, kMostChannels = 32 * kV;
   // Weights [tap, channel]: as they lie in memory, the threads of a warp would read them far apart.
@@ -51,6 +51,8 @@ __global__ void __launch_bounds__(kTileThreads)
 #pragma unroll
     for (int in_row = 0; in_row < Cell::kInRows; ++in_row) {
       const int row = from_y + in_row;
+      // With so many taps there are registers for one row at a time.
+      if (Cell::kTaps > 9 && (row < 0 || row >= s.from_y)) continue;
       Acc<T> numbers[Cell::kInColumns][kV];
       load_pixels(from, (row * s.from_x + from_x) * pixel_bytes + channel_bytes, pixel_bytes,
                   row >= 0 && row < s.from_y, from_x, s.from_x, numbers);

@@ -33,7 +33,7 @@ __device__ __forceinline__ void leave_sums(Acc<T> (&sums)[Cell::kTaps * n], Acc<
 
 // Planes: `members` threads follow each other for a channel. Pieces are of batch and tiles.
 template <class T, class Cell>
-__global__ void __launch_bounds__(kTileThreads, tile_blocks(Cell::kTaps))
+__global__ void __launch_bounds__(kTileThreads, tile_blocks(Cell::kTaps, false))
     weight_grad_first(const __grid_constant__ ConvWeightGrad<T> g, const __grid_constant__ PlaneTiles t,
                       const PlaneSizes s, int members, int64_t pieces, Acc<T>* all_sums) {
   ADL_DYNAMIC_SHARED(bytes);
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kTileThreads, tile_blocks(Cell::kTaps))
 
 // Pixels: threads `lanes` apart for two channels. Pieces are of batch and tiles, one below the other.
 template <class T, class Cell>
-__global__ void __launch_bounds__(kTileThreads)
+__global__ void __launch_bounds__(kTileThreads, tile_blocks(Cell::kTaps, true))
     weight_grad_last(const __grid_constant__ ConvWeightGrad<T> g, const PixelTiles t, const PlaneSizes s,
                      int64_t pieces, Acc<T>* all_sums) {
   constexpr int kV = kLaneChannels;
@@ -123,9 +123,10 @@ __global__ void __launch_bounds__(kTileThreads)
 #pragma unroll
     for (int in_row = 0; in_row < Cell::kInRows; ++in_row) {
       const int row = from_y + in_row;
+      if (row < 0 || row >= s.from_y) continue;  // there are registers for one row at a time
       Acc<T> numbers[Cell::kInColumns][kV];
-      load_pixels(from, (row * s.from_x + from_x) * pixel_bytes + channel_bytes, pixel_bytes,
-                  row >= 0 && row < s.from_y, from_x, s.from_x, numbers);
+      load_pixels(from, (row * s.from_x + from_x) * pixel_bytes + channel_bytes, pixel_bytes, true, from_x, s.from_x,
+                  numbers);
       const auto add = [&](int place, int number, int tap) {
 #pragma unroll
         for (int v = 0; v < kV; ++v)

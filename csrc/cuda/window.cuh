@@ -87,6 +87,11 @@ __device__ __forceinline__ void store_pack(T* p, const Pack<T, n>& pack) {
   *reinterpret_cast<Pack<T, n>*>(p) = pack;
 }
 
+template <class T>
+bool lies_at(const T* p, int unit) {
+  return reinterpret_cast<uintptr_t>(p) % (unit * sizeof(T)) == 0;
+}
+
 // Which numbers of a row are of the same document as a place of it; null ids: all are.
 template <class Cell>
 struct SameDocument {

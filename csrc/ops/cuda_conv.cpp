@@ -34,6 +34,15 @@ struct GpuConv {
     check(cuda::convolve(g, data<Acc<T>>(sums), device.facts(), device.stream()));
   }
 
+  template <class T>
+  static void run(const Tensor& on, const SeparableForward<T>& s) {
+    const Device device(on);
+    check(cuda::separable(s, device.facts(), device.stream()));
+  }
+
+  // The kernels read the weight as it is.
+  static const void* packed_data(const char*, const Tensor&, int64_t, int64_t) { return nullptr; }
+
  private:
   static void check(cudaError_t error) {
     TORCH_CHECK(error == cudaSuccess,
@@ -49,4 +58,6 @@ TORCH_LIBRARY_IMPL(adl_kernels, ADL_GPU_KEY, m) {
   m.impl("depthwise_conv", Ops::forward);
   m.impl("depthwise_conv_input_grad", Ops::input_grad);
   m.impl("depthwise_conv_weight_grad", Ops::weight_grad);
+  m.impl("separable_conv", adl::separable_conv<adl::GpuConv>);
+  m.impl("pack_pointwise", [](const at::Tensor& weight) { return weight.clone(); });
 }

@@ -245,6 +245,7 @@ PIXELS = [
     Conv((5, 4), (3, 3), C=70, B=1),
     Conv((70, 6), (3, 3), C=128, B=1, dtype=BF16),
     Conv((3, 70), (3, 3), C=32, B=1),
+    Conv((40, 9), (3, 3), C=64, B=13, dtype=BF16),  # tiles one below the other for each thread
     Conv((11, 14), (7, 7), (7, 8, 9, 0), C=2),
     Conv((11, 14), (5, 5), (4, 0, 1, 3), C=34, B=1),
     Conv((10, 9), (3, 3), (3, 1, 0, 5), stride=(2, 2), C=4),
@@ -292,3 +293,86 @@ def test_tiles_with_activation_and_residual(activation, size, kernel, last):
         tensors.x, tensors.weight, tensors.bias, *arguments(conv), None, activation, residual
     )
     assert_accurate(y, torchs, exact, activation)
+
+
+# Separable convolutions.
+
+
+def separable(conv: Conv, tensors: Tensors, pw: Tensor, pb: Tensor | None, residual, names):
+    """By torch's convolutions, what comes in between in the dtype of x."""
+    between = ACTIVATIONS[names[0]](defined(conv, *vars(tensors).values()))
+    full = pw.reshape(*pw.shape[:2], *[1] * conv.dims)
+    y = ACTIVATIONS[names[1]](CONVS[conv.dims](between, full, pb))
+    return y if residual is None else y + residual
+
+
+def assert_separable(conv: Conv, N: int, names=("none", "none"), bias=True, residual=False):
+    tensors = make(conv)
+    K = conv.C * conv.M
+    pw = (torch.randn(N, K, dtype=F64) / K**0.5).to(conv.dtype)
+    pb = torch.randn(N, dtype=F64).to(conv.dtype) if bias else None
+    tensors.bias = tensors.bias if bias else None
+    shape = (conv.B, N, *defined(conv, *vars(tensors).values()).shape[2:])
+    more = torch.randn(shape, dtype=F64).to(conv.dtype) if residual else None
+
+    def ours() -> Tensor:
+        return OPS.separable_conv(
+            tensors.x, tensors.weight, tensors.bias, pw, pb, OPS.pack_pointwise(pw),
+            *arguments(conv), *names, more,
+        )  # fmt: skip
+
+    def wide(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        return None if t is None else t.to(dtype)
+
+    def torchs(dtype: torch.dtype) -> Tensor:
+        given = Tensors(*(wide(t, dtype) for t in (tensors.x, tensors.weight, tensors.bias)), None)
+        return separable(conv, given, *(wide(t, dtype) for t in (pw, pb, more)), names)
+
+    y, exact = ours(), torchs(F64)
+    assert laid_out(y, conv.last).data_ptr() == y.data_ptr()
+    if conv.dtype is F64:
+        assert_accurate(y, exact, exact, "y", (torchs(F32), exact))
+    else:
+        assert_accurate(y, torchs(conv.dtype), exact, "y")
+    assert torch.equal(y, ours()), "differs from run to run"
+
+
+SEPARABLE = both(
+    *(Conv((7, 5), (3, 3), C=20, dtype=t) for t in (F64, F32, BF16, F16)),
+    Conv((9,), (4,), (3, 0), C=33, B=3),
+    Conv((9, 8), (3, 2), (0, 2, 1, 0), stride=(2, 3), dilation=(2, 1), C=3, M=2, dtype=BF16),
+    Conv((3, 4, 5), (2, 3, 1), C=2, dtype=BF16),
+    Conv((14, 14), (3, 3), C=40, B=3, dtype=BF16),
+    Conv((14, 14), (3, 3), C=16, B=3),
+)
+
+
+@pytest.mark.parametrize("conv", SEPARABLE, ids=str)
+@pytest.mark.parametrize("N", [1, 24, 150])
+def test_separable(conv, N):
+    assert_separable(conv, N)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [F64, F32, BF16, F16])
+@pytest.mark.parametrize("names", [("relu", "silu"), ("hardswish", "relu6")])
+def test_separable_with_activations_and_residual(names, dtype, last):
+    conv = Conv((5, 6), (3, 3), C=4, last=last, dtype=dtype)
+    assert_separable(conv, 7, names, residual=True)
+    assert_separable(conv, 7, names, bias=False)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [F64, F32, BF16])
+def test_separable_with_more_channels_than_fit(dtype, last, monkeypatch):
+    monkeypatch.setenv("ADL_EMULATED_SHARED", str(12 << 10))
+    assert_separable(Conv((4, 5), (3, 3), C=200, last=last, dtype=dtype), 150)
+
+
+def test_separable_of_nothing():
+    conv = Conv((5, 6), (3, 3), B=0)
+    tensors = make(conv)
+    y = OPS.separable_conv(
+        tensors.x, tensors.weight, None, torch.empty(7, 3), None, None, *arguments(conv)
+    )
+    assert y.shape == (0, 7, 5, 6)
