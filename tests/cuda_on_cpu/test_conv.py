@@ -365,7 +365,7 @@ def test_separable_with_activations_and_residual(names, dtype, last):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dtype", [F64, F32, BF16])
 def test_separable_with_more_channels_than_fit(dtype, last, monkeypatch):
-    monkeypatch.setenv("ADL_EMULATED_SHARED", str(12 << 10))
+    monkeypatch.setenv("ADL_EMULATED_SHARED", str(4 << 10))
     assert_separable(Conv((4, 5), (3, 3), C=200, last=last, dtype=dtype), 150)
 
 
