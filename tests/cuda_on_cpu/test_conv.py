@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from devices import DEVICE
 from tolerance import assert_accurate
 from torch import Tensor
 from torch.nn import functional as F
@@ -85,11 +86,11 @@ def laid_out(t: Tensor, last: bool) -> Tensor:
 
 def make(conv: Conv) -> Tensors:
     def random(*size: int) -> Tensor:
-        return torch.randn(size, dtype=F64).to(conv.dtype)
+        return torch.randn(size, dtype=F64).to(DEVICE, conv.dtype)
 
     ids = None
     if conv.documents:  # an id never comes back
-        ids = (torch.rand(conv.B, conv.size[0]) < 0.2).cumsum(1).to(torch.int32)
+        ids = (torch.rand(conv.B, conv.size[0]) < 0.2).cumsum(1).to(DEVICE, torch.int32)
     x = laid_out(random(conv.B, conv.C, *conv.size), conv.last)
     return Tensors(x, random(conv.C * conv.M, 1, *conv.kernel), random(conv.C * conv.M), ids)
 
@@ -140,7 +141,7 @@ def ours(conv: Conv, tensors: Tensors, cotangent: Tensor) -> list[Tensor]:
 def assert_as_defined(conv: Conv) -> None:
     tensors = make(conv)
     y = OPS.depthwise_conv(tensors.x, tensors.weight, None, *arguments(conv), tensors.ids)
-    cotangent = torch.randn(y.shape, dtype=F64).to(conv.dtype)
+    cotangent = torch.randn(y.shape, dtype=F64).to(DEVICE, conv.dtype)
     found = ours(conv, tensors, cotangent)
     exact = gradients(conv, tensors.to(F64), cotangent)
     # In double torch's error does not show.
@@ -309,11 +310,11 @@ def separable(conv: Conv, tensors: Tensors, pw: Tensor, pb: Tensor | None, resid
 def assert_separable(conv: Conv, N: int, names=("none", "none"), bias=True, residual=False):
     tensors = make(conv)
     K = conv.C * conv.M
-    pw = (torch.randn(N, K, dtype=F64) / K**0.5).to(conv.dtype)
-    pb = torch.randn(N, dtype=F64).to(conv.dtype) if bias else None
+    pw = (torch.randn(N, K, dtype=F64) / K**0.5).to(DEVICE, conv.dtype)
+    pb = torch.randn(N, dtype=F64).to(DEVICE, conv.dtype) if bias else None
     tensors.bias = tensors.bias if bias else None
     shape = (conv.B, N, *defined(conv, *vars(tensors).values()).shape[2:])
-    more = torch.randn(shape, dtype=F64).to(conv.dtype) if residual else None
+    more = torch.randn(shape, dtype=F64).to(DEVICE, conv.dtype) if residual else None
 
     def ours() -> Tensor:
         return OPS.separable_conv(
