@@ -11,11 +11,11 @@
 
 namespace adl::cuda {
 
-// Calls f with a null pointer to the cell for a convolution that tiles serve.
+// Calls f with a null pointer to the cell for a convolution that tiles serve: of two dimensions, or of any.
 template <bool channels_last, bool transposed, class F>
-auto with_cell(const Conv& c, F f) {
-  constexpr int kP = kTileColumns, kP1 = kTileColumns1d;
-  const auto square = [&]<int k>(std::integral_constant<int, k>) {
+auto with_square(const Conv& c, F f) {
+  constexpr int kP = kTileColumns;
+  const auto with = [&]<int k>(std::integral_constant<int, k>) {
     if (c.stride[2] == 1)
       return f(static_cast<Cell<Down<k, 1>, Down<k, 1>, tile_rows(k, 1, channels_last), kP>*>(nullptr));
     if constexpr (transposed)
@@ -23,12 +23,15 @@ auto with_cell(const Conv& c, F f) {
     else
       return f(static_cast<Cell<Down<k, 2>, Down<k, 2>, tile_rows(k, 2, channels_last), kP>*>(nullptr));
   };
-  const int64_t k = c.kernel[2];
-  if (is_1d(c) && k <= 4) return f(static_cast<Cell<Down<1, 1>, UpTo<4>, 1, kP1>*>(nullptr));
-  if (is_1d(c)) return f(static_cast<Cell<Down<1, 1>, UpTo<8>, 1, kP1>*>(nullptr));
-  if (k == 3) return square(std::integral_constant<int, 3>());
-  if (k == 5) return square(std::integral_constant<int, 5>());
-  return square(std::integral_constant<int, 7>());
+  if (c.kernel[2] == 3) return with(std::integral_constant<int, 3>());
+  if (c.kernel[2] == 5) return with(std::integral_constant<int, 5>());
+  return with(std::integral_constant<int, 7>());
+}
+template <bool channels_last, bool transposed, class F>
+auto with_cell(const Conv& c, F f) {
+  if (!is_1d(c)) return with_square<channels_last, transposed>(c, f);
+  if (c.kernel[2] <= 4) return f(static_cast<Cell<Down<1, 1>, UpTo<4>, 1, kTileColumns1d>*>(nullptr));
+  return f(static_cast<Cell<Down<1, 1>, UpTo<8>, 1, kTileColumns1d>*>(nullptr));
 }
 
 // How many numbers of rows of `width` can be read at once, if a row begins `lead` before a whole unit.
@@ -150,6 +153,26 @@ cudaError_t convolve(const ConvWeightGrad<T>& g, Acc<T>* sums, const Gpu& gpu, c
   const int64_t taps = g.conv.taps(), entries = g.conv.channels() * (taps + 1);
   return launch(add_pieces<T>, unsigned(divided_up(entries, kEntries)), dim3(kEntries, kEntryGroups), stream, {},
                 static_cast<const Acc<T>*>(sums), pieces, entries, taps, g.dweight, g.dbias);
+}
+
+template <class T>
+cudaError_t separable(const SeparableForward<T>& s, const Gpu& gpu, cudaStream_t stream) {
+  const Conv& c = s.depthwise.conv;
+  const Filter<T> f(s.depthwise);
+  const int64_t places = c.B * c.out_size();
+  const bool whole = c.channels() % 4 == 0 && lies_at(s.weight, 4);
+  SeparableTiles t = separable_tiles(places, c.channels(), s.N, Product<T>::kArithmetic, sizeof(Acc<T>), gpu);
+  if constexpr (!std::is_same_v<T, double>) {
+    const bool lies = lies_at(f.weight, kLaneChannels) && (!c.channels_last || lies_at(f.from, kLaneChannels));
+    if (rectangles_serve(c) && lies && t.pixels >= kLeastPixels)
+      return with_square<true, false>(c, [&]<class Cell>(Cell*) {
+        set_rectangle(t, c, Cell::kRows);
+        return launch(separable_forward<T, Rectangle<Cell>>, unsigned(c.B * t.tiles_y * t.tiles_x), kSeparableThreads,
+                      stream, {t.bytes}, f, s, t, whole);
+      });
+  }
+  return launch(separable_forward<T, Run>, unsigned(divided_up(places, t.pixels)), kSeparableThreads, stream, {t.bytes},
+                f, s, t, whole);
 }
 
 }  // namespace adl::cuda

@@ -176,11 +176,12 @@ constexpr int kLeastPixels = 16;  // of a block, if there is room
 // products meet in shared memory too.
 struct SeparableTiles {
   int pixels, chunk, stride, units, out_stride;
-  size_t place_bytes, out_bytes, bytes;  // of what is known of all pixels, of the products, of all
+  size_t place_bytes, out_bytes, bytes;  // of the places of all pixels, of the products, of all
+  int columns, tiles_x, tiles_y;         // where the pixels are a rectangle
 };
 
-constexpr SeparableTiles separable_tiles(int64_t places, int64_t K, int64_t N, Arithmetic a, size_t place_bytes,
-                                         size_t sum_bytes, const Gpu& gpu) {
+constexpr SeparableTiles separable_tiles(int64_t places, int64_t K, int64_t N, Arithmetic a, size_t sum_bytes,
+                                         const Gpu& gpu) {
   SeparableTiles t{};
   t.units = kTile;
   while (t.units < kSeparableThreads / 32 * kTile && t.units < N) t.units *= 2;
@@ -189,7 +190,7 @@ constexpr SeparableTiles separable_tiles(int64_t places, int64_t K, int64_t N, A
   t.chunk = tiles(K > 0 ? K : 1) * kTile;
   const auto fits = [&](size_t bytes) {
     t.stride = state_stride(t.chunk, a);
-    t.place_bytes = (t.pixels * place_bytes + 15) / 16 * 16;
+    t.place_bytes = (t.pixels * sizeof(int64_t) + 15) / 16 * 16;
     t.out_bytes = (t.pixels * t.out_stride * sum_bytes + 15) / 16 * 16;
     t.bytes = t.place_bytes + t.out_bytes + size_t(t.pixels) * t.stride * a.state_bytes;
     return t.bytes <= bytes;
@@ -200,6 +201,20 @@ constexpr SeparableTiles separable_tiles(int64_t places, int64_t K, int64_t N, A
     t.pixels /= 2;
   while (!fits(gpu.shared_bytes) && t.chunk > kTile) t.chunk = (t.chunk / 2 + kTile - 1) / kTile * kTile;
   return t;
+}
+
+// Whether the pixels of a block can be a rectangle of cells: as for tiles, of two dimensions.
+constexpr bool rectangles_serve(const Conv& c) {
+  const int64_t most = c.in_size() > c.out_size() ? c.in_size() : c.out_size();
+  return tiles_serve(c, false) && !is_1d(c) && c.multiplier == 1 && c.C % kLaneChannels == 0 &&
+         most * c.C <= kMostOfImage;
+}
+
+// Cells have so many rows, and kTileColumns columns.
+constexpr void set_rectangle(SeparableTiles& t, const Conv& c, int rows) {
+  t.columns = t.pixels >= 2 * kTileColumns * rows ? 2 * kTileColumns : kTileColumns;
+  t.tiles_x = int(divided_up(c.out[2], t.columns));
+  t.tiles_y = int(divided_up(c.out[1], t.pixels / t.columns));
 }
 
 }  // namespace adl

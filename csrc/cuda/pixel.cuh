@@ -42,4 +42,15 @@ __device__ __forceinline__ void load_pixels(const T* image, unsigned bytes, unsi
   }
 }
 
+// The same for channels that are planes: columns x .. of a row, and those of the plane after it.
+template <int n, class T>
+__device__ __forceinline__ void load_columns(const T* row, int64_t per_channel, int x, int width,
+                                             Acc<T> (&numbers)[n][kLaneChannels]) {
+#pragma unroll
+  for (int k = 0; k < n; ++k)
+#pragma unroll
+    for (int v = 0; v < kLaneChannels; ++v)
+      numbers[k][v] = x + k >= 0 && x + k < width ? to_acc(row[v * per_channel + x + k]) : Acc<T>(0);
+}
+
 }  // namespace adl

@@ -11,18 +11,24 @@ template <int unit, class T>
 __device__ __forceinline__ void copy_planes(const PlaneTiles& t, const T* from, int64_t first_plane, int planes,
                                             int64_t multiplier, int height, int width, int from_y, int from_x,
                                             T* shared) {
-  const int units = t.row_units.by;
-  for (int k = threadIdx.x; k < planes * t.rows * units; k += kTileThreads) {
-    const int line = t.row_units.quotient(k), plane = t.shared_rows.quotient(line);
-    const int y = from_y + line - plane * t.rows, x = from_x + (k - line * units) * unit;
-    Pack<T, unit> pack;
+  constexpr int kAhead = 4;  // loads of a thread that are under way at once
+  const int units = t.row_units.by, count = planes * t.rows * units;
+  for (int first = threadIdx.x; first < count; first += kAhead * kTileThreads) {
+    Pack<T, unit> packs[kAhead];
 #pragma unroll
-    for (int i = 0; i < unit; ++i) pack.of[i] = from_acc<T>(0);
-    if (y >= 0 && y < height && x >= 0 && x < width) {
-      const int64_t p = multiplier == 1 ? first_plane + plane : (first_plane + plane) / multiplier;
-      pack = load_pack<unit>(from + (p * height + y) * width + x);
+    for (int j = 0; j < kAhead; ++j) {
+      const int k = first + j * kTileThreads, line = t.row_units.quotient(k), plane = t.shared_rows.quotient(line);
+      const int y = from_y + line - plane * t.rows, x = from_x + (k - line * units) * unit;
+#pragma unroll
+      for (int i = 0; i < unit; ++i) packs[j].of[i] = from_acc<T>(0);
+      if (k < count && y >= 0 && y < height && x >= 0 && x < width) {
+        const int64_t p = multiplier == 1 ? first_plane + plane : (first_plane + plane) / multiplier;
+        packs[j] = load_pack<unit>(from + (p * height + y) * width + x);
+      }
     }
-    store_pack(shared + k * unit, pack);
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j)
+      if (first + j * kTileThreads < count) store_pack(shared + (first + j * kTileThreads) * unit, packs[j]);
   }
 }
 template <class T>

@@ -3,8 +3,8 @@
 #pragma once
 
 #include "cuda/filter.cuh"
+#include "cuda/pixel.cuh"
 #include "cuda/tile.cuh"
-#include "cuda/window.cuh"
 
 namespace adl {
 
@@ -25,22 +25,113 @@ struct Product<double> {
   static constexpr Arithmetic kArithmetic{8, 8, kFloatFma.rows, 1};
 };
 
-// What the depthwise convolution makes of channels `first` .. `first + t.chunk`, for the block's pixels, of which there
-// are `count`; zeros where there are no channels or pixels.
-template <class T>
-__device__ __forceinline__ void depthwise(const Filter<T>& f, const SeparableTiles& t, const Place* places, int count,
-                                          int64_t first, T* shared) {
-  for (int k = threadIdx.x; k < t.pixels * t.chunk; k += kSeparableThreads) {
-    // Threads that follow each other read what lies side by side.
-    const int pixel = f.conv.channels_last ? k / t.chunk : k % t.pixels;
-    const int channel = f.conv.channels_last ? k % t.chunk : k / t.pixels;
-    const int64_t o = first + channel;
-    Acc<T> value = 0;
-    if (o < f.conv.channels() && pixel < count)
-      value = finished(sum_of_taps(f, places[pixel], o), f.bias ? f.bias + o : nullptr, f.activation);
-    shared[pixel * t.stride + channel] = from_acc<T>(value);
+// The pixels of a block are a run of those of the batch, one after the other, or a rectangle of an image, for cells.
+// Each has its place among all pixels of the batch, below zero where there is none.
+struct Run {
+  template <class T>
+  static __device__ __forceinline__ void place(const Filter<T>& f, const SeparableTiles& t, int64_t* places) {
+    const int64_t first = int64_t(blockIdx.x) * t.pixels, all = f.conv.B * f.conv.out_size();
+    for (int p = threadIdx.x; p < t.pixels; p += kSeparableThreads) places[p] = first + p < all ? first + p : -1;
   }
-}
+
+  // What the depthwise convolution makes of channels `first` .. `first + t.chunk`, [pixels, t.stride]; zeros where
+  // there are no channels.
+  template <class T>
+  static __device__ __forceinline__ void depthwise(const Filter<T>& f, const SeparableTiles& t, const int64_t* places,
+                                                   int64_t first, T* to) {
+    const int64_t size = f.conv.out_size();
+    for (int k = threadIdx.x; k < t.pixels * t.chunk; k += kSeparableThreads) {
+      // Threads that follow each other read what lies side by side.
+      const int pixel = f.conv.channels_last ? k / t.chunk : k % t.pixels;
+      const int channel = f.conv.channels_last ? k % t.chunk : k / t.pixels;
+      const int64_t o = first + channel, place = places[pixel];
+      Acc<T> value = 0;
+      if (o < f.conv.channels() && place >= 0)
+        value = finished(sum_of_taps(f, Place(f, place / size, place % size), o), f.bias ? f.bias + o : nullptr,
+                         f.activation);
+      to[pixel * t.stride + channel] = from_acc<T>(value);
+    }
+  }
+};
+
+template <class Cell>
+struct Rectangle {
+  struct Corner {
+    int64_t b;
+    int y, x;
+
+    __device__ __forceinline__ explicit Corner(const SeparableTiles& t) {
+      const unsigned above = blockIdx.x / t.tiles_x;
+      x = blockIdx.x % t.tiles_x * t.columns, y = above % t.tiles_y * (t.pixels / t.columns), b = above / t.tiles_y;
+    }
+  };
+
+  template <class T>
+  static __device__ __forceinline__ void place(const Filter<T>& f, const SeparableTiles& t, int64_t* places) {
+    const Corner corner(t);
+    for (int p = threadIdx.x; p < t.pixels; p += kSeparableThreads) {
+      const int64_t y = corner.y + p / t.columns, x = corner.x + p % t.columns;
+      const bool there = y < f.conv.out[1] && x < f.conv.out[2];
+      places[p] = there ? (corner.b * f.conv.out[1] + y) * f.conv.out[2] + x : -1;
+    }
+  }
+
+  // A thread makes a cell of two channels.
+  template <class T>
+  static __device__ __forceinline__ void depthwise(const Filter<T>& f, const SeparableTiles& t, const int64_t*,
+                                                   int64_t first, T* to) {
+    constexpr int kV = kLaneChannels;
+    const Corner corner(t);
+    const PlaneSizes s(f.conv, false, false);
+    const int channels = int(f.conv.C), pairs = t.chunk / kV, cells = t.pixels / Cell::kPlaces;
+    const int cells_x = t.columns / Cell::kColumns;
+    const bool last = f.conv.channels_last;
+    const T* const image = f.from + corner.b * channels * s.from_y * s.from_x;
+    const unsigned beside = last ? channels : 1, per_channel = last ? 1 : s.from_y * s.from_x;
+    for (int k = threadIdx.x; k < pairs * cells; k += kSeparableThreads) {
+      const int pair = last ? k % pairs : k / cells, cell = last ? k / pairs : k % cells;
+      const int cell_y = cell / cells_x, cell_x = cell - cell_y * cells_x, channel = int(first) + pair * kV;
+      const int from_y = Cell::Rows::first(corner.y + cell_y * Cell::kRows, s.pad_y);
+      const int from_x = Cell::Columns::first(corner.x + cell_x * Cell::kColumns, s.pad_x);
+      Acc<T> sums[Cell::kPlaces * kV] = {};
+      if (channel < channels) {
+        Acc<T> w[kV * Cell::kTaps];  // as they lie
+#pragma unroll
+        for (int i = 0; i < kV * Cell::kTaps; i += kV) {
+          const Pack<T, kV> pack = load_pack<kV>(f.weight + int64_t(channel) * Cell::kTaps + i);
+#pragma unroll
+          for (int v = 0; v < kV; ++v) w[i + v] = to_acc(pack.of[v]);
+        }
+#pragma unroll
+        for (int i = 0; i < Cell::kPlaces * kV; ++i) sums[i] = f.bias ? to_acc(f.bias[channel + i % kV]) : Acc<T>(0);
+#pragma unroll
+        for (int in_row = 0; in_row < Cell::kInRows; ++in_row) {
+          const int row = from_y + in_row;
+          if (row < 0 || row >= s.from_y) continue;
+          Acc<T> numbers[Cell::kInColumns][kV];
+          const unsigned at = (row * s.from_x + from_x) * beside + channel * per_channel;
+          if (last)
+            load_pixels(image, at * unsigned(sizeof(T)), beside * unsigned(sizeof(T)), true, from_x, s.from_x, numbers);
+          else
+            load_columns(image + int64_t(channel) * per_channel + row * s.from_x, per_channel, from_x, s.from_x,
+                         numbers);
+          Cell::each(in_row, [&](int place, int number, int tap) {
+#pragma unroll
+            for (int v = 0; v < kV; ++v) sums[place * kV + v] += numbers[number][v] * w[v * Cell::kTaps + tap];
+          });
+        }
+        activate(sums, f.activation);
+      }
+#pragma unroll
+      for (int place = 0; place < Cell::kPlaces; ++place) {
+        const int y = cell_y * Cell::kRows + place / Cell::kColumns,
+                  x = cell_x * Cell::kColumns + place % Cell::kColumns;
+        store_row<kV>(to + (y * t.columns + x) * t.stride + pair * kV, static_cast<const T*>(nullptr),
+                      sums + place * kV, kV, kV);
+      }
+    }
+  }
+};
 
 // Four neighbours of a row of the weight, zeros where there are none.
 template <class T>
@@ -57,17 +148,15 @@ __device__ __forceinline__ void load_four(const T* row, int64_t k, int64_t K, bo
 
 // The products of the block with t.units channels from `block_n` on, [pixels, out_stride], as what they become of y.
 template <class T>
-__device__ __forceinline__ void store_products(const Filter<T>& f, const SeparableForward<T>& s,
-                                               const SeparableTiles& t, int64_t first, int count, int64_t block_n,
-                                               const Place* places, const Acc<T>* out) {
-  const int64_t size = f.conv.out_size();
+__device__ __forceinline__ void store_products(const SeparableForward<T>& s, const SeparableTiles& t, int64_t block_n,
+                                               const int64_t* places, const Acc<T>* out) {
+  const int64_t size = s.depthwise.conv.out_size();
+  const bool last = s.depthwise.conv.channels_last;
   for (int k = threadIdx.x; k < t.pixels * t.units; k += kSeparableThreads) {
-    const int pixel = f.conv.channels_last ? k / t.units : k % t.pixels;
-    const int unit = f.conv.channels_last ? k % t.units : k / t.pixels;
-    const int64_t n = block_n + unit, place = first + pixel;
-    if (n >= s.N || pixel >= count) continue;
-    const int64_t b = places[pixel].b;
-    const int64_t to = f.conv.channels_last ? place * s.N + n : (b * s.N + n) * size + place - b * size;
+    const int pixel = last ? k / t.units : k % t.pixels, unit = last ? k % t.units : k / t.pixels;
+    const int64_t n = block_n + unit, place = places[pixel];
+    if (n >= s.N || place < 0) continue;
+    const int64_t b = place / size, to = last ? place * s.N + n : (b * s.N + n) * size + place - b * size;
     Acc<T> value = finished(out[pixel * t.out_stride + unit], s.bias ? s.bias + n : nullptr, s.activation);
     if (s.residual) value += to_acc(s.residual[to]);
     s.y[to] = from_acc<T>(value);
@@ -75,21 +164,19 @@ __device__ __forceinline__ void store_products(const Filter<T>& f, const Separab
 }
 
 // whole: rows of the weight can be read four numbers at a time.
-template <class T>
-__global__ void __launch_bounds__(kSeparableThreads, sizeof(Acc<T>) > 4 ? 1 : 2)
+template <class T, class Pixels>
+__global__ void __launch_bounds__(kSeparableThreads, 1)
     separable_forward(const __grid_constant__ Filter<T> f, const __grid_constant__ SeparableForward<T> s,
                       const SeparableTiles t, bool whole) {
   using Tile = typename Product<T>::Tile;
   constexpr int kRows = Product<T>::kArithmetic.rows, kOwn = Tile::kOwn, kGroups = separable_groups(sizeof(Acc<T>));
+  constexpr int kAhead = 2;  // tiles of the weight that are under way at once
   ADL_DYNAMIC_SHARED(bytes);
-  Place* const places = reinterpret_cast<Place*>(bytes);                         // [pixels]
+  int64_t* const places = reinterpret_cast<int64_t*>(bytes);                     // [pixels]
   Acc<T>* const out = reinterpret_cast<Acc<T>*>(bytes + t.place_bytes);          // [pixels, out_stride]
   T* const between = reinterpret_cast<T*>(bytes + t.place_bytes + t.out_bytes);  // [pixels, stride]
-  const int64_t K = f.conv.channels(), size = f.conv.out_size(), first = int64_t(blockIdx.x) * t.pixels;
-  const int64_t left = f.conv.B * size - first;
-  const int count = left < t.pixels ? int(left) : t.pixels;
-  for (int p = threadIdx.x; p < count; p += kSeparableThreads)
-    places[p] = Place(f, (first + p) / size, (first + p) % size);
+  const int64_t K = f.conv.channels();
+  Pixels::place(f, t, places);
   __syncthreads();
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
@@ -99,19 +186,29 @@ __global__ void __launch_bounds__(kSeparableThreads, sizeof(Acc<T>) > 4 ? 1 : 2)
     const int64_t n = block_n + warp_n * kTile + 2 * g;  // and the next one
     for (int64_t k = 0; k == 0 || k < K; k += t.chunk) {
       if (t.chunk < K) __syncthreads();  // what is there has been used
-      if (t.chunk < K || block_n == 0) depthwise(f, t, places, count, k, between);
+      if (t.chunk < K || block_n == 0) Pixels::depthwise(f, t, places, k, between);
       __syncthreads();
       typename Tile::Sum sums[kGroups];
-      for (int at = 0; at < t.chunk && k + at < K; at += kTile) {
-        T w[2][4];
+      for (int first = 0; first < t.chunk && k + first < K; first += kAhead * kTile) {
+        Tile tiles[kAhead];
 #pragma unroll
-        for (int i = 0; i < 2; ++i) load_four(s.weight + (n + i) * K, k + at + 4 * q, K, n + i < s.N, whole, w[i]);
-        Tile tile;
-        tile.set(w);
+        for (int a = 0; a < kAhead; ++a) {
+          T w[2][4];
+          const int at = first + a * kTile;
 #pragma unroll
-        for (int j = 0; j < kGroups; ++j) {
-          const int pixel = (warp_p + j * warps_p) * kRows;
-          if (pixel < t.pixels) tile.add(sums[j], Tile::operand(between + pixel * t.stride + at, t.stride, g, q));
+          for (int i = 0; i < 2; ++i)
+            load_four(s.weight + (n + i) * K, k + at + 4 * q, K, at < t.chunk && n + i < s.N, whole, w[i]);
+          tiles[a].set(w);
+        }
+#pragma unroll
+        for (int a = 0; a < kAhead; ++a) {
+          const int at = first + a * kTile;
+#pragma unroll
+          for (int j = 0; j < kGroups; ++j) {
+            const int pixel = (warp_p + j * warps_p) * kRows;
+            if (at < t.chunk && pixel < t.pixels)
+              tiles[a].add(sums[j], Tile::operand(between + pixel * t.stride + at, t.stride, g, q));
+          }
         }
       }
 #pragma unroll
@@ -129,22 +226,8 @@ __global__ void __launch_bounds__(kSeparableThreads, sizeof(Acc<T>) > 4 ? 1 : 2)
       }
     }
     __syncthreads();
-    store_products(f, s, t, first, count, block_n, places, out);
+    store_products(s, t, block_n, places, out);
   }
 }
 
-namespace cuda {
-
-template <class T>
-cudaError_t separable(const SeparableForward<T>& s, const Gpu& gpu, cudaStream_t stream) {
-  const Conv& c = s.depthwise.conv;
-  const int64_t places = c.B * c.out_size();
-  const SeparableTiles t =
-      separable_tiles(places, c.channels(), s.N, Product<T>::kArithmetic, sizeof(Place), sizeof(Acc<T>), gpu);
-  const bool whole = c.channels() % 4 == 0 && lies_at(s.weight, 4);
-  return launch(separable_forward<T>, unsigned(divided_up(places, t.pixels)), kSeparableThreads, stream, {t.bytes},
-                Filter<T>(s.depthwise), s, t, whole);
-}
-
-}  // namespace cuda
 }  // namespace adl

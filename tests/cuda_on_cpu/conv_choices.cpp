@@ -66,7 +66,7 @@ void separable() {
       for (int64_t N : {1, 24, 100, 1000})
         for (const Arithmetic& a : {kHalfTensorCores, kFloatFma, Arithmetic{8, 8, kFloatFma.rows, 1}}) {
           const size_t sum_bytes = a.state_bytes == 8 ? 8 : 4;
-          const SeparableTiles t = separable_tiles(places, K, N, a, 136, sum_bytes, {132, kSmallestShared});
+          const SeparableTiles t = separable_tiles(places, K, N, a, sum_bytes, {132, kSmallestShared});
           expect(t.bytes <= kSmallestShared, "shared memory of a separable convolution", places, K, N);
           expect(t.pixels % a.rows == 0 && t.chunk % kTile == 0, "groups", places, K, N);
           // Each warp has its channels, and the warps together all pixels.
