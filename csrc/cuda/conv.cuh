@@ -45,10 +45,13 @@ int unit_of(const T* p, int64_t width, int64_t lead) {
 template <class T, class Cell>
 PlaneTiles tiles_of(const PlaneSizes& s, int64_t planes, const T* from, const T* to, const T* more) {
   using Shape = PlaneCell<T, Cell>;
-  const int unit = unit_of(from, s.from_x, Cell::Columns::first(0, s.pad_x) - Shape::kLead);
+  const int lead = Shape::lead(s.pad_x), unit = unit_of(from, s.from_x, Cell::Columns::first(0, s.pad_x) - lead);
   int to_unit = unit_of(to, s.to_x, 0);
   while (more && !lies_at(more, to_unit)) to_unit /= 2;
-  return plane_tiles(planes, s.to_y, s.to_x, Cell::along_y(), Cell::along_x(), Shape::kLead, unit, to_unit, sizeof(T));
+  PlaneTiles t =
+      plane_tiles(planes, s.to_y, s.to_x, Cell::along_y(), Cell::along_x(), Shape::kMostLead, unit, to_unit, sizeof(T));
+  t.lead = lead;
+  return t;
 }
 
 template <bool transposed, class T>

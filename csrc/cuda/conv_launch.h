@@ -88,13 +88,14 @@ struct Along {
 struct PlaneTiles {
   int cells_x, cells_y, tiles_x, tiles_y, planes;
   int rows, width;  // in shared memory, of each plane
+  int lead;         // numbers that its rows begin early
   Divisor cell_columns, plane_cells, shared_rows, row_units;
   int unit;     // numbers that are copied at once
   int to_unit;  // and stored
   size_t plane_bytes;
 };
 
-constexpr PlaneTiles plane_tiles(int64_t planes, int64_t to_height, int64_t to_width, Along y, Along x, int lead,
+constexpr PlaneTiles plane_tiles(int64_t planes, int64_t to_height, int64_t to_width, Along y, Along x, int most_lead,
                                  int unit, int to_unit, size_t number_bytes) {
   PlaneTiles t{};
   const int most_x = y.made == 1 && y.extent_more == 0 ? kTileThreads : kMostCells;  // a single row is long
@@ -106,7 +107,7 @@ constexpr PlaneTiles plane_tiles(int64_t planes, int64_t to_height, int64_t to_w
   t.tiles_y = int(divided_up(rows, most_y));
   t.cells_y = int(divided_up(rows, t.tiles_y));
   t.rows = t.cells_y * y.advance + y.extent_more;
-  t.width = int(divided_up(lead + t.cells_x * x.advance + x.extent_more, kWideRead)) * kWideRead;
+  t.width = int(divided_up(most_lead + t.cells_x * x.advance + x.extent_more, kWideRead)) * kWideRead;
   t.plane_bytes = number_bytes * t.rows * t.width;
   const int64_t fit = int64_t(kTileBytes / t.plane_bytes), room = kTileThreads / (t.cells_x * t.cells_y);
   t.planes = int(room < fit ? room : fit);

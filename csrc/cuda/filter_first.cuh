@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(kTileThreads, tile_blocks(Cell::kTaps, false))
   const int tile_x = blockIdx.x % t.tiles_x, above = blockIdx.x / t.tiles_x, tile_y = above % t.tiles_y;
   const int64_t first_plane = int64_t(above / t.tiles_y) * t.planes, left = all_planes - first_plane;
   const int planes = left < t.planes ? int(left) : t.planes;
-  const int tile_from_x = Cell::Columns::first(tile_x * t.cells_x * Cell::kColumns, s.pad_x) - Shape::kLead;
+  const int tile_from_x = Cell::Columns::first(tile_x * t.cells_x * Cell::kColumns, s.pad_x) - t.lead;
   const int tile_from_y = Cell::Rows::first(tile_y * t.cells_y * Cell::kRows, s.pad_y);
   copy_planes(t, f.from, first_plane, planes, f.transposed ? 1 : f.conv.multiplier, s.from_y, s.from_x, tile_from_y,
               tile_from_x, shared);
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kTileThreads, tile_blocks(Cell::kTaps, false))
 #pragma unroll
   for (int in_row = 0; in_row < Cell::kInRows; ++in_row) {
     Acc<T> numbers[Cell::kInColumns];
-    Shape::load(tile + in_row * t.width, numbers);
+    Shape::load(tile + in_row * t.width, t.lead, numbers);
     if constexpr (Cell::kExact) {
       Cell::each(in_row, [&](int place, int number, int tap) { sums[place] += numbers[number] * w[tap]; });
     } else if (!f.conv.documents) {

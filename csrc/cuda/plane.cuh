@@ -42,24 +42,40 @@ __device__ __forceinline__ void copy_planes(const PlaneTiles& t, const T* from, 
   copy_planes<1>(t, from, first_plane, planes, multiplier, height, width, from_y, from_x, shared);
 }
 
-// How the columns of a cell lie in shared memory: in rows that begin `kLead` numbers early, where whole units begin if
-// the padding is as usual.
+// How the columns of a cell lie in shared memory: in rows that begin some numbers early, `lead`, where whole units do.
+// It is known with the cell, for the usual padding; where kernels are short and rows are long, for every padding.
 template <class T, class Cell>
 struct PlaneCell {
-  static constexpr int kLead = (kWideRead - Cell::Columns::kBefore % kWideRead) % kWideRead;
   static constexpr int kStep = Cell::Columns::advance(Cell::kColumns);
   static constexpr int kRead = kStep % kWideRead == 0 ? kWideRead : 2;  // at once
   static_assert(kStep % kRead == 0, "");
+  static constexpr int kMostLead =
+      Cell::kExact ? (kWideRead - Cell::Columns::kBefore % kWideRead) % kWideRead : kWideRead - 1;
 
-  // The numbers that a cell reads of a row, which it begins `shared` + its column * kStep.
-  static __device__ __forceinline__ void load(const T* shared, Acc<T> (&numbers)[Cell::kInColumns]) {
-    constexpr int kSkip = kLead / kRead * kRead, kInto = kLead - kSkip;
+  static constexpr int lead(int pad) {
+    const int first = Cell::Columns::first(0, pad) % kWideRead;
+    return Cell::kExact ? kMostLead : (first + kWideRead) % kWideRead;
+  }
+
+  // The numbers that a cell reads of a row, which it begins at `shared` + its column * kStep.
+  static __device__ __forceinline__ void load(const T* shared, int lead, Acc<T> (&numbers)[Cell::kInColumns]) {
+    constexpr int kSkip = Cell::kExact ? kMostLead / kRead * kRead : 0, kInto = kMostLead - kSkip;
+    constexpr int kCount = (kInto + Cell::kInColumns + kRead - 1) / kRead * kRead;
+    Acc<T> wide[kCount];
 #pragma unroll
-    for (int k = 0; k < kInto + Cell::kInColumns; k += kRead) {
+    for (int k = 0; k < kCount; k += kRead) {
       const Pack<T, kRead> pack = load_pack<kRead>(shared + kSkip + k);
 #pragma unroll
-      for (int i = 0; i < kRead; ++i)
-        if (k + i >= kInto && k + i < kInto + Cell::kInColumns) numbers[k + i - kInto] = to_acc(pack.of[i]);
+      for (int i = 0; i < kRead; ++i) wide[k + i] = to_acc(pack.of[i]);
+    }
+    if constexpr (Cell::kExact) {
+#pragma unroll
+      for (int k = 0; k < Cell::kInColumns; ++k) numbers[k] = wide[kInto + k];
+    } else {  // registers have no index that is found at run time
+#pragma unroll
+      for (int k = 0; k < Cell::kInColumns + 1; ++k) wide[k] = lead & 2 ? wide[k + 2] : wide[k];
+#pragma unroll
+      for (int k = 0; k < Cell::kInColumns; ++k) numbers[k] = lead & 1 ? wide[k + 1] : wide[k];
     }
   }
 };

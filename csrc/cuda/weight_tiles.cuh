@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kTileThreads, tile_blocks(Cell::kTaps, false))
     __syncthreads();  // the tile before has been read
     copy_planes(t, g.x, first_plane, planes, c.multiplier, s.from_y, s.from_x,
                 Cell::Rows::first(tile_y * t.cells_y * Cell::kRows, s.pad_y),
-                Cell::Columns::first(tile_x * t.cells_x * Cell::kColumns, s.pad_x) - Shape::kLead, tile);
+                Cell::Columns::first(tile_x * t.cells_x * Cell::kColumns, s.pad_x) - t.lead, tile);
     __syncthreads();
     const T* const dy = g.dy + (first_plane + plane) * s.to_y * s.to_x;
     for (int cell = threadIdx.x % members; there && cell < int(t.plane_cells.by); cell += members) {
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kTileThreads, tile_blocks(Cell::kTaps, false))
 #pragma unroll
       for (int in_row = 0; in_row < Cell::kInRows; ++in_row) {
         Acc<T> numbers[Cell::kInColumns];
-        Shape::load(from + in_row * t.width, numbers);
+        Shape::load(from + in_row * t.width, t.lead, numbers);
         const auto add = [&](int place, int number, int tap) { sums[tap] += grads[place] * numbers[number]; };
         if (Cell::kExact || !c.documents) {
           Cell::each(in_row, add);
