@@ -25,10 +25,10 @@ struct Conv {
   const int32_t* documents;
   int threads;
 
-  int64_t channels() const { return C * multiplier; }
-  int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
-  int64_t in_size() const { return in[0] * in[1] * in[2]; }
-  int64_t out_size() const { return out[0] * out[1] * out[2]; }
+  constexpr int64_t channels() const { return C * multiplier; }
+  constexpr int64_t taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+  constexpr int64_t in_size() const { return in[0] * in[1] * in[2]; }
+  constexpr int64_t out_size() const { return out[0] * out[1] * out[2]; }
 };
 
 template <class T>

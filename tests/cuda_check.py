@@ -159,7 +159,8 @@ def sources_digest() -> str:
     folders = [ROOT / "csrc/cuda", ROOT / "csrc/cells"]
     for path in sorted(p for folder in folders for p in folder.rglob("*") if p.is_file()):
         digest.update(path.name.encode() + path.read_bytes())
-    digest.update((ROOT / "csrc/recurrent.h").read_bytes())
+    for header in ("convolution.h", "philox.h", "recurrent.h"):
+        digest.update((ROOT / "csrc" / header).read_bytes())
     return digest.hexdigest()
 
 

@@ -37,7 +37,7 @@ def run(*command: object, schedule: str = "fifo", seed: int = 0, **environment: 
     )
 
 
-CHECKS = {"wrappers": 19, "driver": 91}
+CHECKS = {"wrappers": 19, "driver": 91, "conv_driver": 50}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -72,3 +72,12 @@ def test_sequences_of_a_block(choices):
 
 def test_rows_of_states_lie_in_different_banks(choices):
     assert choices("banks") == []
+
+
+def test_tiles_of_convolutions(tmp_path):
+    """csrc/cuda/conv_launch.h, checked by a program that prints what is wrong."""
+    source, program = ROOT / "tests/cuda_on_cpu/conv_choices.cpp", tmp_path / "conv_choices"
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
+    subprocess.run(["c++", *flags, source, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True, check=True)
+    assert done.stdout == ""

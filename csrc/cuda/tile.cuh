@@ -82,63 +82,64 @@ struct alignas(16) Tf32Tile : TensorCores {
   }
 };
 
-// float32 as it is: each lane sums its states for all sequences, then the four of a unit exchange.
-struct alignas(16) FloatTile {
-  using State = float;
+// Numbers as they are: each lane sums its states for all sequences, then the four of a unit exchange.
+template <class A>
+struct alignas(16) FmaTile {
+  using State = A;
   static constexpr Arithmetic kArithmetic = kFloatFma;
   static constexpr int kOwn = 1;  // sequence t
   static constexpr int kRows = kFloatFma.rows;
 
+  struct alignas(16) Four {
+    A of[4];
+  };
   struct Operand {
-    float4 h[kRows];
+    Four h[kRows];
   };
   struct Sum {
-    float c[2][kRows] = {};
+    A c[2][kRows] = {};
   };
 
-  float w[2][4];
+  A w[2][4];
 
-  __device__ __forceinline__ void set(const float (&from)[2][4]) {
+  __device__ __forceinline__ void set(const A (&from)[2][4]) {
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
       for (int k = 0; k < 4; ++k) w[i][k] = from[i][k];
   }
-  static __device__ __forceinline__ State state(float h) { return h; }
+  static __device__ __forceinline__ State state(A h) { return h; }
   static __device__ __forceinline__ Operand operand(const State* states, int stride, int, int t) {
     Operand o;
 #pragma unroll
-    for (int n = 0; n < kRows; ++n) o.h[n] = *reinterpret_cast<const float4*>(states + n * stride + 4 * t);
+    for (int n = 0; n < kRows; ++n) o.h[n] = *reinterpret_cast<const Four*>(states + n * stride + 4 * t);
     return o;
   }
   __device__ __forceinline__ void add(Sum& sum, const Operand& o) const {
 #pragma unroll
     for (int i = 0; i < 2; ++i)
 #pragma unroll
-      for (int n = 0; n < kRows; ++n) {
-        float& c = sum.c[i][n];
-        c += w[i][0] * o.h[n].x;
-        c += w[i][1] * o.h[n].y;
-        c += w[i][2] * o.h[n].z;
-        c += w[i][3] * o.h[n].w;
-      }
+      for (int n = 0; n < kRows; ++n)
+#pragma unroll
+        for (int k = 0; k < 4; ++k) sum.c[i][n] += w[i][k] * o.h[n].of[k];
   }
-  static __device__ __forceinline__ void finish(const Sum& sum, int t, float (&out)[2][kOwn]) {
+  static __device__ __forceinline__ void finish(const Sum& sum, int t, A (&out)[2][kOwn]) {
     const bool upper = t & 2, odd = t & 1;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       // Each lane keeps one half of the sequences and gives the other away, twice.
-      float kept[2], given[2];
+      A kept[2], given[2];
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
         kept[n] = upper ? sum.c[i][n + 2] : sum.c[i][n];
         given[n] = upper ? sum.c[i][n] : sum.c[i][n + 2];
         kept[n] += __shfl_xor_sync(0xffffffffu, given[n], 2);
       }
-      const float mine = odd ? kept[1] : kept[0], other = odd ? kept[0] : kept[1];
+      const A mine = odd ? kept[1] : kept[0], other = odd ? kept[0] : kept[1];
       out[i][0] = mine + __shfl_xor_sync(0xffffffffu, other, 1);
     }
   }
 };
+using FloatTile = FmaTile<float>;
 
 }  // namespace adl

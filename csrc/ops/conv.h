@@ -131,6 +131,16 @@ inline Tensor set_documents(const char* op, Conv& c, const MaybeTensor& given, c
   return ids;
 }
 
+inline void check_weight(const char* op, const Tensor& x, const Tensor& weight) {
+  TORCH_CHECK(weight.dim() >= 3 && weight.dim() <= 2 + kSpatial && weight.size(1) == 1, op,
+              ": weight must be [channels, 1, kernel..] with one to three dimensions of the kernel, got ",
+              weight.sizes());
+  check_like(op, "weight", weight, x);
+  const auto type = x.scalar_type();
+  TORCH_CHECK(type == at::kDouble || type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, op,
+              ": x must be of dtype double, float, bfloat16 or half, got ", type);
+}
+
 template <class T>
 T* data(const Tensor& t) {
   return t.defined() && t.numel() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
@@ -213,16 +223,6 @@ struct DepthwiseOps {
     return std::string(op) +
            ": grad and x must be [B, C, length], [B, C, height, width] or [B, C, depth, height, "
            "width], got grad ";
-  }
-
-  static void check_weight(const char* op, const Tensor& x, const Tensor& weight) {
-    TORCH_CHECK(weight.dim() >= 3 && weight.dim() <= 2 + kSpatial && weight.size(1) == 1, op,
-                ": weight must be [channels, 1, kernel..] with one to three dimensions of the kernel, got ",
-                weight.sizes());
-    check_like(op, "weight", weight, x);
-    const auto type = x.scalar_type();
-    TORCH_CHECK(type == at::kDouble || type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, op,
-                ": x must be of dtype double, float, bfloat16 or half, got ", type);
   }
 };
 

@@ -51,6 +51,10 @@ PROGRAMS = {
         [f"csrc/cuda/recurrent_{number}.cu" for number in ("bf16", "f16", "f32", "f64")],
         ["tests/cuda_on_cpu/driver.cu"],
     ),
+    "conv_driver": Program(
+        [f"csrc/cuda/conv_{number}.cu" for number in ("bf16", "f16", "f32", "f64")],
+        ["tests/cuda_on_cpu/conv_driver.cu"],
+    ),
 }
 
 

@@ -22,6 +22,11 @@ inline bool allows_tf32() {
   return wanted && *wanted == '1';
 }
 
+inline size_t shared_bytes() {
+  const char* wanted = std::getenv("ADL_EMULATED_SHARED");
+  return wanted ? std::atoll(wanted) : size_t(227) << 10;
+}
+
 class Device {
  public:
   explicit Device(const Tensor&) {}
@@ -29,7 +34,7 @@ class Device {
   cudaStream_t stream() const { return nullptr; }
 
   // Few multiprocessors, so that small batches fill them and blocks get several sequences.
-  Gpu facts() const { return {4, 227 * 1024}; }
+  Gpu facts() const { return {4, shared_bytes()}; }
 
   // As cuBLAS: sums in float or double, whatever is multiplied.
   template <class To, class From>

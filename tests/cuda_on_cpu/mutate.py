@@ -70,8 +70,13 @@ class Verdict:
         return bool(self.fifo or self.lifo or self.random or self.race)
 
 
+OF_CONV = ("conv", "filter", "pixel", "plane", "separable", "weight", "window")
+
+
 def program_of(file: Path) -> str:
-    return "wrappers" if file.parts[0] == "tests" else "driver"
+    if file.parts[0] == "tests":
+        return "wrappers"
+    return "conv_driver" if file.name.startswith(OF_CONV) else "driver"
 
 
 def mutate(file: Path, mutants: list[Mutant]) -> str:

@@ -176,8 +176,11 @@ def programs(_: float) -> Stage:
     nvcc = str(home / "bin/nvcc") if home else ""
     flags = ["-std=c++20", "-O2", "-arch=native", "--threads=0", "--expt-relaxed-constexpr"]
     commands: list[Command] = []
-    for name, kernels in (("wrappers", []), ("driver", sorted(ROOT.glob("csrc/cuda/*.cu")))):
-        sources = [TESTS / f"cuda_on_cpu/{name}.cu", *kernels]
+    for name, kernels in (("wrappers", "none"), ("driver", "recurrent"), ("conv_driver", "conv")):
+        sources = [
+            TESTS / f"cuda_on_cpu/{name}.cu",
+            *sorted(ROOT.glob(f"csrc/cuda/{kernels}_*.cu")),
+        ]
         program = str(folder / name)
         commands += [
             [nvcc, *flags, f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", program],

@@ -1,0 +1,3 @@
+#include "cuda/conv.cuh"
+
+ADL_CONV(float)
