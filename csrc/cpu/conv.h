@@ -222,7 +222,12 @@ struct Correlation {
   }
   explicit Correlation(const ConvInputGrad<T>& p) : Correlation(p.conv, true, p.dy, p.weight, p.dx) {}
 
-  Correlation(const Conv& c, bool backward, const T* source, const T* weight, T* result)
+  // For rows(): results go to memory of the caller's, with so many numbers for the channels of a place.
+  Correlation(const ConvForward<T>& p, int64_t place) : Correlation(p.conv, false, p.x, p.weight, nullptr, place) {
+    bias = p.bias, activation = p.activation;
+  }
+
+  Correlation(const Conv& c, bool backward, const T* source, const T* weight, T* result, int64_t place = 0)
       : c(c),
         backward(backward),
         source(source),
@@ -231,12 +236,12 @@ struct Correlation {
         channels(backward ? c.C : c.channels()),
         source_channels(backward ? c.channels() : c.C),
         sources(backward ? c.multiplier : 1),
-        across(lanewise(c, kLanes) == Lanewise::kWidth),
+        across(place == 0 && lanewise(c, kLanes) == Lanewise::kWidth),
         axes{axis(0), axis(1), axis(2)},
         planes(sources * c.kernel[0]),
         packed(),
         from(source_channels, backward ? c.out_size() : c.in_size(), c.channels_last),
-        to(channels, backward ? c.in_size() : c.out_size(), c.channels_last) {
+        to(place ? place : channels, backward ? c.in_size() : c.out_size(), place || c.channels_last) {
     const int64_t step = across ? 1 : kLanes;
     tiles = Tiles::of(axes[1], axes[2], planes, step * sizeof(S));
     packed = Packed<S>(across ? Lanewise::kWidth : Lanewise::kChannels, axes[1].reach(tiles.height),
@@ -331,39 +336,46 @@ struct Correlation {
     const auto& [d, h, w] = axes;
     const int64_t i_h = in_plane / tiles.across * tiles.height, i_w = in_plane % tiles.across * tiles.width;
     const int64_t end = at_most(i_w + tiles.width, w.n);
-    if (!c.documents) return part(b, block, i, i_h, {i_w, end}, {0, w.source}, index);
+    const Range lines{i_h, at_most(i_h + tiles.height, h.n)};
+    if (!c.documents) return part(b, block, i, lines, {i_w, end}, {0, w.source}, result, index);
     for (int64_t at = i_w; at < end;) {
       const Range ids = document(c.documents + b * w.n, w.n, at, w.high - w.low, end);
       const int64_t next = at_most(ids.end, end);
-      part(b, block, i, i_h, {at, next}, ids, index);
+      part(b, block, i, lines, {at, next}, ids, result, index);
       at = next;
     }
+  }
+
+  // Some rows of all channels, to [rows, columns, channels] at `out`.
+  void rows(int64_t b, int64_t i_d, Range lines, T* out, int index) {
+    const auto& [d, h, w] = axes;
+    T* const sample = out - b * to.sample - (i_d * h.n + lines.begin) * w.n * to.place;
+    for (int64_t i_h = lines.begin; i_h < lines.end; i_h += tiles.height)
+      for (int64_t i_w = 0; i_w < w.n; i_w += tiles.width)
+        for (int64_t block = 0; block * together < channel_blocks(); ++block)
+          part(b, block, i_d, {i_h, at_most(i_h + tiles.height, lines.end)}, {i_w, at_most(i_w + tiles.width, w.n)},
+               {0, w.source}, sample, index);
   }
 
   // A tile, or some columns of it, from columns of the source within `seen`.
   struct Part {
     int64_t b, first, lanes;  // sample, first channel, channels
-    int64_t i_d, i_h;         // depth and first row of the results
-    Range columns, seen, depths;
+    int64_t i_d;
+    Range lines, columns;  // of the results
+    Range seen, depths;    // columns of the source, planes of the kernel
+    T* result;
     S *source, *sums;  // packed, and where results may wait
     Range* ranges;     // of runs, one for each plane of the source
   };
 
-  void part(int64_t b, int64_t block, int64_t i_d, int64_t i_h, Range columns, Range seen, int index) {
+  void part(int64_t b, int64_t block, int64_t i_d, Range lines, Range columns, Range seen, T* to, int index) {
     const auto& [d, h, w] = axes;
     const int64_t step = across ? 1 : kLanes, first = block * together * step;
     S *const tile = workspaces + index * workspace(), *const sums = tile + together * planes * packed.plane;
-    Part part{b,
-              first,
-              at_most(step * together, channels - first),
-              i_d,
-              i_h,
-              columns,
-              seen,
-              d.valid(i_d),
-              tile,
-              sums,
-              ranges + index * planes};
+    Part part{b,    first,        at_most(step * together, channels - first),
+              i_d,  lines,        columns,
+              seen, d.valid(i_d), to,
+              tile, sums,         ranges + index * planes};
     pack_source(part);
     if (across) return sum_across(part);
     for (; part.lanes > 0; part.first += kLanes, part.lanes -= kLanes, part.source += planes * packed.plane)
@@ -379,7 +391,7 @@ struct Correlation {
       for (int64_t n = p.depths.begin; n < p.depths.end; ++n) {
         const int64_t at = d.step(p.i_d) + d.offset[n], plane = j * d.taps(d.phase(p.i_d)) + n - first_plane;
         pack(packed, source + p.b * from.sample + at * h.source * line, from, map, p.lanes, planes * packed.plane,
-             h.source, line, h.first(p.i_h), w.first(p.columns.begin), p.seen.begin, p.seen.end,
+             h.source, line, h.first(p.lines.begin), w.first(p.columns.begin), p.seen.begin, p.seen.end,
              p.source + plane * packed.plane);
       }
     }
@@ -413,7 +425,7 @@ struct Correlation {
   // Results of a phase run on from row to row, over columns that are none: so all registers but one are full.
   void sum_across(const Part& p) {
     const auto& [d, h, w] = axes;
-    const int64_t rows = at_most(tiles.height, h.n - p.i_h), columns = p.columns.end - p.columns.begin;
+    const int64_t rows = p.lines.end - p.lines.begin, columns = p.columns.end - p.columns.begin;
     for (int64_t rh = 0; rh < at_most(h.R, rows); ++rh) {
       for (int64_t rw = 0; rw < at_most(w.R, columns); ++rw) {
         const int count = list_ranges(p, rh, rw, {h.begin[rh], h.begin[rh + 1]});
@@ -424,22 +436,22 @@ struct Correlation {
     }
     activate(activation, p.sums, h.R * w.R * results);
     for (int64_t k = 0; k < rows; ++k) {
-      const int64_t at = place(p, p.i_h + k);
+      const int64_t at = place(p, p.lines.begin + k);
       unpack_width(p.sums + h.phase(k) * w.R * results + (h.R == 1 ? k : k / h.R) * packed.width, columns, w.R, results,
-                   residual ? residual + at : nullptr, result + at);
+                   residual ? residual + at : nullptr, p.result + at);
     }
   }
 
   void sum_channels(const Part& p) {
     const auto& [d, h, w] = axes;
     const bool direct =
-        __is_same(T, S) && c.channels_last && p.lanes >= kLanes && activation == Activation::kNone && !residual;
+        __is_same(T, S) && to.channel == 1 && p.lanes >= kLanes && activation == Activation::kNone && !residual;
     const int64_t columns = p.columns.end - p.columns.begin;
     Range listed{-1, -1};
     int count = 0;
-    for (int64_t i = p.i_h; i < at_most(p.i_h + tiles.height, h.n); ++i) {
+    for (int64_t i = p.lines.begin; i < p.lines.end; ++i) {
       const int64_t at = place(p, i), apart = direct ? to.place : kLanes;
-      S* const sums = direct ? reinterpret_cast<S*>(result) + at : p.sums;
+      S* const sums = direct ? reinterpret_cast<S*>(p.result) + at : p.sums;
       for (int64_t rw = 0; rw < at_most(w.R, columns); ++rw) {
         const Range rows = h.valid(i);
         if (w.R > 1 || rows.begin != listed.begin || rows.end != listed.end) {
@@ -447,12 +459,14 @@ struct Correlation {
           listed = rows;
         }
         row_sums<S, false>(blocks(columns - rw, w.R),
-                           p.source + (h.R == 1 ? i - p.i_h : (i - p.i_h) / h.R) * packed.row, runs, p.ranges, count,
-                           weights_of(p), V::load(biases + p.first), sums + rw * apart, w.R * apart, direct && streams);
+                           p.source + (h.R == 1 ? i - p.lines.begin : (i - p.lines.begin) / h.R) * packed.row, runs,
+                           p.ranges, count, weights_of(p), V::load(biases + p.first), sums + rw * apart, w.R * apart,
+                           direct && streams);
       }
       if (direct) continue;
       activate(activation, sums, columns * kLanes);
-      unpack_channels(sums, columns, to, at_most(p.lanes, kLanes), residual ? residual + at : nullptr, result + at);
+      unpack_channels(sums, kLanes, columns, to, at_most(p.lanes, kLanes), residual ? residual + at : nullptr,
+                      p.result + at);
     }
   }
 };

@@ -3,6 +3,7 @@
 
 #include "cpu/conv_weight_grad.h"
 #include "cpu/kernels.h"
+#include "cpu/separable.h"
 #include "cpu/table.h"
 
 namespace adl {
@@ -16,7 +17,8 @@ constexpr Kernel<Params> kernel() {
 template <class T>
 constexpr ConvKernels<T> conv_table() {
   return {kernel<Correlation<T>, ConvForward<T>>(), kernel<Correlation<T>, ConvInputGrad<T>>(),
-          kernel<WeightGradient<T>, ConvWeightGrad<T>>()};
+          kernel<WeightGradient<T>, ConvWeightGrad<T>>(), kernel<Separable<T>, SeparableForward<T>>(),
+          pack_pointwise<T>};
 }
 
 }  // namespace

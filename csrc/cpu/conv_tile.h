@@ -315,16 +315,17 @@ ADL_INLINE void store_sum(V value, const T* residual, T* to, int64_t n) {
   (residual ? value + V::load(residual, n) : value).store(to, n);
 }
 
-// A row of results, kLanes channels at each place, to `to` (and `residual`, which lies alike).
+// A row of results, kLanes channels at each place and `apart` numbers from one to the next, to `to` (and `residual`,
+// which lies alike).
 template <class S, class T>
-ADL_NOINLINE void unpack_channels(const S* from, int64_t places, const Strides& strides, int64_t lanes,
+ADL_NOINLINE void unpack_channels(const S* from, int64_t apart, int64_t places, const Strides& strides, int64_t lanes,
                                   const T* residual, T* to) {
   using V = Simd<S>;
   constexpr int kLanes = V::kLanes;
   if (strides.channel == 1) {
     for (int64_t k = 0; k < places; ++k) {
       const int64_t at = k * strides.place;
-      store_sum(V::load(from + k * kLanes), residual ? residual + at : nullptr, to + at, lanes);
+      store_sum(V::load(from + k * apart), residual ? residual + at : nullptr, to + at, lanes);
     }
     return;
   }
@@ -332,7 +333,7 @@ ADL_NOINLINE void unpack_channels(const S* from, int64_t places, const Strides& 
     const int64_t n = at_most(places - k, kLanes);
     typename V::Register lines[kLanes];
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) lines[i] = V::load(from + (k + (i < n ? i : 0)) * kLanes).v;
+    for (int i = 0; i < kLanes; ++i) lines[i] = V::load(from + (k + (i < n ? i : 0)) * apart).v;
     transpose<typename V::Register, typename Format<S>::Ints>(lines);
 #pragma GCC unroll 16
     for (int lane = 0; lane < kLanes; ++lane) {

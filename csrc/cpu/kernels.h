@@ -34,6 +34,8 @@ struct ConvKernels {
   Kernel<ConvForward<T>> forward;
   Kernel<ConvInputGrad<T>> input_grad;
   Kernel<ConvWeightGrad<T>> weight_grad;
+  Kernel<SeparableForward<T>> separable;
+  void (*pack_pointwise)(const T* weight, int64_t N, int64_t K, void* to);  // to [panels, K, 64], see separable.h
 };
 
 // For tensors of float, double or BFloat16, of the instruction set chosen.

@@ -21,6 +21,7 @@
 
 #include "cpu/kernels.h"
 #include "ops/fork.h"
+#include "ops/separable.h"
 
 TORCH_LIBRARY_FRAGMENT(adl_kernels, m) {
   m.def(
@@ -42,6 +43,8 @@ TORCH_LIBRARY_FRAGMENT(adl_kernels, m) {
 namespace adl {
 namespace {
 
+constexpr int64_t kPanelColumns = 64;
+
 struct CpuEngine {
   static at::ScalarType compute_type(at::ScalarType type) { return type == at::kHalf ? at::kFloat : type; }
 
@@ -54,23 +57,37 @@ struct CpuEngine {
 
   template <class T>
   static void run(const Tensor&, ConvForward<T> p) {
-    call(conv_kernels<T>().forward, p);
+    call(conv_kernels<T>().forward, p.conv, p);
   }
   template <class T>
   static void run(const Tensor&, ConvInputGrad<T> p) {
-    call(conv_kernels<T>().input_grad, p);
+    call(conv_kernels<T>().input_grad, p.conv, p);
   }
   template <class T>
   static void run(const Tensor&, ConvWeightGrad<T> p) {
-    call(conv_kernels<T>().weight_grad, p);
+    call(conv_kernels<T>().weight_grad, p.conv, p);
+  }
+  template <class T>
+  static void run(const Tensor&, SeparableForward<T> p) {
+    call(conv_kernels<T>().separable, p.depthwise.conv, p);
+  }
+
+  static std::vector<int64_t> packed_sizes(int64_t N, int64_t K, at::ScalarType type) {
+    return {(N + kPanelColumns - 1) / kPanelColumns, type == at::kBFloat16 ? K + K % 2 : K, kPanelColumns};
+  }
+  static const void* packed_data(const char* op, const Tensor& packed, int64_t N, int64_t K) {
+    TORCH_CHECK(packed.is_cpu() && packed.is_contiguous() && packed.sizes() == packed_sizes(N, K, packed.scalar_type()),
+                op, ": packed must be what pack_pointwise makes of pw_weight, ",
+                packed_sizes(N, K, packed.scalar_type()), ", got ", packed.sizes());
+    return packed.const_data_ptr();
   }
 
  private:
   template <class Params>
-  static void call(const Kernel<Params>& kernel, Params& p) {
-    p.conv.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
+  static void call(const Kernel<Params>& kernel, Conv& conv, const Params& p) {
+    conv.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
     const Tensor memory = at::detail::empty_cpu({kernel.scratch(p)}, at::kByte, /*pin_memory=*/false, std::nullopt);
-    if (p.conv.threads > 1 && lost_its_team())
+    if (conv.threads > 1 && lost_its_team())
       std::thread(kernel.run, p, memory.mutable_data_ptr()).join();
     else
       kernel.run(p, memory.mutable_data_ptr());
@@ -79,6 +96,20 @@ struct CpuEngine {
 
 using Ops = DepthwiseOps<CpuEngine>;
 
+Tensor pack_pointwise(const Tensor& weight) {
+  TORCH_CHECK(weight.dim() >= 2 && weight.numel() == weight.size(0) * weight.size(1),
+              "pack_pointwise: weight must be [N, K] or that with kernel sizes of 1, got ", weight.sizes());
+  const auto type = CpuEngine::compute_type(weight.scalar_type());
+  const Tensor w = weight.to(type).contiguous();
+  const int64_t N = w.size(0), K = w.size(1);
+  const Tensor packed =
+      at::detail::empty_cpu(CpuEngine::packed_sizes(N, K, type), type, /*pin_memory=*/false, std::nullopt);
+  if (packed.numel() > 0)
+    CpuEngine::with_number(
+        type, [&]<class T>(T*) { conv_kernels<T>().pack_pointwise(data<T>(w), N, K, packed.mutable_data_ptr()); });
+  return packed;
+}
+
 }  // namespace
 }  // namespace adl
 
@@ -86,4 +117,6 @@ TORCH_LIBRARY_IMPL(adl_kernels, CPU, m) {
   m.impl("depthwise_conv", adl::Ops::forward);
   m.impl("depthwise_conv_input_grad", adl::Ops::input_grad);
   m.impl("depthwise_conv_weight_grad", adl::Ops::weight_grad);
+  m.impl("separable_conv", adl::separable_conv<adl::CpuEngine>);
+  m.impl("pack_pointwise", adl::pack_pointwise);
 }

@@ -94,6 +94,7 @@ struct ForwardNode : torch::autograd::Function<ForwardNode> {
                         const Window& window) {
     at::AutoDispatchBelowADInplaceOrView below;
     window.keep(ctx);
+    ctx->saved_data["biased"] = bias.has_value();
     ctx->save_for_backward({x, weight});
     return window.forward(x, weight, bias);
   }
@@ -105,7 +106,8 @@ struct ForwardNode : torch::autograd::Function<ForwardNode> {
     Variables out(4);
     if (!grad.defined()) return out;
     if (ctx->needs_input_grad(0)) out[0] = window.input_grad(grad, weight, x.sym_sizes());
-    const bool bias = ctx->needs_input_grad(2);
+    const bool bias =
+        ctx->saved_data["biased"].toBool() && ctx->needs_input_grad(2);  // of what is not given it cannot be asked
     if (ctx->needs_input_grad(1)) {
       std::tie(out[1], out[2]) = window.weight_grad(grad, x, kernel_size(weight), bias);
       if (!bias) out[2] = Tensor();
