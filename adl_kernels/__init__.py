@@ -11,6 +11,7 @@ _build_check.check(torch.__version__, torch.version.cuda)
 
 from . import _C as _C  # noqa: E402 (registers the ops; the check above comes first)
 from . import _autograd as _autograd  # noqa: E402
+from . import _conv_fake as _conv_fake  # noqa: E402
 from . import _fake as _fake  # noqa: E402
 from . import diagnostics, functional  # noqa: E402
 from ._build_info import VERSION as __version__  # noqa: E402
