@@ -62,7 +62,7 @@ def depthwise_conv1d(
         groups=C)) + residual`` where torch knows the padding.
     """
     how = (stride, padding, dilation, padding_mode, activation, residual, seq_idx)
-    return _depthwise("depthwise_conv1d", 1, x, weight, bias, *how)
+    return depthwise("depthwise_conv1d", 1, x, weight, bias, *how)
 
 
 def depthwise_conv2d(
@@ -82,7 +82,7 @@ def depthwise_conv2d(
     Padding cannot be "causal". The result is in torch.channels_last if x is.
     """
     how = (stride, padding, dilation, padding_mode, activation, residual, None)
-    return _depthwise("depthwise_conv2d", 2, x, weight, bias, *how)
+    return depthwise("depthwise_conv2d", 2, x, weight, bias, *how)
 
 
 def depthwise_conv3d(
@@ -99,7 +99,7 @@ def depthwise_conv3d(
 ) -> Tensor:
     """As :func:`depthwise_conv2d`, of volumes or films: x [B, C, depth, height, width]."""
     how = (stride, padding, dilation, padding_mode, activation, residual, None)
-    return _depthwise("depthwise_conv3d", 3, x, weight, bias, *how)
+    return depthwise("depthwise_conv3d", 3, x, weight, bias, *how)
 
 
 def separable_conv1d(
@@ -175,7 +175,7 @@ def prefers_torch(conv: nn.Module) -> str | None:
 _TORCH_IS_FASTER: list[tuple[Any, str]] = []
 
 
-def _depthwise(
+def depthwise(
     name: str,
     n: int,
     x: Tensor,
@@ -194,7 +194,7 @@ def _depthwise(
     if x.dim() == n + 1:
         rows = (None if t is None else t[None] for t in (residual, seq_idx))
         how = (stride, padding, dilation, mode, activation)
-        return _depthwise(name, n, x[None], weight, bias, *how, *rows)[0]
+        return depthwise(name, n, x[None], weight, bias, *how, *rows)[0]
     args.check_weight(name, n, x, weight)
     window = args.window(name, x.shape[2:], weight.shape[2:], stride, padding, dilation)
     x, window = args.around(name, x, window, mode)

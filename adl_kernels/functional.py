@@ -25,6 +25,7 @@ from .convolution import (
     separable_conv1d,
     separable_conv2d,
 )
+from .separate import separate_kernel
 
 __all__ = [
     "DEVICES",
@@ -42,6 +43,7 @@ __all__ = [
     "seeded_dropout",
     "separable_conv1d",
     "separable_conv2d",
+    "separate_kernel",
 ]
 
 
