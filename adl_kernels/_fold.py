@@ -51,9 +51,13 @@ class Folder:
 
     def weights(self, chain: Chain) -> Weights:
         """dw_weight, dw_bias, pw_weight, pw_bias and pw_weight packed for the op."""
+        if torch.compiler.is_compiling():
+            return (*_fold(chain), None)
         sources = _sources(chain)
         present = [t for t in sources if t is not None]
-        if torch.compiler.is_compiling() or any(t.is_inference() for t in present):
+        norms = [n for n in (chain.dw_norm, chain.norm) if n is not None]
+        uncounted = any(n.num_batches_tracked is None for n in norms)
+        if uncounted or any(t.is_inference() for t in present):
             return (*_fold(chain), None)
         kept = self.kept
         if kept is None or not _same(kept, sources):
@@ -125,7 +129,9 @@ def _sources(chain: Chain) -> list[Tensor | None]:
     for conv, norm in ((chain.depthwise, chain.dw_norm), (chain.pointwise, chain.norm)):
         found += [conv.weight, conv.bias]  # type: ignore[list-item]
         if norm is not None:
-            found += [norm.weight, norm.bias, norm.running_mean, norm.running_var]  # type: ignore[list-item]
+            # In training torch changes the statistics without counting that; but it counts batches.
+            names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+            found += [getattr(norm, name) for name in names]
     return found
 
 

@@ -113,6 +113,10 @@ class Separable(nn.Module):
         y = ACTIVATIONS[self.activation](y if self.norm is None else self.norm(y))
         return y + input if self.residual else y
 
+    def train(self, mode: bool = True) -> Separable:
+        self._folder.kept = None
+        return super().train(mode)
+
     def chain(self) -> Chain:
         dw = (self.depthwise, self.dw_norm, self.dw_activation)
         return Chain(*dw, self.pointwise, self.norm, self.activation)
