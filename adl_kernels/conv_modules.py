@@ -64,7 +64,7 @@ class Depthwise(nn.modules.conv._ConvNd):
     def forward(self, input: Tensor) -> Tensor:
         """input [B, C, ..] or [C, ..]; see :func:`adl_kernels.functional.depthwise_conv2d`."""
         weight, pad, n = self.weight, self.padding, len(self.kernel_size)
-        is_plain = self.padding_mode == "zeros" and isinstance(pad[0], int)
+        is_plain = self.padding_mode == "zeros" and all(isinstance(p, int) for p in pad)
         if is_plain and input.dim() == n + 2 and input.shape[1] == self.in_channels:
             if served(input):  # nothing is left to find out; the op checks the rest
                 how = (self.stride, (*pad, *pad), self.dilation, None, self.activation)

@@ -132,7 +132,7 @@ def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> 
         faster = prefers_torch(module) if classes is OURS and original in CONVS else None
         if faster:
             report.left.append((path or "(model)", _name(original), f"torch is faster: {faster}"))
-        elif extras and original in classes:
+        elif extras and (original in classes or (classes is TORCHS and original not in OURS)):
             why = f"torch.nn has no {', '.join(extras)}"
             report.left.append((path or "(model)", _name(original), why))
         elif original in classes:

@@ -1,4 +1,4 @@
-"""convert of depthwise convolutions, and of whole chains: same keys, same results, honest reports."""
+"""convert of depthwise convolutions and whole chains: same keys and results, honest reports."""
 
 from __future__ import annotations
 
@@ -169,7 +169,9 @@ def test_revert_undoes_it(net):
     assert not any("_adl_plan" in vars(m) for m in net.modules())
 
 
-@pytest.mark.parametrize("way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize(
+    "way", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copied", "pickled"]
+)
 def test_copies_are_fused_and_independent(net, way):
     adl.convert(net, fuse="inference")
     with torch.no_grad():

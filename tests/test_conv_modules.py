@@ -88,11 +88,12 @@ BEYOND = [
     (adl.DepthwiseConv1d, {"padding": ((0, 3),)}, (11,), lambda x: F.pad(x, (0, 3))),
     (adl.DepthwiseConv2d, {"padding": ((1, 0), (2, 3))}, (9, 8), lambda x: F.pad(x, (2, 3, 1, 0))),
     (adl.DepthwiseConv2d, {"padding": (1, (2, 0))}, (9, 8), lambda x: F.pad(x, (2, 0, 1, 1))),
-    (adl.DepthwiseConv2d, {"padding": "same", "stride": 2}, (9, 8), lambda x: F.pad(x, (0, 1, 1, 1))),
+    (adl.DepthwiseConv2d, {"stride": 2, "padding": "same"}, (9, 8),
+     lambda x: F.pad(x, (0, 1, 1, 1))),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("cls, options, size, pad", BEYOND, ids=str)
+@pytest.mark.parametrize("cls, options, size, pad", BEYOND, ids=[str(b[1]) for b in BEYOND])
 @pytest.mark.parametrize("activation", adl.conv_reference.ACTIVATIONS)
 def test_what_torchs_have_not(cls, options, size, pad, activation):
     ours = cls(4, 4, 3, activation=activation, device=DEVICE, **options)
@@ -176,8 +177,8 @@ def trained(module: nn.Module, x: Tensor) -> nn.Module:
     """With running statistics and affine parameters that are not the first ones."""
     for m in module.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm):
-            nn.init.normal_(m.weight)
-            nn.init.normal_(m.bias)
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.normal_(m.bias, 0.0, 0.2)
     with torch.no_grad():
         for _ in range(3):
             module(x * 2 + 1)
@@ -331,7 +332,7 @@ def test_copies_and_pickles(way):
 
 STYLES = {
     "timm": ["conv_dw", "bn1", "conv_pw", "bn2"],
-    "mmcv": ["depthwise_conv.conv", "depthwise_conv.bn", "pointwise_conv.conv", "pointwise_conv.bn"],
+    "mmcv": [f"{a}_conv.{b}" for a in ("depthwise", "pointwise") for b in ("conv", "bn")],
     "sequential": ["0", "1", "3", "4"],
     "nested": ["0.0", "0.1", "1.0", "1.1"],
 }  # fmt: skip
@@ -394,7 +395,7 @@ def test_kernels_that_are_products():
     assert column.tolist() == [1, 2, 1] and row.tolist() == [-1, 0, 1]
     column, row = adl.functional.separate_kernel(GAUSS.float())
     assert column.tolist() == row.tolist() == [1, 4, 6, 4, 1]
-    for kernel in (GAUSS / 256, torch.outer(torch.randn(5), torch.randn(3)).double(), SOBEL * 0):
+    for kernel in (GAUSS / 256, torch.outer(torch.randn(5), torch.randn(3)), SOBEL * 0):
         column, row = adl.functional.separate_kernel(kernel)
         torch.testing.assert_close(torch.outer(column, row), kernel)
         assert column.dtype == kernel.dtype
