@@ -7,6 +7,7 @@ weights and see the same batches; what differs is what computes.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def net(block: Any) -> nn.Sequential:
     """A convolution that makes channels, separable ones, an average, a decision."""
     layers: list[nn.Module] = [nn.Conv2d(1, WIDTHS[0], 3, padding=1, bias=False)]
     layers += [nn.BatchNorm2d(WIDTHS[0]), nn.ReLU()]
-    for k, (i, o) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+    for k, (i, o) in enumerate(itertools.pairwise(WIDTHS)):
         layers.append(block(i, o, 2 if k == 1 else 1))
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], 10))
 
