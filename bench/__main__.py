@@ -186,8 +186,14 @@ def _add_conv(commands) -> None:
         help="time spent on each row, both sides together (default: %(default)s)",
     )
     add("--quick", action="store_true", help="a smoke run: three samples a row")
+    add("--no-blocks", action="store_true", help="only the operators, no separable blocks")
     _add_steady_malloc(conv)
     add("--json", type=Path, metavar="PATH", help="write machine and rows to PATH")
+    add(
+        "--save",
+        action="store_true",
+        help="the same to bench/results/cpu-conv.json, and again without page faults",
+    )
 
 
 def _add_gpu(commands) -> None:
@@ -382,7 +388,7 @@ def run_rnn(options: argparse.Namespace) -> int:
 
 
 def run_conv(options: argparse.Namespace) -> int:
-    from bench import conv, conv_cases, machine, run
+    from bench import conv, conv_cases, conv_goals, machine, report, run
 
     chosen = conv_cases.jobs(options.cases, options.dtypes, options.layouts, options.batches)
     settings = run.Settings(
@@ -393,9 +399,19 @@ def run_conv(options: argparse.Namespace) -> int:
     )
     facts = machine.facts(options.arguments)
     print(machine.line(facts))
-    rows, peaks = conv.run(chosen, options.ops, settings)
+    # Whoever asks for a part of the grid wants no blocks.
+    blocks = options.cases is None and not options.no_blocks
+    arguments = (chosen, options.ops, settings, blocks)
+    rows, peaks = conv.run(*arguments)
+    if options.save and machine.malloc() == "plain":
+        more, _ = machine.in_new_process(conv.run, *arguments, GLIBC_TUNABLES=machine.STEADY_MALLOC)
+        rows += more
+    content = {"machine": facts, "peak_gflops": peaks, "convolutions": rows}
+    print("", report.peak_line(peaks), conv_goals.goal_table(rows), sep="\n\n")
+    if options.save:
+        _write(RESULTS / "cpu-conv.json", content)
     if options.json:
-        _write(options.json, {"machine": facts, "peak_gflops": peaks, "convolutions": rows})
+        _write(options.json, content)
     return int(any(row["status"] != "ok" for row in rows))
 
 
@@ -458,11 +474,16 @@ def _draw(path: Path) -> None:
 
 
 def run_table(options: argparse.Namespace) -> int:
-    from bench import gpu_report, machine, report, variants
+    from bench import conv_goals, gpu_report, machine, report, variants
 
     content = json.loads(options.path.read_text())
     if "ceilings" in content:
         print(gpu_report.markdown(content))
+        return 0
+    if "convolutions" in content:
+        rows = content["convolutions"]
+        tables = conv_goals.goal_table(rows), conv_goals.case_table(rows)
+        print(machine.line(content["machine"]), *tables, sep="\n\n")
         return 0
     if "variants" in content:
         print(machine.line(content["machine"]), variants.markdown(content["variants"]), sep="\n\n")

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench import gate, machine
+from bench import conv_blocks, gate, machine
 from bench.cases import DTYPES
-from bench.conv_cases import OPS, ConvJob, elements, flops
+from bench.conv_cases import ConvJob, elements, flops
 from bench.peak import Peak, Rates
-from bench.run import Row, Settings, Side, quantiles, race
+from bench.run import Row, Settings, timed
 
 CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -182,36 +183,24 @@ def _row(p: Problem, op: str, threads: int, settings: Settings, checked: Row) ->
     job, case = p.job, p.job.case
     row: Row = {"case": case.name, "shape": str(case), "dtype": job.dtype, "layout": job.layout}
     row |= {"B": job.B, "op": op, "threads": threads, "malloc": machine.malloc()} | checked
-    if row["status"] != "ok":
-        return row
-    sides = Side(ours(p, op)), Side(torchs(p, op))
-    others = machine.Disturbance()
-    race(*sides, settings)
-    for name, side in zip(("ours", "torch"), sides, strict=True):
-        low, middle, high = quantiles(side.seconds)
-        row[name] = {
-            "median_s": middle,
-            "low_s": low,
-            "high_s": high,
-            "samples": len(side.seconds),
-            "gflops": flops(case, job.B, op) / middle * 1e-9,
-            "gbytes": p.x.element_size() * elements(case, job.B, op) / middle * 1e-9,
-            "page_faults": quantiles(side.faults)[1],
-        }
-    row["ratio"] = row["torch"]["median_s"] / row["ours"]["median_s"]
-    row["disturbed"] = others.took_one_of(threads)
-    return row
+    size = p.x.element_size() * elements(case, job.B, op)
+    return row | timed(row, ours(p, op), torchs(p, op), settings, flops(case, job.B, op), size)
 
 
-def run(jobs: Sequence[ConvJob], ops: Sequence[str], settings: Settings) -> tuple[list[Row], Rates]:
-    """Print and return everything that is asked for, and the peak rates of the machine."""
+def run(
+    jobs: Sequence[ConvJob], ops: Sequence[str], settings: Settings, blocks: bool
+) -> tuple[list[Row], Rates]:
+    """Print and return everything that is asked for, and the peak rates of the machine.
+
+    blocks: whether separable blocks and a MobileNet are measured after the grid.
+    """
     peak = Peak()
     for threads in settings.threads:
         for dtype in {job.dtype for job in jobs}:
             peak.measure(dtype, threads, 0.3)
     print(HEADER)
     found = []
-    for row in measure(jobs, ops, settings):
+    for row in chain(measure(jobs, ops, settings), conv_blocks.measure(settings) if blocks else ()):
         found.append(row)
         print(line(row), flush=True)
     return found, peak.rates
@@ -241,6 +230,3 @@ def line(row: Row) -> str:
 def _time(side: Row) -> str:
     spread = 50 * (side["high_s"] - side["low_s"]) / side["median_s"]
     return f"{1e3 * side['median_s']:11.4f}{spread:4.0f}"
-
-
-__all__ = ["OPS", "Problem", "build", "check", "line", "measure", "ours", "run", "torchs"]

@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12, help="times that all images are seen")
     parser.add_argument("--picture", type=Path, help="draw kernels and mistakes to this file")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # images this small keep no more than one busy
     x, y, held_x, held_y = digits()
     print(f"{len(y)} digits to learn from, {len(held_y)} held out")
     torch.manual_seed(0)
