@@ -168,3 +168,10 @@ def _check_lengths(name: str, x: Tensor, lengths: Any) -> None:
             f"{name}: lengths must be integers [{x.shape[0]}] (batch), got {lengths.dtype} "
             f"{list(lengths.shape)}"
         )
+    # Looking at numbers would make the host wait for a GPU, and a compiler break its graph.
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and lengths.numel():
+        least, most = int(lengths.min()), int(lengths.max())
+        if least < 0 or most > x.shape[2]:
+            raise ValueError(
+                f"{name}: lengths must be between 0 and {x.shape[2]}, got {least} to {most}"
+            )

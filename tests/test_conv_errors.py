@@ -114,6 +114,11 @@ WRONG = {
         RuntimeError,
         r"integers \[2\] \(batch",
     ),
+    "lengths-values": (
+        causal(x1, w1, lengths=torch.tensor([3, 10])),
+        ValueError,
+        "between 0 and 9, got 3 to 10",
+    ),
     "causal-dilation": (causal(x1, w1, dilation=0), ValueError, "dilation must be positive"),
     "causal-dims": (causal(x2, w1), RuntimeError, r"x must be \[B, C, length\]"),
     "step-x": (step(x1, zeros(2, 4, 2), w1), RuntimeError, r"x must be a Tensor \[B, C\], got \[2"),
