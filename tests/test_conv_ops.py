@@ -298,7 +298,7 @@ DERIVED = [
 
 
 @pytest.mark.parametrize("case", DERIVED, ids=str)
-def test_derivatives_of_the_first_and_second_order(case):
+def test_derivatives_of_the_first_and_second_order(case, one_thread):
     conv = make(case).leaves()
 
     def run(*tensors: Tensor) -> Tensor:
@@ -311,7 +311,7 @@ def test_derivatives_of_the_first_and_second_order(case):
     assert torch.autograd.gradcheck(run, inputs, check_forward_ad=True, check_backward_ad=False)
 
 
-def test_derivatives_of_the_gradients_themselves():
+def test_derivatives_of_the_gradients_themselves(one_thread):
     conv = make(Case((5, 4), (3, 2), C=2, M=2, dtype=F64)).leaves()
     (x, weight, _), window = conv.tensors, conv.case.window
     dy = conv.dy.detach().clone().requires_grad_()
