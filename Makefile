@@ -18,7 +18,7 @@ CSRC := $(shell find csrc -type f)
 FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/cpu_driver/* tests/cuda_on_cpu/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-variants cuda-env cuda-check cuda-build gpu lint format clean
+.PHONY: help demo test bench bench-conv bench-variants cuda-env cuda-check cuda-build gpu lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -35,6 +35,9 @@ bench: $(BUILD_STAMP) ## measure against torch, results to bench/results (40 min
 
 bench-variants: $(BUILD_STAMP) ## measure cells and sequences that torch has not (4 minutes)
 	$(BIN)/python -m bench variants
+
+bench-conv: $(BUILD_STAMP) ## measure convolutions against torch, results to bench/results (an hour)
+	$(BIN)/python -m bench conv --save
 
 cuda-env: $(CUDA_STAMP) ## install a CUDA torch into .venv-cuda
 

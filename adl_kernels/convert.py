@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._devices import DEVICES, DTYPES
 from .cell_modules import GRUCell, LSTMCell, RNNCell
+from .conv_modules import Depthwise, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
+from .convolution import prefers_torch
+from .fuse import fuse as fuse_chains
+from .fuse import unfuse
 from .modules import GRU, LSTM, RNN, Recurrent
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {
@@ -18,7 +23,12 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTMCell: LSTMCell,
     nn.GRUCell: GRUCell,
     nn.RNNCell: RNNCell,
+    nn.Conv1d: DepthwiseConv1d,
+    nn.Conv2d: DepthwiseConv2d,
+    nn.Conv3d: DepthwiseConv3d,
 }
+KNOWN = (nn.RNNBase, nn.RNNCellBase, nn.modules.conv._ConvNd)
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TORCHS = {ours: torchs for torchs, ours in OURS.items()}
 
 
@@ -28,29 +38,46 @@ class Report:
 
     replaced: list[tuple[str, str, str]] = field(default_factory=list)  # path, before, after
     left: list[tuple[str, str, str]] = field(default_factory=list)  # path, class, why
+    # Path of the depthwise convolution, what is one operator with it, when.
+    fused: list[tuple[str, str, str]] = field(default_factory=list)
+    # What runs for a replaced module, by its path.
+    kernels: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        rows = [(path, old, f"-> {new}") for path, old, new in self.replaced]
+        rows = [(path, old, f"-> {new}{self._kernel(path)}") for path, old, new in self.replaced]
         rows += [(path, cls, f"left: {why}") for path, cls, why in self.left]
+        rows += [(path, what, f"fused: {when}") for path, what, when in self.fused]
         if not rows:
-            return "no recurrent layers found"
+            return "nothing to convert found"
         header = ("module", "class", "result")
         widths = [max(len(row[k]) for row in [header, *rows]) for k in range(2)]
         lines = [
             f"{path:<{widths[0]}}  {cls:<{widths[1]}}  {result}"
             for path, cls, result in [header, *rows]
         ]
-        return "\n".join([*lines, f"{len(self.replaced)} replaced, {len(self.left)} left"])
+        counts = f"{len(self.replaced)} replaced, {len(self.left)} left"
+        counts += f", {len(self.fused)} fused" if self.fused else ""
+        return "\n".join([*lines, counts])
+
+    def _kernel(self, path: str) -> str:
+        return f": {self.kernels[path]}" if path in self.kernels else ""
 
 
-def convert(model: nn.Module, *, verify: Any = None) -> Report:
-    """Replaces every recurrent layer and cell of torch.nn in `model` by this package's, in place.
+def convert(model: nn.Module, *, fuse: str = "none", verify: Any = None) -> Report:
+    """Replaces the layers of torch.nn in `model` that this package has too by its own, in place.
+
+    These are recurrent layers and cells, and convolutions of each channel by itself (``groups`` as
+    many as ``in_channels``).
 
     Each module stays the same object with another class: its parameters, hooks, training flag,
     device, and whatever else refers to it go on working, such as an optimizer made before.
 
     Args:
-        model: any module; may itself be a recurrent layer.
+        model: any module; may itself be such a layer.
+        fuse: "inference" also makes one operator of each depthwise convolution and the 1x1
+            convolution after it, with the batch norms, activations and addition around them, for
+            eval without gradients. The model must be in eval. Its submodules and state_dict stay as
+            they are, and in training it runs as before.
         verify: an example input (a tensor, or a tuple of arguments) on which the model is run
             before and after, in eval mode without gradients. Where the outputs differ by more
             than rounding, everything is undone.
@@ -60,16 +87,23 @@ def convert(model: nn.Module, *, verify: Any = None) -> Report:
 
     Raises:
         RuntimeError: the outputs differ on `verify`; the model is as before.
+        ValueError: `fuse` is neither "none" nor "inference", or the model is in training.
 
     Equivalent to:
         replacing ``nn.LSTM(...)`` by ``adl_kernels.LSTM(...)`` and loading the same state_dict.
     """
+    if fuse not in ("none", "inference"):
+        raise ValueError(f"convert: fuse must be 'none' or 'inference', got {fuse!r}")
+    if fuse == "inference" and model.training:
+        raise ValueError("convert: fuse='inference' needs a model in eval; call model.eval() first")
     before = None if verify is None else _run(model, verify)
     report = _swap(model, OURS)
+    if fuse == "inference":
+        report.fused = fuse_chains(model)
     if verify is not None:
         problem = _difference(before, _run(model, verify))
         if problem:
-            _swap(model, TORCHS)
+            revert(model)
             raise RuntimeError(f"convert: {problem}; all layers are torch.nn's again")
     return report
 
@@ -79,7 +113,10 @@ def revert(model: nn.Module) -> Report:
 
     For what knows torch.nn's own classes only: quantization, ONNX export, TorchScript.
     """
-    return _swap(model, TORCHS)
+    blocks = unfuse(model)
+    report = _swap(model, TORCHS)
+    report.fused = [(path or "(model)", "block", "no longer") for path in blocks]
+    return report
 
 
 def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> Report:
@@ -88,8 +125,14 @@ def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> 
         cls = type(module)
         parametrized = nn.utils.parametrize.is_parametrized(module)
         original = cls.__mro__[1] if parametrized else cls
-        extras = module._beyond_torch() if isinstance(module, Recurrent) else {}
-        if extras and original in classes:
+        beyond = isinstance(module, (Recurrent, Depthwise))
+        extras = module._beyond_torch() if beyond else {}
+        if isinstance(module, nn.modules.conv._ConvNd) and not _is_depthwise(module):
+            continue
+        faster = prefers_torch(module) if classes is OURS and original in CONVS else None
+        if faster:
+            report.left.append((path or "(model)", _name(original), f"torch is faster: {faster}"))
+        elif extras and (original in classes or (classes is TORCHS and original not in OURS)):
             why = f"torch.nn has no {', '.join(extras)}"
             report.left.append((path or "(model)", _name(original), why))
         elif original in classes:
@@ -97,7 +140,9 @@ def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> 
             # Parametrized modules are of a class of their own, made from the one below.
             module.__class__ = type(cls.__name__, (new,), _namespace(cls)) if parametrized else new
             report.replaced.append((path or "(model)", _name(original), _name(new)))
-        elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and original not in classes.values():
+            if classes is OURS and isinstance(module, Depthwise):
+                report.kernels[path or "(model)"] = _kernel(module)
+        elif isinstance(module, KNOWN) and not _is_ours(module, original, classes):
             why = "a subclass may compute something else; convert it by hand if it does not"
             report.left.append((path or "(model)", _name(original), why))
         elif isinstance(module, torch.jit.ScriptModule) and hasattr(module, "hidden_size"):
@@ -105,6 +150,25 @@ def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> 
                 (path or "(model)", _name(original), "TorchScript is compiled already")
             )
     return report
+
+
+def _is_depthwise(conv: Any) -> bool:
+    return conv.groups == conv.in_channels > 1 and not conv.transposed
+
+
+def _is_ours(module: nn.Module, cls: type, classes: dict[type[nn.Module], type[nn.Module]]) -> bool:
+    return cls in classes.values() or (classes is OURS and isinstance(module, Depthwise))
+
+
+def _kernel(conv: Depthwise) -> str:
+    """What runs in a convolution, and why that."""
+    if conv.weight.dtype not in DTYPES or conv.weight.device.type not in DEVICES:
+        return f"torch's, as there is none for {conv.weight.dtype} on {conv.weight.device.type}"
+    how = "x".join(map(str, conv.kernel_size)) + " depthwise kernel"
+    how += f" on {conv.weight.device.type}"
+    if conv.padding_mode != "zeros":
+        how += f", after torch pads ({conv.padding_mode})"
+    return how
 
 
 def _namespace(cls: type) -> dict[str, Any]:

@@ -14,13 +14,37 @@ from torch import _VF, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from . import reference
-from ._build_info import CUDA_ARCHS
 from ._cells import CELLS, Cell
+from ._devices import DEVICES, DTYPES
 from ._extras import ACTIVATIONS, Extras
+from .causal import causal_conv1d, causal_conv1d_step
+from .convolution import (
+    depthwise_conv1d,
+    depthwise_conv2d,
+    depthwise_conv3d,
+    separable_conv1d,
+    separable_conv2d,
+)
+from .separate import separate_kernel
 
-# What the ops run on; meta tensors have no numbers. Elsewhere torch's own layer runs.
-DEVICES = ("cpu", "meta", "cuda") if CUDA_ARCHS else ("cpu", "meta")
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+__all__ = [
+    "DEVICES",
+    "DTYPES",
+    "Options",
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "depthwise_conv1d",
+    "depthwise_conv2d",
+    "depthwise_conv3d",
+    "flip_update_gate",
+    "gru",
+    "lstm",
+    "rnn",
+    "seeded_dropout",
+    "separable_conv1d",
+    "separable_conv2d",
+    "separate_kernel",
+]
 
 
 class Options(NamedTuple):

@@ -1,4 +1,4 @@
-"""The command line: `python -m bench rnn`, `gpu`, `demo`, `flow`, `table` and `picture`."""
+"""The command line: `python -m bench rnn`, `conv`, `gpu`, `demo`, `flow`, `table`, `picture`."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_rnn(commands)
+    _add_conv(commands)
     _add_gpu(commands)
     _add_demo(commands)
     _add_flow(commands)
@@ -135,6 +136,64 @@ def _add_rnn(commands) -> None:
     _add_steady_malloc(rnn)
     add("--json", type=Path, metavar="PATH", help="write machine, rows and summary to PATH")
     add("--save", action="store_true", help="the same to bench/results/cpu-rnn.json, and a picture")
+
+
+def _add_conv(commands) -> None:
+    from bench import conv_cases
+
+    conv = commands.add_parser(
+        "conv",
+        help="time depthwise and separable convolutions against torch's",
+        description=(
+            "Times every operator by itself (forward, gradient of the input, of weight and bias) "
+            "and a training step, ours and torch's in turns in one process. Every result is first "
+            "compared with torch's in double precision; a wrong one is reported as WRONG, gets no "
+            "speed-up and makes the exit status 1."
+        ),
+        epilog="Cases (channels@size kernel): "
+        + ". ".join(f"{case.name} ({case})" for case in conv_cases.CASES)
+        + ".",
+    )
+    add = conv.add_argument
+    add("--cases", metavar="LIST", help="names of cases (default: all)")
+    add(
+        "--dtypes",
+        type=_words(tuple(DTYPES)),
+        metavar="LIST",
+        help="of f32,bf16,f16,f64 (default: those of each case)",
+    )
+    add(
+        "--ops",
+        type=_words(conv_cases.OPS),
+        default=conv_cases.OPS,
+        metavar="LIST",
+        help="of forward,input,weight,train (default: all)",
+    )
+    add(
+        "--layouts",
+        type=_words(conv_cases.LAYOUTS),
+        default=conv_cases.LAYOUTS,
+        metavar="LIST",
+        help="of first,last: where the channels lie (default: both)",
+    )
+    add("--batches", type=_counts, metavar="LIST", help="sizes (default: those of each case)")
+    add("--threads", type=_counts, default=(1, 2), metavar="LIST", help="numbers (default: 1,2)")
+    add(
+        "--seconds-per-case",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="time spent on each row, both sides together (default: %(default)s)",
+    )
+    add("--quick", action="store_true", help="a smoke run: three samples a row")
+    add("--no-blocks", action="store_true", help="only the operators, no separable blocks")
+    _add_steady_malloc(conv)
+    add("--json", type=Path, metavar="PATH", help="write machine and rows to PATH")
+    add(
+        "--save",
+        action="store_true",
+        help="the same to bench/results/cpu-conv.json, and again without page faults",
+    )
 
 
 def _add_gpu(commands) -> None:
@@ -328,6 +387,34 @@ def run_rnn(options: argparse.Namespace) -> int:
     return int(any(row["status"] != "ok" for row in rows))
 
 
+def run_conv(options: argparse.Namespace) -> int:
+    from bench import conv, conv_cases, conv_goals, machine, report, run
+
+    chosen = conv_cases.jobs(options.cases, options.dtypes, options.layouts, options.batches)
+    settings = run.Settings(
+        jobs=(),
+        threads=options.threads,
+        seconds=0.0 if options.quick else options.seconds_per_case,
+        rounds=(3, 3 if options.quick else 200),
+    )
+    facts = machine.facts(options.arguments)
+    print(machine.line(facts))
+    # Whoever asks for a part of the grid wants no blocks.
+    blocks = options.cases is None and not options.no_blocks
+    arguments = (chosen, options.ops, settings, blocks)
+    rows, peaks = conv.run(*arguments)
+    if options.save and machine.malloc() == "plain":
+        more, _ = machine.in_new_process(conv.run, *arguments, GLIBC_TUNABLES=machine.STEADY_MALLOC)
+        rows += more
+    content = {"machine": facts, "peak_gflops": peaks, "convolutions": rows}
+    print("", report.peak_line(peaks), conv_goals.goal_table(rows), sep="\n\n")
+    if options.save:
+        _write(RESULTS / "cpu-conv.json", content)
+    if options.json:
+        _write(options.json, content)
+    return int(any(row["status"] != "ok" for row in rows))
+
+
 def run_gpu(options: argparse.Namespace) -> int:
     from bench import gpu, gpu_grid
 
@@ -387,11 +474,16 @@ def _draw(path: Path) -> None:
 
 
 def run_table(options: argparse.Namespace) -> int:
-    from bench import gpu_report, machine, report, variants
+    from bench import conv_goals, gpu_report, machine, report, variants
 
     content = json.loads(options.path.read_text())
     if "ceilings" in content:
         print(gpu_report.markdown(content))
+        return 0
+    if "convolutions" in content:
+        rows = content["convolutions"]
+        tables = conv_goals.goal_table(rows), conv_goals.case_table(rows)
+        print(machine.line(content["machine"]), *tables, sep="\n\n")
         return 0
     if "variants" in content:
         print(machine.line(content["machine"]), variants.markdown(content["variants"]), sep="\n\n")
@@ -427,6 +519,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         commands = {
             "rnn": run_rnn,
+            "conv": run_conv,
             "gpu": run_gpu,
             "demo": run_demo,
             "flow": run_flow,

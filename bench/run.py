@@ -174,6 +174,35 @@ def _measure(sides: tuple[Side, Side], operations: int, peak: float) -> Row:
     return found | {"ratio": ratio, "ratio_low": low, "ratio_high": high}
 
 
+def timed(
+    row: Row, mine: Step, theirs: Step, settings: Settings, operations: int, size: int
+) -> Row:
+    """What is to be added to a row: medians and spreads of both, and their ratio.
+
+    size: bytes that must be read or written once at least.
+    """
+    if row["status"] != "ok":
+        return {}
+    sides = Side(mine), Side(theirs)
+    others = machine.Disturbance()
+    race(*sides, settings)
+    found: Row = {}
+    for name, side in zip(("ours", "torch"), sides, strict=True):
+        low, middle, high = quantiles(side.seconds)
+        found[name] = {
+            "median_s": middle,
+            "low_s": low,
+            "high_s": high,
+            "samples": len(side.seconds),
+            "gflops": operations / middle * 1e-9,
+            "gbytes": size / middle * 1e-9,
+            "page_faults": quantiles(side.faults)[1],
+        }
+    found["ratio"] = found["torch"]["median_s"] / found["ours"]["median_s"]
+    found["disturbed"] = others.took_one_of(row["threads"])
+    return found
+
+
 def refer_to_peak(rows: Sequence[Row], peak: Peak) -> None:
     """Shares of the peak as it stands at the end of a run."""
     for row in rows:

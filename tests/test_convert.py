@@ -139,7 +139,7 @@ def test_converting_twice_changes_nothing():
     adl.convert(model)
     report = adl.convert(model)
     assert not report.replaced and not report.left
-    assert str(report) == "no recurrent layers found"
+    assert str(report) == "nothing to convert found"
 
 
 def test_shared_layers_are_converted_once():

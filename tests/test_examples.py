@@ -58,3 +58,22 @@ def test_adding(tmp_path) -> None:
     for cell in ("RNN", "LSTM", "GRU"):
         assert re.search(rf"^{cell} .*last 10 batches \d\.\d+; .* before .* after", printed, re.M)
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_digits(tmp_path) -> None:
+    pytest.importorskip("sklearn")
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "digits.png"
+    printed = run("digits.py", "--epochs", "4", "--picture", str(picture))
+    assert "1437 digits to learn from, 360 held out" in printed
+    shares = [float(found) for found in re.findall(r"^\S+ +([0-9.]+)% of the held", printed, re.M)]
+    assert len(shares) == 2 and min(shares) > 90 and abs(shares[0] - shares[1]) < 3
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_mobilenet() -> None:
+    printed = run("mobilenet.py", "--size", "32", "--rounds", "2")
+    assert "13 replaced, 0 left, 13 fused" in printed
+    off = re.search(r"outputs differ by (\S+) of the largest", printed)
+    assert off and float(off[1]) < 1e-4
+    assert re.search(r"^[0-9.]+ times as fast", printed, re.M)
