@@ -97,7 +97,14 @@ def _(
 
 @torch.library.register_fake("adl_kernels::pack_pointwise")
 def _(weight: Tensor) -> Tensor:
-    return torch.empty_like(weight)
+    """Elsewhere the weight as it is; on the CPU panels of 64 columns, as in csrc/cpu/separable.h."""
+    if weight.device.type != "cpu":
+        return torch.empty_like(weight)
+    columns, rows = weight.shape[:2]
+    dtype = torch.float32 if weight.dtype == torch.float16 else weight.dtype
+    if dtype == torch.bfloat16:
+        rows = rows + rows % 2
+    return weight.new_empty([(columns + 63) // 64, rows, 64], dtype=dtype)
 
 
 # vmap: each channel is convolved by itself, so what vmap runs over becomes more channels. That is

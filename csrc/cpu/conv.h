@@ -129,8 +129,14 @@ ADL_INLINE int64_t blocks_together(const Conv& c, int64_t channel_blocks, int64_
   return at_least(at_most(at_most(kMost, channel_blocks), kBytes / bytes), 1);
 }
 
-// From so many bytes on a result has left the caches anyhow before it is read, and need not be read when it is written.
-constexpr int64_t kStreamed = 16 << 20;
+// Whether a result is stored past the caches: a large one has left them anyhow before it is read, and need not be read
+// when it is written. Only whole lines can be.
+template <class T>
+ADL_INLINE bool goes_past_caches(const T* result, int64_t numbers, int64_t channels) {
+  constexpr int64_t kLarge = 16 << 20;
+  return __is_same(T, Sum<T>) && numbers * int64_t(sizeof(T)) > kLarge &&
+         reinterpret_cast<uintptr_t>(result) % kVectorBytes == 0 && channels % Simd<Sum<T>>::kLanes == 0;
+}
 
 // A convolution that makes less than this many multiply-adds per thread, counting some for every result, is done
 // before another thread has woken.
@@ -250,9 +256,7 @@ struct Correlation {
     const int64_t columns = blocks(tiles.width, axes[2].R);
     results = across ? blocks(blocks(tiles.height, axes[1].R) * packed.width, kLanes) * kLanes : columns * kLanes;
     together = blocks_together(c, channel_blocks(), source_bytes());
-    const int64_t result_bytes = c.B * to.sample * int64_t(sizeof(T));
-    streams =
-        result_bytes > kStreamed && reinterpret_cast<uintptr_t>(result) % kVectorBytes == 0 && channels % kLanes == 0;
+    streams = result && to.channel == 1 && goes_past_caches(result, c.B * to.sample, channels);
     threads = conv_threads(c, c.B * channels * axes[0].n * axes[1].n * axes[2].n);
   }
 
@@ -466,7 +470,7 @@ struct Correlation {
       if (direct) continue;
       activate(activation, sums, columns * kLanes);
       unpack_channels(sums, kLanes, columns, to, at_most(p.lanes, kLanes), residual ? residual + at : nullptr,
-                      p.result + at);
+                      p.result + at, streams);
     }
   }
 };

@@ -316,13 +316,21 @@ ADL_INLINE void store_sum(V value, const T* residual, T* to, int64_t n) {
 }
 
 // A row of results, kLanes channels at each place and `apart` numbers from one to the next, to `to` (and `residual`,
-// which lies alike).
+// which lies alike); `stream`: past the caches.
 template <class S, class T>
 ADL_NOINLINE void unpack_channels(const S* from, int64_t apart, int64_t places, const Strides& strides, int64_t lanes,
-                                  const T* residual, T* to) {
+                                  const T* residual, T* to, bool stream) {
   using V = Simd<S>;
   constexpr int kLanes = V::kLanes;
   if (strides.channel == 1) {
+    if constexpr (__is_same(S, T)) {
+      for (int64_t k = 0; stream && k < places; ++k) {
+        const V value = V::load(from + k * apart);
+        const int64_t at = k * strides.place;
+        (residual ? value + V::load(residual + at) : value).stream(to + at);
+      }
+      if (stream) return;
+    }
     for (int64_t k = 0; k < places; ++k) {
       const int64_t at = k * strides.place;
       store_sum(V::load(from + k * apart), residual ? residual + at : nullptr, to + at, lanes);

@@ -30,6 +30,7 @@ struct Separable {
   Strides to;
   int64_t lines, strips;  // rows of y at once, strips of them in a plane
   int threads;
+  bool streams;
 
   E* weights = nullptr;
   S *biases = nullptr, *products = nullptr;
@@ -52,6 +53,7 @@ struct Separable {
     lines = blocks(height, strips), strips = blocks(height, lines);
     threads = int(at_most(threads, planes * strips));
     depthwise.threads = threads;
+    streams = c.channels_last && goes_past_caches(p.y, c.B * to.sample, N);
   }
 
   int64_t between_numbers() const { return blocks(lines * c.out[2] * row, 64) * 64; }
@@ -75,6 +77,7 @@ struct Separable {
     in_team(threads, barrier, [&](int index, int team) {
       const Range mine = share(c.B * c.out[0] * strips, index, team);
       for (int64_t k = mine.begin; k < mine.end; ++k) strip(k / strips, k % strips * lines, index);
+      if (streams) Simd<S>::end_stream();
     });
   }
 
@@ -87,10 +90,11 @@ struct Separable {
 
     const E* const panels = p.packed ? static_cast<const E*>(p.packed) : weights;
     S* const sums = products + index * kRows * kPanel;
+    const int64_t parts = blocks(places, kRows);
     for (int64_t q = 0; q * kPanel < N; ++q) {
       const E* panel = panels + q * (row / kPack) * kPanel;
-      for (int64_t m = 0; m < places; m += kRows) {
-        const int64_t count = at_most(kRows, places - m);
+      for (int64_t part = 0; part < parts; ++part) {  // of about one size
+        const int64_t m = places * part / parts, count = places * (part + 1) / parts - m;
         product<E, S, kPanel>(count, Left<E>{reinterpret_cast<const E*>(mid + m * row), row / kPack, row / kPack},
                               panel, biases + q * kPanel, 0, sums, kPanel);
         activate(p.activation, sums, count * kPanel);
@@ -98,7 +102,7 @@ struct Separable {
         for (int64_t n = q * kPanel; n < at_most(N, (q + 1) * kPanel); n += kLanes) {
           const int64_t at = first + n * to.channel;
           unpack_channels(sums + n - q * kPanel, kPanel, count, to, at_most(kLanes, N - n),
-                          p.residual ? p.residual + at : nullptr, p.y + at);
+                          p.residual ? p.residual + at : nullptr, p.y + at, streams);
         }
       }
     }
