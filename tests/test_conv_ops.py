@@ -454,7 +454,9 @@ def test_autocast(dtype):
     assert all(t.grad is not None and t.grad.dtype == F32 for t in conv.tensors)
     narrow = make(conv.case)
     narrow.tensors = [t.detach().to(dtype) for t in conv.tensors]
-    torch.testing.assert_close(y.detach(), narrow.ours())
+    # Without gradients the sum, activation and addition are rounded together, once.
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(y.detach(), narrow.ours(), rtol=4 * eps, atol=4 * eps)
 
 
 def test_backward_twice_and_in_inference_mode():

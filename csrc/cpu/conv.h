@@ -9,14 +9,14 @@ namespace {
 constexpr int kMostSums = kManyRegisters ? 14 : 6;     // results in a row whose sums are in registers
 constexpr int kMostTogether = kManyRegisters ? 3 : 2;  // taps of a run that share what they see
 
-template <class S, int kRegisters, int kTaps, bool kWidth>
-ADL_INLINE void add_run(const S* x, const S* w, typename Simd<S>::Register (&sum)[kRegisters]) {
+template <int kRegisters, int kTaps, bool kWidth, class S, class X>
+ADL_INLINE void add_run(const X* x, int64_t step, const S* w, typename Simd<S>::Register (&sum)[kRegisters]) {
   using V = Simd<S>;
   constexpr int kSeen = registers_seen(kRegisters, kTaps, kWidth);
   typename V::Register seen[kSeen];
 #pragma GCC unroll 24
   for (int n = 0; n < kSeen; ++n) {
-    seen[n] = V::load(x + n * V::kLanes).v;
+    seen[n] = V::load(x + n * (kWidth ? V::kLanes : step)).v;
     if constexpr (kTaps > 1) hold(seen[n]);
   }
 #pragma GCC unroll 4
@@ -28,26 +28,27 @@ ADL_INLINE void add_run(const S* x, const S* w, typename Simd<S>::Register (&sum
 }
 
 // kRegisters sums side by side, each over all runs of the ranges.
-template <class S, int kRegisters, bool kWidth>
-ADL_INLINE void sums(const S* x, const Run* runs, const Range* ranges, int count, const S* w, Simd<S> init, S* to,
-                     int64_t apart, bool stream) {
+template <int kRegisters, bool kWidth, class S, class X>
+ADL_INLINE void sums(const X* x, int64_t step, const Run* runs, const Range* ranges, int count, const S* w,
+                     Simd<S> init, S* to, int64_t apart, bool stream) {
   using V = Simd<S>;
   typename V::Register sum[kRegisters];
 #pragma GCC unroll 16
   for (int n = 0; n < kRegisters; ++n) sum[n] = init.v;
   for (int k = 0; k < count; ++k) {
     for (const Run *run = runs + ranges[k].begin, *end = runs + ranges[k].end; run != end; ++run) {
-      const S *from = x + run->x, *weights = w + run->w;
+      const X* from = x + run->x;
+      const S* weights = w + run->w;
       if constexpr (kMostTogether == 3) {
         if (run->count == 3) {
-          add_run<S, kRegisters, 3, kWidth>(from, weights, sum);
+          add_run<kRegisters, 3, kWidth>(from, step, weights, sum);
           continue;
         }
       }
       if (run->count == 2)
-        add_run<S, kRegisters, 2, kWidth>(from, weights, sum);
+        add_run<kRegisters, 2, kWidth>(from, step, weights, sum);
       else
-        add_run<S, kRegisters, 1, kWidth>(from, weights, sum);
+        add_run<kRegisters, 1, kWidth>(from, step, weights, sum);
     }
   }
 #pragma GCC unroll 16
@@ -59,23 +60,25 @@ ADL_INLINE void sums(const S* x, const Run* runs, const Range* ranges, int count
   }
 }
 
-template <class S, int kRegisters, bool kWidth>
-ADL_INLINE void sums_of(int registers, const S* x, const Run* runs, const Range* ranges, int count, const S* w,
-                        Simd<S> init, S* to, int64_t apart, bool stream) {
+template <int kRegisters, bool kWidth, class S, class X>
+ADL_INLINE void sums_of(int registers, const X* x, int64_t step, const Run* runs, const Range* ranges, int count,
+                        const S* w, Simd<S> init, S* to, int64_t apart, bool stream) {
   if constexpr (kRegisters > 0) {
-    if (registers == kRegisters) return sums<S, kRegisters, kWidth>(x, runs, ranges, count, w, init, to, apart, stream);
-    sums_of<S, kRegisters - 1, kWidth>(registers, x, runs, ranges, count, w, init, to, apart, stream);
+    if (registers == kRegisters)
+      return sums<kRegisters, kWidth>(x, step, runs, ranges, count, w, init, to, apart, stream);
+    sums_of<kRegisters - 1, kWidth>(registers, x, step, runs, ranges, count, w, init, to, apart, stream);
   }
 }
 
-// The same for any number of registers, in groups of about one size.
-template <class S, bool kWidth>
-ADL_NOINLINE void row_sums(int64_t registers, const S* x, const Run* runs, const Range* ranges, int count, const S* w,
-                           Simd<S> init, S* to, int64_t apart, bool stream) {
+// The same for any number of registers, in groups of about one size. Results lie `apart` from one to the next, what
+// they see lies `step` apart.
+template <bool kWidth, class S, class X>
+ADL_NOINLINE void row_sums(int64_t registers, const X* x, int64_t step, const Run* runs, const Range* ranges, int count,
+                           const S* w, Simd<S> init, S* to, int64_t apart, bool stream) {
   for (uint32_t left = registers, groups = blocks(registers, kMostSums); groups > 0; --groups) {
     const uint32_t some = (left + groups - 1) / groups;
-    sums_of<S, kMostSums, kWidth>(int(some), x, runs, ranges, count, w, init, to, apart, stream);
-    x += some * Simd<S>::kLanes, to += some * apart, left -= some;
+    sums_of<kMostSums, kWidth>(int(some), x, step, runs, ranges, count, w, init, to, apart, stream);
+    x += some * step, to += some * apart, left -= some;
   }
 }
 
@@ -83,6 +86,16 @@ ADL_NOINLINE void row_sums(int64_t registers, const S* x, const Run* runs, const
 struct Tiles {
   int64_t height, width;  // of a tile
   int64_t down, across;   // tiles in a plane
+
+  // Whole rows, of sources that are read where they lie: some strips for every thread.
+  static Tiles of_rows(const Axis& h, const Axis& w, int64_t planes, int64_t threads) {
+    Tiles t{};
+    t.width = blocks(w.n, w.R) * w.R, t.across = 1;
+    t.down = at_most(blocks(4 * threads, planes), h.n);
+    t.height = blocks(blocks(h.n, t.down), h.R) * h.R;
+    t.down = blocks(h.n, t.height);
+    return t;
+  }
 
   // So that what a tile packs stays in L1 or close to it; rows and columns are multiples of the phases.
   static Tiles of(const Axis& h, const Axis& w, int64_t planes, int64_t column_bytes) {
@@ -103,6 +116,15 @@ struct Tiles {
     return t;
   }
 };
+
+// Whether kernels read the source where it lies: whole registers of few channels, so that neighbouring columns are near
+// each other, and so few taps that packing would cost more than it saves.
+ADL_INLINE bool reads_in_place(const Conv& c, int lanes) {
+  constexpr int64_t kMostTaps = 9, kMostRegisters = 4, kFar = int64_t(1) << 30;
+  const int64_t reach = c.dilation[0] * c.kernel[0] * c.in[1] * c.in[2] * c.C;
+  return c.channels_last && c.multiplier == 1 && !c.documents && c.C % lanes == 0 && c.C <= kMostRegisters * lanes &&
+         c.taps() <= kMostTaps && reach < kFar;
+}
 
 // Where lanes go. Channels-last tensors have channels side by side anyhow; of the others, those are transposed that
 // have enough taps to pay for it.
@@ -207,6 +229,7 @@ struct Correlation {
   int64_t channels, source_channels;
   int64_t sources;  // channels of the source that each of the result sums
   bool across;      // lanes run along the width
+  bool in_place;    // the source is read where it lies
   Axis axes[kSpatial];
   Tiles tiles;
   int64_t planes;  // of the source in a tile, at most
@@ -243,6 +266,7 @@ struct Correlation {
         source_channels(backward ? c.channels() : c.C),
         sources(backward ? c.multiplier : 1),
         across(place == 0 && lanewise(c, kLanes) == Lanewise::kWidth),
+        in_place(reads_in_place(c, kLanes)),
         axes{axis(0), axis(1), axis(2)},
         planes(sources * c.kernel[0]),
         packed(),
@@ -253,9 +277,13 @@ struct Correlation {
     packed = Packed<S>(across ? Lanewise::kWidth : Lanewise::kChannels, axes[1].reach(tiles.height),
                        axes[2].reach(tiles.width), axes[1].S, axes[2].S);
 
+    if (in_place) {
+      packed = Packed<S>::in_place(axes[1], axes[2], from.place);
+      tiles = Tiles::of_rows(axes[1], axes[2], c.B * axes[0].n, c.threads);
+    }
     const int64_t columns = blocks(tiles.width, axes[2].R);
     results = across ? blocks(blocks(tiles.height, axes[1].R) * packed.width, kLanes) * kLanes : columns * kLanes;
-    together = blocks_together(c, channel_blocks(), source_bytes());
+    together = in_place ? channel_blocks() : blocks_together(c, channel_blocks(), source_bytes());
     streams = result && to.channel == 1 && goes_past_caches(result, c.B * to.sample, channels);
     threads = conv_threads(c, c.B * channels * axes[0].n * axes[1].n * axes[2].n);
   }
@@ -265,8 +293,9 @@ struct Correlation {
   int64_t all_taps() const { return sources * c.taps(); }
   bool converts_weights() const { return !across || !__is_same(T, S) || backward || c.stride[2] > 1; }
   int64_t source_bytes() const { return planes * packed.plane * int64_t(sizeof(S)); }
+  int64_t packed_numbers() const { return in_place ? 0 : together * planes * packed.plane; }
   int64_t workspace() const {
-    return blocks(together * planes * packed.plane + (across ? axes[1].R : 1) * axes[2].R * results, 64) * 64;
+    return blocks(packed_numbers() + (across ? axes[1].R : 1) * axes[2].R * results, 64) * 64;
   }
 
   int64_t take(void* scratch) {
@@ -310,7 +339,7 @@ struct Correlation {
         for (int64_t rw = 0; rw < w.R; ++rw) {
           for (int64_t j = 0; j < sources; ++j) {
             for (int i = d.begin[rd]; i < d.begin[rd + 1]; ++i) {
-              const int64_t plane = j * d.taps(rd) + i - d.begin[rd];
+              const int64_t plane = in_place ? d.offset[i] - d.low : j * d.taps(rd) + i - d.begin[rd];
               for (int m = h.begin[rh]; m < h.begin[rh + 1]; ++m) {
                 const int32_t x = int32_t(plane * packed.plane + packed.at_row(h.offset[m] - h.low));
                 for (int n = row_runs.begin[rw]; n < row_runs.begin[rw + 1]; ++n, ++run) {
@@ -375,11 +404,12 @@ struct Correlation {
   void part(int64_t b, int64_t block, int64_t i_d, Range lines, Range columns, Range seen, T* to, int index) {
     const auto& [d, h, w] = axes;
     const int64_t step = across ? 1 : kLanes, first = block * together * step;
-    S *const tile = workspaces + index * workspace(), *const sums = tile + together * planes * packed.plane;
+    S *const tile = workspaces + index * workspace(), *const sums = tile + packed_numbers();
     Part part{b,    first,        at_most(step * together, channels - first),
               i_d,  lines,        columns,
               seen, d.valid(i_d), to,
               tile, sums,         ranges + index * planes};
+    if (in_place) return sum_in_place(part);
     pack_source(part);
     if (across) return sum_across(part);
     for (; part.lanes > 0; part.first += kLanes, part.lanes -= kLanes, part.source += planes * packed.plane)
@@ -434,8 +464,8 @@ struct Correlation {
       for (int64_t rw = 0; rw < at_most(w.R, columns); ++rw) {
         const int count = list_ranges(p, rh, rw, {h.begin[rh], h.begin[rh + 1]});
         const int64_t last = (blocks(rows - rh, h.R) - 1) * packed.width + blocks(columns - rw, w.R);
-        row_sums<S, true>(blocks(last, kLanes), p.source, runs, p.ranges, count, weights_of(p), V(biases[p.first]),
-                          p.sums + (rh * w.R + rw) * results, kLanes, false);
+        row_sums<true>(blocks(last, kLanes), p.source, kLanes, runs, p.ranges, count, weights_of(p), V(biases[p.first]),
+                       p.sums + (rh * w.R + rw) * results, kLanes, false);
       }
     }
     activate(activation, p.sums, h.R * w.R * results);
@@ -446,10 +476,75 @@ struct Correlation {
     }
   }
 
+  // Row by row over all channels, as they lie. Where all columns of the kernel are within the source, a row of results
+  // is one of registers; the others are summed one by one.
+  void sum_in_place(Part p) {
+    const auto& [d, h, w] = axes;
+    const Range inner = inner_columns();
+    const bool direct = goes_direct(p);
+    const int64_t last = p.first + p.lanes;
+    Range listed{-1, -1};
+    int count = 0;
+    for (int64_t i = p.lines.begin; i < p.lines.end; ++i) {
+      const Range rows = h.valid(i);
+      const int64_t line = p.b * from.sample + (d.step(p.i_d) + d.low) * packed.plane + h.first(i) * packed.of_row;
+      for (p.first = 0; p.first < last; p.first += kLanes) {
+        const int64_t at = place(p, i), apart = direct ? to.place : kLanes;
+        S* const sums = direct ? reinterpret_cast<S*>(p.result) + at : p.sums;
+        const V init = V::load(biases + p.first);
+        for (int64_t rw = 0; rw < at_most(w.R, inner.end - inner.begin); ++rw) {
+          if (w.R > 1 || rows.begin != listed.begin || rows.end != listed.end) {
+            count = list_ranges(p, h.phase(i), rw, rows);
+            listed = rows;
+          }
+          row_sums<false>(blocks(inner.end - inner.begin - rw, w.R),
+                          source + line + w.first(inner.begin) * from.place + p.first, packed.step, runs, p.ranges,
+                          count, weights_of(p), init, sums + (inner.begin + rw) * apart, w.R * apart,
+                          direct && streams);
+        }
+        for (int64_t k = 0; k < w.n; k = k + 1 == inner.begin ? inner.end : k + 1)
+          if (k < inner.begin || k >= inner.end) sum_one(p, i, k, rows, init).store(sums + k * apart);
+        if (direct) continue;
+        activate(activation, sums, w.n * kLanes);
+        unpack_channels(sums, kLanes, w.n, to, kLanes, residual ? residual + at : nullptr, p.result + at, streams);
+      }
+    }
+  }
+
+  // Columns of results, from a multiple of the phases on, whose taps all lie within the source.
+  Range inner_columns() const {
+    const Axis& w = axes[2];
+    Range r{at_most(blocks(at_least(-w.low, 0), w.S) * w.R, w.n), w.n};
+    while (r.end > r.begin && w.step(r.end - 1) + w.high >= w.source) --r.end;
+    return r;
+  }
+
+  V sum_one(const Part& p, int64_t i, int64_t column, Range rows, V sum) const {
+    const auto& [d, h, w] = axes;
+    const int64_t rd = d.phase(p.i_d), rh = h.phase(i), rw = w.phase(column), at = w.step(column);
+    const S* const taps =
+        weights_of(p) +
+        (d.begin[rd] * h.kernel * w.kernel + d.taps(rd) * (h.begin[rh] * w.kernel + h.taps(rh) * w.begin[rw])) * kLanes;
+    for (int64_t n = p.depths.begin; n < p.depths.end; ++n) {
+      for (int64_t m = rows.begin; m < rows.end; ++m) {
+        const T* const line = source + p.b * from.sample + (d.step(p.i_d) + d.offset[n]) * packed.plane +
+                              (h.step(i) + h.offset[m]) * packed.of_row + p.first;
+        const S* weight = taps + ((n - d.begin[rd]) * h.taps(rh) + m - h.begin[rh]) * w.taps(rw) * kLanes;
+        for (int k = w.begin[rw]; k < w.begin[rw + 1]; ++k, weight += kLanes)
+          if (at + w.offset[k] >= 0 && at + w.offset[k] < w.source)
+            sum = sum + V::load(weight) * V::load(line + (at + w.offset[k]) * from.place);
+      }
+    }
+    return sum;
+  }
+
+  bool goes_direct(const Part& p) const {
+    return __is_same(T, S) && to.channel == 1 && p.lanes >= kLanes && activation == Activation::kNone && !residual;
+  }
+
   void sum_channels(const Part& p) {
     const auto& [d, h, w] = axes;
-    const bool direct =
-        __is_same(T, S) && to.channel == 1 && p.lanes >= kLanes && activation == Activation::kNone && !residual;
+    const bool direct = goes_direct(p);
     const int64_t columns = p.columns.end - p.columns.begin;
     Range listed{-1, -1};
     int count = 0;
@@ -462,10 +557,10 @@ struct Correlation {
           count = list_ranges(p, h.phase(i), rw, rows);
           listed = rows;
         }
-        row_sums<S, false>(blocks(columns - rw, w.R),
-                           p.source + (h.R == 1 ? i - p.lines.begin : (i - p.lines.begin) / h.R) * packed.row, runs,
-                           p.ranges, count, weights_of(p), V::load(biases + p.first), sums + rw * apart, w.R * apart,
-                           direct && streams);
+        row_sums<false>(blocks(columns - rw, w.R),
+                        p.source + (h.R == 1 ? i - p.lines.begin : (i - p.lines.begin) / h.R) * packed.row, packed.step,
+                        runs, p.ranges, count, weights_of(p), V::load(biases + p.first), sums + rw * apart, w.R * apart,
+                        direct && streams);
       }
       if (direct) continue;
       activate(activation, sums, columns * kLanes);

@@ -53,6 +53,15 @@ struct Packed {
     }
   }
 
+  // No tile: the source as it lies, kLanes of its channels side by side.
+  static Packed in_place(const Axis& h, const Axis& w, int64_t place) {
+    Packed p;
+    p.lanewise = Lanewise::kChannels, p.rows = h.source, p.S_h = h.S, p.S_w = w.S, p.width = w.source;
+    p.of_column = place, p.step = w.S * place;
+    p.of_row = w.source * place, p.row = h.S * p.of_row, p.plane = h.source * p.of_row;
+    return p;
+  }
+
   // Strides are mostly 1 or 2, and a division takes longer than a column.
   static int64_t at(int64_t k, int64_t stride, int64_t of_remainder, int64_t step) {
     if (stride == 1) return k * step;

@@ -49,7 +49,8 @@ struct Separable {
     const int64_t work = c.B * c.out_size() * K * (N + c.taps());
     threads = int(at_least(at_most(c.threads, work >> 18), 1));
     const int64_t planes = c.B * c.out[0];
-    strips = at_least(blocks(height, at_least(kBytes / line, 1)), at_most(blocks(threads, planes), height));
+    strips =
+        at_least(blocks(height, at_least(kBytes / at_least(line, 1), 1)), at_most(blocks(threads, planes), height));
     lines = blocks(height, strips), strips = blocks(height, lines);
     threads = int(at_most(threads, planes * strips));
     depthwise.threads = threads;
