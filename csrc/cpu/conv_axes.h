@@ -12,9 +12,10 @@ namespace {
 struct Axis {
   int64_t n, source;  // places of the result and of the source
   int64_t kernel, R, S;
-  int64_t low, high;                          // no offset is less, or greater
-  int32_t *offset = nullptr, *tap = nullptr;  // [kernel] phase by phase, with increasing offsets
-  int32_t* begin = nullptr;                   // [R + 1] where the taps of each phase begin
+  int64_t low, high;          // no offset is less, or greater
+  int64_t* offset = nullptr;  // [kernel] of each tap, phase by phase, with increasing offsets
+  int32_t* tap = nullptr;     // [kernel]
+  int32_t* begin = nullptr;   // [R + 1] where the taps of each phase begin
 
   static Axis forward(const Conv& c, int k) {
     const int64_t low = -c.pad[k];
@@ -29,7 +30,7 @@ struct Axis {
   }
 
   void take(Arena& arena) {
-    offset = arena.take<int32_t>(kernel), tap = arena.take<int32_t>(kernel), begin = arena.take<int32_t>(R + 1);
+    offset = arena.take<int64_t>(kernel), tap = arena.take<int32_t>(kernel), begin = arena.take<int32_t>(R + 1);
   }
 
   // Columns of a tile are sorted by their remainder modulo S; so are the taps then, in order to follow each other.
@@ -42,7 +43,7 @@ struct Axis {
           const int64_t t = backward ? kernel - 1 - k : k;
           const int64_t place = backward ? r + c.pad[axis] - t * c.dilation[axis] : t * c.dilation[axis] - c.pad[axis];
           if (place % R != 0 || (by_remainder && (place / R - low) % S != remainder)) continue;
-          offset[count] = int32_t(place / R), tap[count++] = int32_t(t);
+          offset[count] = place / R, tap[count++] = int32_t(t);
         }
       }
     }

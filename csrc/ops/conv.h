@@ -104,6 +104,9 @@ inline Conv conv_of(const char* op, IntArrayRef x, int64_t out_channels, IntArra
     TORCH_CHECK(padded >= reach, op, ": the kernel must not be larger than the padded input, but reaches over ", reach,
                 " where there are ", padded);
     c.out[to] = (padded - reach) / stride[k] + 1;
+    // Where there is one of them, the distance to the next may be anything.
+    if (c.out[to] == 1) c.stride[to] = 1;
+    if (kernel[k] == 1) c.dilation[to] = 1;
   }
   return c;
 }
