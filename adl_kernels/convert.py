@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ._devices import DEVICES, DTYPES
 from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .conv_modules import Depthwise, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
-from .convolution import prefers_torch
 from .fuse import fuse as fuse_chains
 from .fuse import unfuse
 from .modules import GRU, LSTM, RNN, Recurrent
@@ -129,10 +128,7 @@ def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> 
         extras = module._beyond_torch() if beyond else {}
         if isinstance(module, nn.modules.conv._ConvNd) and not _is_depthwise(module):
             continue
-        faster = prefers_torch(module) if classes is OURS and original in CONVS else None
-        if faster:
-            report.left.append((path or "(model)", _name(original), f"torch is faster: {faster}"))
-        elif extras and (original in classes or (classes is TORCHS and original not in OURS)):
+        if extras and (original in classes or (classes is TORCHS and original not in OURS)):
             why = f"torch.nn has no {', '.join(extras)}"
             report.left.append((path or "(model)", _name(original), why))
         elif original in classes:
@@ -168,6 +164,8 @@ def _kernel(conv: Depthwise) -> str:
     how += f" on {conv.weight.device.type}"
     if conv.padding_mode != "zeros":
         how += f", after torch pads ({conv.padding_mode})"
+    if conv.weight.device.type == "cpu" and conv.weight[0, 0].numel() <= 49:
+        how += "; torch's where it is faster: see csrc/ops/conv.cpp"
     return how
 
 

@@ -163,18 +163,6 @@ def separable_conv2d(
     return separable("separable_conv2d", 2, x, dw_weight, pw_weight, dw_bias, pw_bias, *how)
 
 
-def prefers_torch(conv: nn.Module) -> str | None:
-    """Why torch's own convolution is the better choice for this module, or None."""
-    for applies, why in _TORCH_IS_FASTER:
-        if applies(conv):
-            return why
-    return None
-
-
-# Conditions on a torch.nn convolution and what was measured there: `python -m bench conv`.
-_TORCH_IS_FASTER: list[tuple[Any, str]] = []
-
-
 def depthwise(
     name: str,
     n: int,

@@ -10,11 +10,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import _C, functional, reference
+from . import _C, conv_reference, functional, reference
 from . import _build_info as build
 from ._cells import CELLS, Cell
 
 BOUNDS = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.01}
+# C, multiplier, spatial sizes, kernel, stride; channels first and last.
+CONVS = [
+    (33, 1, (9, 20), (3, 3), (1, 1)),
+    (16, 2, (15, 8), (5, 2), (2, 1)),
+    (20, 1, (40,), (7,), (1,)),
+]
 SIZES = [(5, 3, 7, 20, 1), (9, 40, 33, 65, 2), (60, 1, 16, 48, 1)]  # T, B, I, H, directions
 ADVICE = """\
 {failures} of {checks} checks failed. The results of this build cannot be trusted on {device}.
@@ -59,6 +65,36 @@ def results(device: torch.device) -> Iterator[tuple[str, float, float]]:
             error = max(check(cell, dtype, device, turns, *size) for size in SIZES)
             bound *= 3 if turns else 1
             yield f"{cell.name}, {str(dtype).removeprefix('torch.')}", error, bound
+
+    for dtype, bound in BOUNDS.items():
+        error = max(check_conv(dtype, device, last, *conv) for conv in CONVS for last in (0, 1))
+        yield f"depthwise_conv, {str(dtype).removeprefix('torch.')}", error, bound
+
+
+def check_conv(
+    dtype: torch.dtype,
+    device: torch.device,
+    last: int,
+    channels: int,
+    multiplier: int,
+    sizes: tuple[int, ...],
+    kernel: tuple[int, ...],
+    stride: tuple[int, ...],
+) -> float:
+    """A depthwise convolution and its backward, against torch's in double."""
+    shapes = (2, channels, *sizes), (channels * multiplier, 1, *kernel), (channels * multiplier,)
+    tensors = [torch.randn(s).to(device, dtype) for s in shapes]
+    if last:
+        tensors[0] = tensors[0].movedim(1, -1).contiguous().movedim(-1, 1)
+    window = (stride, [k // 2 for k in kernel] * 2, [1] * len(kernel))
+    tensors = [t.requires_grad_() for t in tensors]
+    exact = [t.detach().cpu().double().requires_grad_() for t in tensors]
+    ours = [torch.ops.adl_kernels.depthwise_conv(*tensors, *window)]
+    truth = [conv_reference.depthwise_conv(*exact, *window)]
+    dy = torch.randn_like(truth[0])
+    ours += torch.autograd.grad(ours, tensors, [dy.to(device, dtype)])
+    truth += torch.autograd.grad(truth, exact, [dy])
+    return max(relative_error(a, b, False) for a, b in zip(ours, truth, strict=True))
 
 
 def check(

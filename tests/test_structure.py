@@ -33,7 +33,13 @@ def sources(folder: str) -> list[Path]:
 
 
 def test_only_ops_includes_torch():
-    for path in [*sources("cells"), *sources("cpu"), *sources("cuda"), CSRC / "recurrent.h", CSRC / "convolution.h"]:
+    for path in [
+        *sources("cells"),
+        *sources("cpu"),
+        *sources("cuda"),
+        CSRC / "recurrent.h",
+        CSRC / "convolution.h",
+    ]:
         assert not TORCH.search(path.read_text()), f"{path} includes torch"
 
 

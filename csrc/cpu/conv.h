@@ -6,6 +6,8 @@
 namespace adl {
 namespace {
 
+enum class Storing { kStore, kAdd, kStream };  // the last past the caches
+
 constexpr int kMostSums = kManyRegisters ? 14 : 6;     // results in a row whose sums are in registers
 constexpr int kMostTogether = kManyRegisters ? 3 : 2;  // taps of a run that share what they see
 
@@ -30,7 +32,7 @@ ADL_INLINE void add_run(const X* x, int64_t step, const S* w, typename Simd<S>::
 // kRegisters sums side by side, each over all runs of the ranges.
 template <int kRegisters, bool kWidth, class S, class X>
 ADL_INLINE void sums(const X* x, int64_t step, const Run* runs, const Range* ranges, int count, const S* w,
-                     Simd<S> init, S* to, int64_t apart, bool stream) {
+                     Simd<S> init, S* to, int64_t apart, Storing how) {
   using V = Simd<S>;
   typename V::Register sum[kRegisters];
 #pragma GCC unroll 16
@@ -53,7 +55,9 @@ ADL_INLINE void sums(const X* x, int64_t step, const Run* runs, const Range* ran
   }
 #pragma GCC unroll 16
   for (int n = 0; n < kRegisters; ++n) {
-    if (stream)
+    if (how == Storing::kAdd)
+      (V::load(to + n * apart) + V(sum[n])).store(to + n * apart);
+    else if (how == Storing::kStream)
       V(sum[n]).stream(to + n * apart);
     else
       V(sum[n]).store(to + n * apart);
@@ -62,22 +66,37 @@ ADL_INLINE void sums(const X* x, int64_t step, const Run* runs, const Range* ran
 
 template <int kRegisters, bool kWidth, class S, class X>
 ADL_INLINE void sums_of(int registers, const X* x, int64_t step, const Run* runs, const Range* ranges, int count,
-                        const S* w, Simd<S> init, S* to, int64_t apart, bool stream) {
+                        const S* w, Simd<S> init, S* to, int64_t apart, Storing how) {
   if constexpr (kRegisters > 0) {
-    if (registers == kRegisters)
-      return sums<kRegisters, kWidth>(x, step, runs, ranges, count, w, init, to, apart, stream);
-    sums_of<kRegisters - 1, kWidth>(registers, x, step, runs, ranges, count, w, init, to, apart, stream);
+    if (registers == kRegisters) return sums<kRegisters, kWidth>(x, step, runs, ranges, count, w, init, to, apart, how);
+    sums_of<kRegisters - 1, kWidth>(registers, x, step, runs, ranges, count, w, init, to, apart, how);
   }
 }
 
 // The same for any number of registers, in groups of about one size. Results lie `apart` from one to the next, what
-// they see lies `step` apart.
+// they see lies `step` apart. Long sums are made of parts, which keeps their error down.
 template <bool kWidth, class S, class X>
 ADL_NOINLINE void row_sums(int64_t registers, const X* x, int64_t step, const Run* runs, const Range* ranges, int count,
                            const S* w, Simd<S> init, S* to, int64_t apart, bool stream) {
+  constexpr int64_t kLongest = 48;  // runs
+  int64_t length = 0;
+  for (int k = 0; k < count; ++k) length += ranges[k].end - ranges[k].begin;
   for (uint32_t left = registers, groups = blocks(registers, kMostSums); groups > 0; --groups) {
     const uint32_t some = (left + groups - 1) / groups;
-    sums_of<kMostSums, kWidth>(int(some), x, step, runs, ranges, count, w, init, to, apart, stream);
+    if (length <= kLongest) {
+      sums_of<kMostSums, kWidth>(int(some), x, step, runs, ranges, count, w, init, to, apart,
+                                 stream ? Storing::kStream : Storing::kStore);
+    } else {
+      Storing how = Storing::kStore;
+      for (int k = 0; k < count; ++k) {
+        for (Range part{ranges[k].begin, 0}; part.begin < ranges[k].end; part.begin = part.end) {
+          part.end = at_most(part.begin + kLongest, ranges[k].end);
+          sums_of<kMostSums, kWidth>(int(some), x, step, runs, &part, 1, w,
+                                     how == Storing::kStore ? init : Simd<S>(S(0)), to, apart, how);
+          how = Storing::kAdd;
+        }
+      }
+    }
     x += some * step, to += some * apart, left -= some;
   }
 }

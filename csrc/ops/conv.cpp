@@ -13,6 +13,7 @@
 //                               packed: what pack_pointwise makes of pw_weight, or None
 #include "ops/conv.h"
 
+#include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -53,6 +54,24 @@ struct CpuEngine {
     if (type == at::kDouble) return f(static_cast<double*>(nullptr));
     if (type == at::kFloat) return f(static_cast<float*>(nullptr));
     f(static_cast<BFloat16*>(nullptr));
+  }
+
+  // Where oneDNN, which torch calls, was measured to be faster with AVX-512: small kernels on channels that lie side by
+  // side, or on small planes, and much data. `python -m bench conv` shows both.
+  static bool prefers_torch(const Conv& c, at::ScalarType type, bool is_gradient) {
+    static const bool measured = std::string_view(instruction_set()).starts_with("avx512");
+    if (!measured || !at::globalContext().userEnabledMkldnn() || c.C == 1 || c.multiplier > 1) return false;
+    bool plain = c.in[0] == 1 && c.kernel[0] == 1 && c.in[1] > 1 && (type == at::kFloat || type == at::kBFloat16);
+    for (int k = 1; k < kSpatial; ++k)
+      plain = plain && c.dilation[k] == 1 && c.kernel[k] > 1 && c.pad[k] <= c.kernel[k] / 2;
+    if (!plain) return false;
+    const bool is_float = type == at::kFloat, strided = c.stride[1] > 1 || c.stride[2] > 1;
+    const bool much = c.B * c.C * c.in_size() >= 750000, in_place = c.channels_last && c.C <= 64;
+    if (!c.channels_last && is_float && much && c.out_size() <= 400) return c.taps() <= 49;
+    if (is_gradient && strided) return is_float && c.taps() <= 9;
+    if (!c.channels_last || c.taps() > 25) return false;
+    if (is_float) return !is_gradient && much && (strided || !in_place) && (c.taps() <= 9 || strided);
+    return (c.taps() <= 9 && (!is_gradient || much)) || (!is_gradient && much);
   }
 
   template <class T>

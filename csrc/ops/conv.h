@@ -1,10 +1,13 @@
 // The depthwise convolutions as the ops see them, on any device: arguments checked, layout chosen, results allocated.
 //
 // An engine has compute_type(type), what numbers of a type are computed in; with_number(type, f), which calls f with
-// a null pointer to the C++ type; and run(tensor, params) for each struct of csrc/convolution.h.
+// a null pointer to the C++ type; run(tensor, params) for each struct of csrc/convolution.h; and it may have
+// prefers_torch(conv, type, is_gradient), whether torch's own convolution is faster.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
 #include <c10/util/Exception.h>
 
@@ -149,6 +152,17 @@ T* data(const Tensor& t) {
   return t.defined() && t.numel() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
 }
 
+// Whether torch computes the same, and the engine says that it is faster.
+template <class Engine>
+bool goes_to_torch(const Conv& c, IntArrayRef padding, at::ScalarType type, bool is_gradient) {
+  if constexpr (requires { Engine::prefers_torch(c, type, is_gradient); }) {
+    const size_t dims = padding.size() / 2;
+    return std::equal(padding.begin(), padding.begin() + dims, padding.begin() + dims) && !c.documents &&
+           Engine::prefers_torch(c, type, is_gradient);
+  }
+  return false;
+}
+
 template <class Engine>
 struct DepthwiseOps {
   static Tensor forward(const Tensor& x_in, const Tensor& weight, const MaybeTensor& bias, IntArrayRef stride,
@@ -163,6 +177,12 @@ struct DepthwiseOps {
     const Tensor documents = set_documents(kOp, conv, seq_idx, x_in);
     const Activation act = activation_of(kOp, activation);
     conv.channels_last = is_channels_last(x_in);
+    if (act == Activation::kNone && !residual && goes_to_torch<Engine>(conv, padding, x_in.scalar_type(), false)) {
+      const size_t dims = stride.size();
+      const Tensor y = at::convolution(x_in, weight, bias, stride, padding.slice(0, dims), dilation, false,
+                                       std::vector<int64_t>(dims, 0), conv.C);
+      return lay_out(y, conv.channels_last, y.scalar_type());
+    }
     const auto type = Engine::compute_type(x_in.scalar_type());
     const Tensor x = lay_out(x_in, conv.channels_last, type), w = weight.to(type).contiguous();
     const Tensor b = bias ? bias->to(type).contiguous() : Tensor();
@@ -184,6 +204,14 @@ struct DepthwiseOps {
     check_sizes(kOp, "grad", grad, out_sizes(conv, conv.channels(), weight.dim() - 2), "as the output", weight);
     const Tensor documents = set_documents(kOp, conv, seq_idx, grad);
     conv.channels_last = is_channels_last(grad);
+    if (goes_to_torch<Engine>(conv, padding, grad.scalar_type(), true)) {
+      const size_t dims = stride.size();
+      const Tensor like = empty_laid_out(input_size, grad.options(), conv.channels_last);
+      const Tensor dx = std::get<0>(
+          at::convolution_backward(grad, like, weight, std::nullopt, stride, padding.slice(0, dims), dilation, false,
+                                   std::vector<int64_t>(dims, 0), conv.C, {true, false, false}));
+      return lay_out(dx, conv.channels_last, dx.scalar_type());
+    }
     const auto type = Engine::compute_type(grad.scalar_type());
     const Tensor dy = lay_out(grad, conv.channels_last, type), w = weight.to(type).contiguous();
     const Tensor dx = empty_laid_out(input_size, dy.options(), conv.channels_last);
