@@ -97,7 +97,7 @@ def _(
 
 @torch.library.register_fake("adl_kernels::pack_pointwise")
 def _(weight: Tensor) -> Tensor:
-    """Elsewhere the weight as it is; on the CPU panels of 64 columns, as in csrc/cpu/separable.h."""
+    """On the CPU panels of 64 columns (csrc/cpu/separable.h), elsewhere the weight as it is."""
     if weight.device.type != "cpu":
         return torch.empty_like(weight)
     columns, rows = weight.shape[:2]

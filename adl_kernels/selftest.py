@@ -89,8 +89,10 @@ def check_conv(
     window = (stride, [k // 2 for k in kernel] * 2, [1] * len(kernel))
     tensors = [t.requires_grad_() for t in tensors]
     exact = [t.detach().cpu().double().requires_grad_() for t in tensors]
-    ours = [torch.ops.adl_kernels.depthwise_conv(*tensors, *window)]
-    truth = [conv_reference.depthwise_conv(*exact, *window)]
+    x, weight, bias = tensors
+    ours = [torch.ops.adl_kernels.depthwise_conv(x, weight, bias, *window)]
+    x, weight, bias = exact
+    truth = [conv_reference.depthwise_conv(x, weight, bias, *window)]
     dy = torch.randn_like(truth[0])
     ours += torch.autograd.grad(ours, tensors, [dy.to(device, dtype)])
     truth += torch.autograd.grad(truth, exact, [dy])

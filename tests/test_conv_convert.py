@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import adl_kernels as adl
-from adl_kernels import convolution
 from adl_kernels.fuse import Fused
 
 pytestmark = pytest.mark.cpu_only
@@ -252,15 +251,6 @@ def test_verify_undoes_fusion(net, monkeypatch):
     with pytest.raises(RuntimeError, match="output 0 differs by"):
         adl.convert(net, fuse="inference", verify=X)
     assert [type(m) for m in net.modules()] == classes
-
-
-def test_what_torch_does_faster_stays_torchs(monkeypatch):
-    table = [(lambda conv: conv.kernel_size == (3, 3), "measured on this machine")]
-    monkeypatch.setattr(convolution, "_TORCH_IS_FASTER", table)
-    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 5, groups=4))
-    report = adl.convert(model)
-    assert type(model[0]) is nn.Conv2d and type(model[1]) is adl.DepthwiseConv2d
-    assert "left: torch is faster: measured on this machine" in str(report)
 
 
 def test_others_are_left_and_reported():

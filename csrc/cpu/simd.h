@@ -118,7 +118,7 @@ struct Simd {
   static ADL_INLINE Simd load(const From* p, int64_t n) {
     if (n >= kLanes) return load(p);
 #if defined(__AVX512F__)
-    const uint32_t some = (1u << n) - 1;
+    const uint32_t some = n > 0 ? (1u << n) - 1 : 0;  // there may be less than none
     if constexpr (__is_same(From, float) && __is_same(T, float))
       return Register(_mm512_maskz_loadu_ps(__mmask16(some), p));
     if constexpr (__is_same(From, double) && __is_same(T, double))
@@ -133,7 +133,7 @@ struct Simd {
   ADL_INLINE void store(To* p, int64_t n) const {
     if (n >= kLanes) return store(p);
 #if defined(__AVX512F__)
-    const uint32_t some = (1u << n) - 1;
+    const uint32_t some = n > 0 ? (1u << n) - 1 : 0;  // there may be less than none
     if constexpr (__is_same(To, float) && __is_same(T, float))
       return _mm512_mask_storeu_ps(p, __mmask16(some), __m512(v));
     if constexpr (__is_same(To, double) && __is_same(T, double))
