@@ -61,12 +61,16 @@ struct CpuEngine {
   static bool prefers_torch(const Conv& c, at::ScalarType type, bool is_gradient) {
     static const bool measured = std::string_view(instruction_set()).starts_with("avx512");
     if (!measured || !at::globalContext().userEnabledMkldnn() || c.C == 1 || c.multiplier > 1) return false;
-    bool plain = c.in[0] == 1 && c.kernel[0] == 1 && c.in[1] > 1 && (type == at::kFloat || type == at::kBFloat16);
-    for (int k = 1; k < kSpatial; ++k)
-      plain = plain && c.dilation[k] == 1 && c.kernel[k] > 1 && c.pad[k] <= c.kernel[k] / 2;
+    bool plain = c.in[1] > 1 && (type == at::kFloat || type == at::kBFloat16), dilated = false;
+    for (int k = 0; k < kSpatial; ++k) {
+      dilated = dilated || c.dilation[k] > 1;
+      plain =
+          plain && (k == 0 || c.kernel[k] > 1) && c.dilation[k] <= 2 && c.pad[k] <= c.dilation[k] * (c.kernel[k] / 2);
+    }
     if (!plain) return false;
+    if (dilated || c.kernel[0] > 1) return c.channels_last && !is_gradient && c.taps() <= 27;
     const bool is_float = type == at::kFloat, strided = c.stride[1] > 1 || c.stride[2] > 1;
-    const bool much = c.B * c.C * c.in_size() >= 750000, in_place = c.channels_last && c.C <= 64;
+    const bool much = c.B * c.C * c.in_size() >= 750000, in_place = c.channels_last && c.C <= 64 && c.C % 16 == 0;
     if (!c.channels_last && is_float && much && c.out_size() <= 400) return c.taps() <= 49;
     if (is_gradient && strided) return is_float && c.taps() <= 9;
     if (!c.channels_last || c.taps() > 25) return false;
