@@ -36,7 +36,7 @@ bench: $(BUILD_STAMP) ## measure against torch, results to bench/results (40 min
 bench-variants: $(BUILD_STAMP) ## measure cells and sequences that torch has not (4 minutes)
 	$(BIN)/python -m bench variants
 
-bench-conv: $(BUILD_STAMP) ## measure convolutions against torch, results with one thread (12 minutes)
+bench-conv: $(BUILD_STAMP) ## measure convolutions against torch, results with one thread (17 minutes)
 	$(BIN)/python -m bench conv --threads 1 --seconds-per-case 0.08 --save
 
 cuda-env: $(CUDA_STAMP) ## install a CUDA torch into .venv-cuda
