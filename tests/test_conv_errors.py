@@ -184,3 +184,13 @@ def test_dtypes_without_kernels_take_torchs_convolution(dtype):
     x, weight = zeros(1, 2, 5, 5, dtype=dtype), zeros(2, 1, 3, 3, dtype=dtype)
     y = F.depthwise_conv2d(x, weight, padding="same")
     assert y.shape == x.shape and y.dtype == dtype
+
+
+@pytest.mark.cpu_only
+def test_a_packed_weight_of_another_dtype():
+    """The kernel would read past its end."""
+    weight = torch.randn(64, 16)
+    packed = torch.ops.adl_kernels.pack_pointwise(weight.bfloat16())
+    tensors = torch.randn(1, 16, 5, 5), torch.randn(16, 1, 3, 3), None, weight, None, packed
+    with pytest.raises(RuntimeError, match="packed must be .* of this dtype, Float, got BFloat16"):
+        torch.ops.adl_kernels.separable_conv(*tensors, [1, 1], [1] * 4, [1, 1])

@@ -36,6 +36,9 @@ Tensor separable_conv(const Tensor& x_in, const Tensor& dw_weight, const MaybeTe
   const Tensor w = of_type(dw_weight), b = of_type(dw_bias), pw = of_type(pw_weight), pb = of_type(pw_bias);
   const Tensor r = residual ? lay_out(*residual, conv.channels_last, type) : Tensor();
   const Tensor y = empty_laid_out(sizes, x.options(), conv.channels_last);
+  TORCH_CHECK(!packed || packed->scalar_type() == type, kOp,
+              ": packed must be what pack_pointwise makes of a pw_weight ", "of this dtype, ", type, ", got ",
+              packed ? packed->scalar_type() : type);
   if (y.numel() > 0) {
     const void* const ready = packed ? Engine::packed_data(kOp, *packed, N, K) : nullptr;
     Engine::with_number(type, [&]<class T>(T*) {
