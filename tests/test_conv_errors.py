@@ -192,5 +192,5 @@ def test_a_packed_weight_of_another_dtype():
     weight = torch.randn(64, 16)
     packed = torch.ops.adl_kernels.pack_pointwise(weight.bfloat16())
     tensors = torch.randn(1, 16, 5, 5), torch.randn(16, 1, 3, 3), None, weight, None, packed
-    with pytest.raises(RuntimeError, match="packed must be .* of this dtype, Float, got BFloat16"):
+    with pytest.raises(RuntimeError, match=r"packed must be .* of this dtype, Float, got BFloat16"):
         torch.ops.adl_kernels.separable_conv(*tensors, [1, 1], [1] * 4, [1, 1])
