@@ -46,7 +46,8 @@ struct Packed {
   Packed(Lanewise lanewise, int64_t rows, int64_t columns, int64_t S_h, int64_t S_w)
       : lanewise(lanewise), rows(rows), S_h(S_h), S_w(S_w), width(blocks(columns, S_w)) {
     if (lanewise == Lanewise::kWidth) {
-      step = 1, row = width, of_column = blocks(rows, S_h) * width, of_row = S_w * of_column;
+      this->rows = blocks(rows, S_h) * S_h;  // all that results which run on can see
+      step = 1, row = width, of_column = this->rows / S_h * width, of_row = S_w * of_column;
       plane = blocks(S_h * of_row + kLanes, kLanes) * kLanes;  // the last register is read as a whole
     } else {
       step = kLanes, of_column = width * kLanes, of_row = S_w * of_column, row = S_h * of_row, plane = rows * of_row;

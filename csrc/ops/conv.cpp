@@ -14,7 +14,6 @@
 #include "ops/conv.h"
 
 #include <ATen/Context.h>
-#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -22,6 +21,7 @@
 
 #include "cpu/kernels.h"
 #include "ops/fork.h"
+#include "ops/host_memory.h"
 #include "ops/separable.h"
 
 TORCH_LIBRARY_FRAGMENT(adl_kernels, m) {
@@ -109,7 +109,7 @@ struct CpuEngine {
   template <class Params>
   static void call(const Kernel<Params>& kernel, Conv& conv, const Params& p) {
     conv.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-    const Tensor memory = at::detail::empty_cpu({kernel.scratch(p)}, at::kByte, /*pin_memory=*/false, std::nullopt);
+    const Tensor memory = host_memory({kernel.scratch(p)}, at::kByte);
     if (conv.threads > 1 && lost_its_team())
       std::thread(kernel.run, p, memory.mutable_data_ptr()).join();
     else
@@ -125,8 +125,7 @@ Tensor pack_pointwise(const Tensor& weight) {
   const auto type = CpuEngine::compute_type(weight.scalar_type());
   const Tensor w = weight.to(type).contiguous();
   const int64_t N = w.size(0), K = w.size(1);
-  const Tensor packed =
-      at::detail::empty_cpu(CpuEngine::packed_sizes(N, K, type), type, /*pin_memory=*/false, std::nullopt);
+  const Tensor packed = host_memory(CpuEngine::packed_sizes(N, K, type), type);
   if (packed.numel() > 0)
     CpuEngine::with_number(
         type, [&]<class T>(T*) { conv_kernels<T>().pack_pointwise(data<T>(w), N, K, packed.mutable_data_ptr()); });

@@ -1,6 +1,5 @@
 // The ops on the CPU: fill the structs, call the scan.
 #include <ATen/Context.h>
-#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 #include "cpu/kernels.h"
 #include "ops/cpu_parts.h"
 #include "ops/fork.h"
+#include "ops/host_memory.h"
 #include "ops/recurrent.h"
 
 namespace adl {
@@ -104,7 +104,7 @@ void with_number(at::ScalarType type, F f) {
 
 template <class Params>
 void call(int64_t (*scratch)(const Params&), void (*kernel)(const Params&, void*), const Params& params) {
-  const Tensor memory = at::detail::empty_cpu({scratch(params)}, at::kByte, /*pin_memory=*/false, std::nullopt);
+  const Tensor memory = host_memory({scratch(params)}, at::kByte);
   if (params.sequence.threads > 1 && lost_its_team())
     std::thread(kernel, params, memory.mutable_data_ptr()).join();
   else
@@ -196,9 +196,7 @@ struct Cpu {
     }
   }
 
-  static Tensor empty(at::IntArrayRef sizes, at::ScalarType type, const Tensor&) {
-    return at::detail::empty_cpu(sizes, type, /*pin_memory=*/false, std::nullopt);
-  }
+  static Tensor empty(at::IntArrayRef sizes, at::ScalarType type, const Tensor&) { return host_memory(sizes, type); }
 
   // gates [D, J, N, pre, U] and c [D, J, N, U], J blocks of U units; h_cell [D, N, H] with a projection.
   template <class Cell>
