@@ -99,6 +99,81 @@ __device__ __forceinline__ T* shared_of(T* p, unsigned rank) {
 #endif
 }
 
+// ---- stores into the shared memory of other blocks of a cluster, counted by a barrier there (sm_90 and later)
+//
+// A phase of a barrier is over when it was armed and all bytes it then expects have come, in whatever order. The next
+// phase begins at once. Before anyone stores, arrivals_init by one thread, and a cluster_barrier.
+
+__device__ __forceinline__ void arrivals_init(uint64_t* barrier) {
+#if __CUDA_ARCH__ >= 900
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(at) : "memory");
+#else
+  __trap();
+#endif
+}
+
+// By one thread, once a phase.
+__device__ __forceinline__ void arrivals_expect(uint64_t* barrier, unsigned bytes) {
+#if __CUDA_ARCH__ >= 900
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+#else
+  __trap();
+#endif
+}
+
+// Until the phase with this parity, 0 for the first, is over.
+__device__ __forceinline__ void arrivals_wait(uint64_t* barrier, unsigned parity) {
+#if __CUDA_ARCH__ >= 900
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+  unsigned over = 0;
+  while (!over)
+    asm volatile(
+        "{\n\t.reg .pred p;\n\t"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+        "selp.u32 %0, 1, 0, p;\n\t}"
+        : "=r"(over)
+        : "r"(at), "r"(parity)
+        : "memory");
+#else
+  __trap();
+#endif
+}
+
+// 16 bytes to the same place in the shared memory of block `rank`, and to the count of its barrier.
+__device__ __forceinline__ void store_async(void* p, uint4 value, uint64_t* barrier, unsigned rank) {
+#if __CUDA_ARCH__ >= 900
+  const unsigned own = static_cast<unsigned>(__cvta_generic_to_shared(p));
+  const unsigned own_barrier = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+  unsigned to, counter;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(to) : "r"(own), "r"(rank));
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(counter) : "r"(own_barrier), "r"(rank));
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+               "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(counter)
+               : "memory");
+#else
+  __trap();
+#endif
+}
+
+// ---- words of global memory that are their own flags: each is an atomic access of its own and orders nothing else
+
+__device__ __forceinline__ uint4 load_relaxed(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_relaxed(uint32_t* p, uint32_t v) {
+  asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+
+// The body of a loop that loads again at once.
+__device__ __forceinline__ void spin() {}
+
 // ---- asynchronous copies from global to shared memory
 
 // 16 bytes, or as many zeros where `valid` is false.
