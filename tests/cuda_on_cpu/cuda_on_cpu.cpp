@@ -106,7 +106,7 @@ void check(const LaunchShape& shape) {
   if (blocks == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     fail("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
   if (shared_bytes > kSharedBytes) fail("%zu bytes of shared memory", shared_bytes);
-  if (cluster == 0 || cluster > 8) fail("clusters of %u blocks", cluster);
+  if (cluster == 0 || cluster > 16) fail("clusters of %u blocks", cluster);
   if (grid.x % cluster) fail("%u blocks are not a multiple of the cluster's %u", grid.x, cluster);
   const size_t fit =
       size_t{multiprocessors()} * blocks_per_multiprocessor(static_cast<unsigned>(threads), shared_bytes);
@@ -134,6 +134,14 @@ unsigned blocks_per_multiprocessor(unsigned threads, size_t shared_bytes) {
   const unsigned warps = (threads + 31) / 32;
   const size_t by_memory = (kSharedBytes + 1024) / (shared_bytes + 1024);  // the system takes 1 KiB of each block
   return static_cast<unsigned>(std::min<size_t>({32, 64 / warps, by_memory}));
+}
+
+// The blocks of a cluster run in one group of multiprocessors, of which some are larger than others.
+unsigned active_clusters(unsigned size, unsigned threads, size_t shared_bytes) {
+  constexpr unsigned kGroup = 17;  // 132: clusters of 8 and 16 fit as often as on an H200
+  const unsigned each = blocks_per_multiprocessor(threads, shared_bytes), all = multiprocessors();
+  if (size == 1) return all * each;
+  return all / kGroup * (kGroup * each / size) + all % kGroup * each / size;
 }
 
 void fail(const char* format, ...) {

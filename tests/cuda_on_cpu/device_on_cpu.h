@@ -23,6 +23,16 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, La
   return cudaSuccess;
 }
 
+// ---- how many blocks run at once, on the whole GPU
+
+inline int active_clusters(const void*, int size, int threads, size_t shared_bytes) {
+  return static_cast<int>(
+      emulator::active_clusters(static_cast<unsigned>(size), static_cast<unsigned>(threads), shared_bytes));
+}
+inline int active_blocks(const void* kernel, int threads, size_t shared_bytes) {
+  return active_clusters(kernel, 1, threads, shared_bytes);
+}
+
 // ---- flags between blocks
 
 inline unsigned load_acquire(const unsigned* p) {
@@ -45,6 +55,47 @@ template <class T>
 T* shared_of(T* p, unsigned rank) {
   return static_cast<T*>(emulator::shared_of(p, rank));
 }
+
+// ---- stores into the shared memory of other blocks of a cluster, counted by a barrier there
+
+// The bytes still to come, and twice the phase, plus one if it is armed.
+struct Arrivals {
+  int32_t bytes;
+  uint32_t phase;
+  void count(int32_t more) {
+    bytes += more;
+    if (bytes == 0 && phase & 1) ++phase;
+  }
+};
+inline Arrivals& arrivals_of(uint64_t* barrier) { return *reinterpret_cast<Arrivals*>(barrier); }
+
+inline void arrivals_init(uint64_t* barrier) { arrivals_of(barrier) = {0, 0}; }
+inline void arrivals_expect(uint64_t* barrier, unsigned bytes) {
+  ++arrivals_of(barrier).phase;
+  arrivals_of(barrier).count(static_cast<int32_t>(bytes));
+}
+inline void arrivals_wait(uint64_t* barrier, unsigned parity, ADL_EMULATOR_HERE) {
+  while ((arrivals_of(barrier).phase >> 1 & 1) == parity) emulator::spin({"arrivals_wait", file, line});
+  emulator::acquire(barrier);
+}
+inline void store_async(void* p, uint4 value, uint64_t* barrier, unsigned rank) {
+  memcpy(shared_of(p, rank), &value, sizeof value);
+  emulator::release(shared_of(barrier, rank));
+  arrivals_of(shared_of(barrier, rank)).count(-16);
+}
+
+// ---- words of global memory that are their own flags
+
+inline uint4 load_relaxed(const uint4* p) {
+  const unsigned* words = &p->x;
+  const auto load = [&](int i) {
+    emulator::maybe_preempt();
+    return __atomic_load_n(words + i, __ATOMIC_RELAXED);
+  };
+  return {load(0), load(1), load(2), load(3)};
+}
+inline void store_relaxed(uint32_t* p, uint32_t v) { atomicExch(p, v); }
+inline void spin(ADL_EMULATOR_HERE) { emulator::spin({"spin", file, line}); }
 
 // ---- asynchronous copies from global to shared memory
 

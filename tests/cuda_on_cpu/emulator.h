@@ -59,6 +59,7 @@ struct LaunchShape {
 void run(const void* kernel, const LaunchShape& shape, const std::function<void()>& body);
 unsigned multiprocessors();
 unsigned blocks_per_multiprocessor(unsigned threads, size_t shared_bytes);
+unsigned active_clusters(unsigned size, unsigned threads, size_t shared_bytes);
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
 
 // ---- waiting
