@@ -48,7 +48,10 @@ PROGRAMS = {
     "wrappers": Program(["tests/cuda_on_cpu/wrappers.cu"]),
     "faults": Program(["tests/cuda_on_cpu/faults.cpp"]),
     "driver": Program(
-        [f"csrc/cuda/recurrent_{number}.cu" for number in ("bf16", "f16", "f32", "f64")],
+        [
+            *(f"csrc/cuda/recurrent_{number}.cu" for number in ("bf16", "f16", "f32", "f64")),
+            *(f"csrc/cuda/team_{number}.cu" for number in ("bf16", "f16", "f32")),
+        ],
         ["tests/cuda_on_cpu/driver.cu"],
     ),
     "conv_driver": Program(
