@@ -25,7 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
-RUNTIME = ["collectives", "cuda_on_cpu", "fibers", "log", "schedule", "tensor_cores"]
+RUNTIME = ["arrivals", "collectives", "cuda_on_cpu", "fibers", "log", "schedule", "tensor_cores"]
 # Kernels look at a float's bits, and say `#pragma unroll`.
 FLAGS = "-std=c++20 -g -fPIC -Wall -Wextra -fno-strict-aliasing -Wno-unknown-pragmas".split()
 ASAN = "-fsanitize=address,undefined -fno-sanitize-recover=undefined".split()
