@@ -41,9 +41,11 @@ const char* tag(const uint64_t* barrier, unsigned phase) {
 void end_phase_if_complete(uint64_t* barrier, Block& in) {
   auto& a = *reinterpret_cast<Arrivals*>(barrier);
   if (a.bytes > kMostBytes || a.bytes < -kMostBytes)
-    fail("a barrier counts at most %d bytes: %s", kMostBytes, barrier_state(barrier).c_str());
+    fail("a barrier counts at most %d bytes, one of block %u: %s", kMostBytes, in.index,
+         barrier_state(barrier).c_str());
   if (!a.armed || a.bytes > 0) return;
-  if (a.bytes < 0) fail("more bytes came than the barrier expects: %s", barrier_state(barrier).c_str());
+  if (a.bytes < 0)
+    fail("more bytes came than a barrier of block %u expects: %s", in.index, barrier_state(barrier).c_str());
   a.phase = a.phase + 1;
   a.armed = 0;
   race::forget(tag(barrier, a.phase));  // of the phase before the last

@@ -105,7 +105,10 @@ void copy_async(void* shared, const void* global, unsigned bytes, unsigned valid
 void copy_async_commit();
 void copy_async_wait(unsigned pending);
 
-// ---- stores that land later: at some scheduling point, in any order. `caller` is the kernel's, for the race detector
+// ---- stores that land later: at some scheduling point, in any order
+//
+// A relaxed one does at the latest when its thread comes to a barrier, releases a flag or loads words by load_relaxed;
+// a plain load may miss it. `caller` is the place in the kernel, for the race detector.
 
 void arrivals_init(uint64_t* barrier, const void* caller);
 void arrivals_expect(uint64_t* barrier, unsigned bytes, const void* caller);
