@@ -11,16 +11,19 @@
   while (condition) emulator::spin({"spin-wait", __FILE__, __LINE__})
 
 #define ADL_EMULATOR_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+// Of functions that tell the race detector where the kernel called them.
+#define ADL_EMULATOR_CALLER __attribute__((noinline))
+#define ADL_EMULATOR_FROM __builtin_return_address(0)
 
 namespace adl {
 
 // Throws where a kernel did something wrong.
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, LaunchOptions options, A&&... arguments) {
-  emulator::run(reinterpret_cast<const void*>(kernel),
-                {grid, block, options.shared_bytes, options.cooperative, options.cluster},
-                [&] { kernel(arguments...); });
-  return cudaSuccess;
+  const bool fits = emulator::run(reinterpret_cast<const void*>(kernel),
+                                  {grid, block, options.shared_bytes, options.cooperative, options.cluster},
+                                  [&] { kernel(arguments...); });
+  return fits ? cudaSuccess : cudaErrorCooperativeLaunchTooLarge;
 }
 
 // ---- how many blocks run at once, on the whole GPU
@@ -58,43 +61,29 @@ T* shared_of(T* p, unsigned rank) {
 
 // ---- stores into the shared memory of other blocks of a cluster, counted by a barrier there
 
-// The bytes still to come, and twice the phase, plus one if it is armed.
-struct Arrivals {
-  int32_t bytes;
-  uint32_t phase;
-  void count(int32_t more) {
-    bytes += more;
-    if (bytes == 0 && phase & 1) ++phase;
-  }
-};
-inline Arrivals& arrivals_of(uint64_t* barrier) { return *reinterpret_cast<Arrivals*>(barrier); }
-
-inline void arrivals_init(uint64_t* barrier) { arrivals_of(barrier) = {0, 0}; }
-inline void arrivals_expect(uint64_t* barrier, unsigned bytes) {
-  ++arrivals_of(barrier).phase;
-  arrivals_of(barrier).count(static_cast<int32_t>(bytes));
+ADL_EMULATOR_CALLER inline void arrivals_init(uint64_t* barrier) {
+  emulator::arrivals_init(barrier, ADL_EMULATOR_FROM);
 }
-inline void arrivals_wait(uint64_t* barrier, unsigned parity, ADL_EMULATOR_HERE) {
-  while ((arrivals_of(barrier).phase >> 1 & 1) == parity) emulator::spin({"arrivals_wait", file, line});
-  emulator::acquire(barrier);
+ADL_EMULATOR_CALLER inline void arrivals_expect(uint64_t* barrier, unsigned bytes) {
+  emulator::arrivals_expect(barrier, bytes, ADL_EMULATOR_FROM);
 }
-inline void store_async(void* p, uint4 value, uint64_t* barrier, unsigned rank) {
-  memcpy(shared_of(p, rank), &value, sizeof value);
-  emulator::release(shared_of(barrier, rank));
-  arrivals_of(shared_of(barrier, rank)).count(-16);
+ADL_EMULATOR_CALLER inline void arrivals_wait(uint64_t* barrier, unsigned parity, ADL_EMULATOR_HERE) {
+  emulator::arrivals_wait({"arrivals_wait", file, line}, barrier, parity, ADL_EMULATOR_FROM);
+}
+ADL_EMULATOR_CALLER inline void store_async(void* p, uint4 value, uint64_t* barrier, unsigned rank) {
+  emulator::store_async(p, &value, barrier, rank, ADL_EMULATOR_FROM);
 }
 
 // ---- words of global memory that are their own flags
 
-inline uint4 load_relaxed(const uint4* p) {
-  const unsigned* words = &p->x;
-  const auto load = [&](int i) {
-    emulator::maybe_preempt();
-    return __atomic_load_n(words + i, __ATOMIC_RELAXED);
-  };
-  return {load(0), load(1), load(2), load(3)};
+ADL_EMULATOR_CALLER inline uint4 load_relaxed(const uint4* p) {
+  uint32_t v[4];
+  emulator::load_relaxed(p, v, ADL_EMULATOR_FROM);
+  return {v[0], v[1], v[2], v[3]};
 }
-inline void store_relaxed(uint32_t* p, uint32_t v) { atomicExch(p, v); }
+ADL_EMULATOR_CALLER inline void store_relaxed(uint32_t* p, uint32_t v) {
+  emulator::store_relaxed(p, v, ADL_EMULATOR_FROM);
+}
 inline void spin(ADL_EMULATOR_HERE) { emulator::spin({"spin", file, line}); }
 
 // ---- asynchronous copies from global to shared memory
@@ -136,3 +125,5 @@ inline uint32_t to_tf32(float x) {
 }  // namespace adl
 
 #undef ADL_EMULATOR_HERE
+#undef ADL_EMULATOR_CALLER
+#undef ADL_EMULATOR_FROM
