@@ -37,7 +37,7 @@ def run(*command: object, schedule: str = "fifo", seed: int = 0, **environment: 
     )
 
 
-CHECKS = {"wrappers": 19, "driver": 91, "conv_driver": 50}
+CHECKS = {"wrappers": 25, "driver": 91, "conv_driver": 50}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -72,12 +72,27 @@ ERRORS = {
     "trap": "__trap",
     "large_block": "blocks of 2048 x 1 x 1 threads",
     "large_shared": "307200 bytes of shared memory",
-    "large_cooperative": "a cooperative launch of 1000 blocks where 264 fit",
     "odd_cluster": "3 blocks are not a multiple of the cluster's 2",
     "misaligned_copy": "copy_async: misaligned address",
     "unfinished_copy": "a thread ended with a copy_async under way",
     "misaligned_matrix": "load_matrices: misaligned row",
     "no_such_block": "shared_of: the cluster has no block of rank 2",
+    "uninitialised": "arrivals_wait: the barrier is not initialised",
+    "init_twice": "arrivals_init: the barrier is initialised already",
+    "wait_for_ever": "deadlock: ",
+    "wait_unarmed": "deadlock: ",
+    "wait_parity": "arrivals_wait: the parity is 2",
+    "expect_twice": "arrivals_expect: twice in a phase: phase 0, armed, 16 bytes to come",
+    "expect_much": "arrivals_expect: 1048576 bytes are too many",
+    "more_bytes": "more bytes came than a barrier of block ",
+    "store_to_exited": "store_async: block 0 of the cluster has exited",
+    "exit_before_store": "a block has exited, but a store to it is under way",
+    "exit_after_store": "a block has exited, but has not waited for what it was sent",
+    "store_rank": "shared_of: the cluster has no block of rank 2",
+    "store_outside": "shared_of: the address is not in the shared memory of this block",
+    "store_misaligned": "store_async: misaligned address",
+    "barrier_misaligned": "arrivals_init: misaligned barrier",
+    "words_misaligned": "load_relaxed: misaligned address",
 }
 NANS = ["unwritten_array", "unwritten_dynamic", "early_read", "block_not_started", "block_ended"]
 SANITIZER = {
@@ -97,10 +112,17 @@ RACES = {
     "shuffle_as_barrier": "is not ordered after the write by block (0,0,0)",
     "no_release": "read by block (1,0,0) thread (0,0,0) at faults.cpp:",
     "no_acquire": "read by block (1,0,0) thread (0,0,0) at faults.cpp:",
+    "init_unseen": "is not ordered after the write by block (1,0,0) thread (0,0,0) at ",
+    "no_wait": "is not ordered after the ",
+    "one_buffer": "is not ordered after the read by block (",
+    "plain_store": "is not ordered after the ",
+    "plain_load": "is not ordered after the ",
+    "read_and_reset": "write by block (1,0,0) thread (0,0,0) at store_faults.cpp:",
+    "data_after_word": "read by block (1,0,0) thread (0,0,0) at store_faults.cpp:",
     "block_ended": "at its begin or end",
     "block_not_started": "at its begin or end",
 }
-RIGHT = ["release_acquire", "threads_return", "atomic_sum"]
+RIGHT = ["release_acquire", "threads_return", "atomic_sum", "two_buffers", "relaxed_words"]
 
 
 @pytest.mark.parametrize("fault", ERRORS)
@@ -109,6 +131,23 @@ def test_errors(programs, fault):
         done = run(programs[f"faults-{variant}"], fault)
         expected = f"error: cuda_on_cpu: {ERRORS[fault]}"
         assert done.returncode == 2 and expected in done.stdout, f"{variant}: {done.stdout}"
+
+
+def test_cooperative_launch_of_more_blocks_than_fit(programs):
+    done = run(programs["faults-fast"], "large_cooperative")
+    assert done.stdout == "error: too many blocks in cooperative launch\n", done.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "state"),
+    [
+        ("wait_for_ever", "phase 0, armed, 16 bytes to come"),
+        ("wait_unarmed", "phase 0, not armed, 16 bytes too many"),
+    ],
+)
+def test_errors_say_what_a_barrier_waits_for(programs, fault, state):
+    message = run(programs["faults-fast"], fault).stdout
+    assert "1 thread(s): arrivals_wait" in message and state in message, message
 
 
 def test_errors_say_who_waits_where(programs):
@@ -122,6 +161,12 @@ def test_errors_say_who_waits_where(programs):
 def test_nobody_wrote_what_is_read(programs, fault):
     done = [run(programs["faults-fast"], fault, schedule=s) for s in ("fifo", "lifo")]
     assert "NaN\n" in [d.stdout for d in done]
+
+
+def test_words_land_in_any_order(programs):
+    """Nothing but the order shows that three of four words were not waited for."""
+    done = [run(programs["faults-fast"], "last_word_only", schedule=s) for s in ("fifo", "lifo")]
+    assert [d.returncode for d in done] == [0, 2], [d.stdout for d in done]
 
 
 @pytest.mark.parametrize("fault", SANITIZER)

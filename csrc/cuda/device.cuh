@@ -25,16 +25,22 @@
 
 namespace adl {
 
+// More shared memory, and larger clusters, than every GPU has must be asked for.
+inline cudaError_t allow(const void* kernel, size_t shared_bytes, unsigned cluster) {
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > 48 * 1024)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  if (cluster > 8 && error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return error;
+}
+
 // The error of this launch, not of an earlier one; the caller turns it into an exception.
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream, LaunchOptions options,
                    A&&... arguments) {
-  if (options.shared_bytes > 48 * 1024) {  // more has to be asked for
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(options.shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = allow(reinterpret_cast<const void*>(kernel), options.shared_bytes, options.cluster);
+  if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
@@ -51,6 +57,36 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t str
     attributes[config.numAttrs++].val.clusterDim = {options.cluster, 1, 1};
   }
   return cudaLaunchKernelEx(&config, kernel, static_cast<A&&>(arguments)...);
+}
+
+// ---- how many blocks run at once, on the whole GPU; 0 where the kernel cannot run so
+
+inline int active_clusters(const void* kernel, int size, int threads, size_t shared_bytes) {
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(size);
+  config.blockDim = static_cast<unsigned>(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  if (allow(kernel, shared_bytes, static_cast<unsigned>(size)) == cudaSuccess &&
+      cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess)
+    return count;
+  cudaGetLastError();  // or the next launch would seem to have failed
+  return 0;
+}
+
+inline int active_blocks(const void* kernel, int threads, size_t shared_bytes) {
+  int device = 0, multiprocessors = 0, each = 0;
+  if (allow(kernel, shared_bytes, 1) == cudaSuccess && cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes) == cudaSuccess)
+    return multiprocessors * each;
+  cudaGetLastError();
+  return 0;
 }
 
 // ---- flags between blocks
@@ -259,6 +295,14 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 #endif  // ADL_CUDA_ON_CPU
 
 namespace adl {
+
+// ---- words that are their own flags
+
+constexpr uint32_t kAbsent = 0xffffffffu;  // a word that nobody has stored; it is no number
+
+__device__ __forceinline__ bool arrived(uint4 v) {
+  return v.x != kAbsent && v.y != kAbsent && v.z != kAbsent && v.w != kAbsent;
+}
 
 // ---- conversions
 

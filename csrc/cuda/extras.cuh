@@ -1,42 +1,11 @@
-// What a layer may ask for besides torch.nn's own, where it meets the state: lengths, reset, recurrent mask, zoneout
-// and truncated BPTT; and the kernels for it that know nothing of the cell.
+// What a layer may ask for besides torch.nn's own, where it meets the state: recurrent mask and zoneout; and the
+// kernels for it that know nothing of the cell.
 #pragma once
 
 #include "cuda/launch.h"
 #include "cuda/step.cuh"
 
 namespace adl {
-
-// A sequence at a step.
-struct At {
-  int64_t b, row;
-  int64_t previous;  // the row of the step before, in the order of the scan; -1: that is the initial state
-  bool active;       // the sequence has this step
-  bool fresh;        // a new sequence begins here: the state before is zero
-  bool cut;          // gradients do not pass to the step before
-
-  template <class T>
-  __device__ __forceinline__ At(const Steps& s, const StepExtras<T>& x, int64_t t, int64_t sequence) : b(sequence) {
-    const int64_t length = x.lengths ? x.lengths[b] : s.T;
-    const int64_t boundary = s.reverse ? t + 1 : t;  // lies between this step and the one before
-    const bool inside = boundary < s.T && boundary < length && b < count_of(s, boundary);
-    const bool begun = inside && boundary > 0;
-    row = row_of(s, t) + b;
-    previous = begun ? row_of(s, s.reverse ? t + 1 : t - 1) + b : -1;
-    active = t < length;
-    fresh = inside && x.reset && x.reset[boundary * s.B + b];
-    cut = fresh || (begun && x.bptt_steps && boundary % x.bptt_steps == 0);
-  }
-};
-
-// The state before a step, from where the step before left it or from the initial one; both with rows of `width`
-// numbers, those of `states` stride apart.
-template <class T>
-__device__ __forceinline__ Acc<T> state_before(const At& at, const T* states, int64_t stride, const T* initial,
-                                               int64_t width, unsigned u) {
-  if (at.fresh) return 0;
-  return to_acc(at.previous < 0 ? initial[at.b * width + u] : states[at.previous * stride + u]);
-}
 
 // What W_hh sees of a state h.
 template <class T>
@@ -88,7 +57,7 @@ __device__ __forceinline__ Acc<T> finish_h_backward(const BackwardScan<T>& s, co
 template <class T>
 __global__ void __launch_bounds__(kUnitThreads)
     seen_states(const Steps s, const StepExtras<T> x, int64_t t, int64_t P, const Acc<T>* h, T* out) {
-  const At at(s, x, t, blockIdx.x);
+  const At at(s, t, blockIdx.x);
   const unsigned p = blockIdx.y * blockDim.x + threadIdx.x;
   if (p < P) out[at.b * P + p] = from_acc<T>(masked(x, at, P, p, at.fresh ? Acc<T>(0) : h[at.b * P + p]));
 }
@@ -97,7 +66,7 @@ __global__ void __launch_bounds__(kUnitThreads)
 template <class T>
 __global__ void __launch_bounds__(kUnitThreads)
     seen_states_backward(const Steps s, const StepExtras<T> x, int64_t t, int64_t P, const Acc<T>* seen, Acc<T>* dh) {
-  const At at(s, x, t, blockIdx.x);
+  const At at(s, t, blockIdx.x);
   const unsigned p = blockIdx.y * blockDim.x + threadIdx.x;
   if (p >= P) return;
   Acc<T>& to = dh[at.b * P + p];
@@ -111,7 +80,7 @@ __global__ void __launch_bounds__(kUnitThreads)
 template <class T>
 __global__ void __launch_bounds__(kUnitThreads)
     projected_states(const ForwardScan<T> s, const StepExtras<T> x, int64_t t, const Acc<T>* h) {
-  const At at(s.steps, x, t, blockIdx.x);
+  const At at(s.steps, t, blockIdx.x);
   const unsigned p = blockIdx.y * blockDim.x + threadIdx.x;
   if (p < s.H && at.active) finish_h(s, x, at, p, h[at.b * s.H + p]);
 }
@@ -120,7 +89,7 @@ __global__ void __launch_bounds__(kUnitThreads)
 template <class T>
 __global__ void __launch_bounds__(kUnitThreads)
     projected_states_backward(const BackwardScan<T> s, const StepExtras<T> x, int64_t t, T* dh_rows) {
-  const At at(s.steps, x, t, blockIdx.x);
+  const At at(s.steps, t, blockIdx.x);
   const unsigned p = blockIdx.y * blockDim.x + threadIdx.x;
   if (p >= s.H) return;
   Acc<T> dh = 0, around;
@@ -139,7 +108,7 @@ __global__ void __launch_bounds__(kRowThreads * 32)
                     T* out) {
   const int64_t t = blockIdx.x, count = count_of(s, t);
   for (int64_t b = blockIdx.y * kRowThreads + threadIdx.y; b < count; b += gridDim.y * kRowThreads) {
-    const At at(s, x, t, b);
+    const At at(s, t, b);
     for (unsigned p = threadIdx.x; p < P; p += 32) {
       const Acc<T> h = at.active ? masked(x, at, P, p, state_before(at, y, y_stride, h_0, P, p)) : Acc<T>(0);
       out[at.row * P + p] = from_acc<T>(h);

@@ -4,6 +4,7 @@
 #include "cells/cells.h"
 #include "cuda/launch.h"
 #include "cuda/recurrent.h"
+#include "cuda/tiers.h"
 
 namespace adl::cuda {
 
@@ -27,7 +28,15 @@ struct CellKernels {
   // product, which have row_forward and row_backward alone for their steps.
   cudaError_t (*block_forward)(const Directions<ForwardScan<T>>&, bool tf32, const Gpu&, cudaStream_t);
   cudaError_t (*block_backward)(const Directions<BackwardScan<T>>&, bool tf32, const Gpu&, cudaStream_t);
-  bool (*block_fits)(int64_t H, bool backward, bool tf32, const Gpu&);
+};
+
+// All steps, by teams of blocks. For float32 tf32 is meant. Null for cells that reset before the product.
+template <class T>
+struct TeamKernels {
+  cudaError_t (*forward)(const Directions<ForwardScan<T>>&, const Plan&, unsigned most_polls, cudaStream_t);
+  cudaError_t (*backward)(const Directions<BackwardScan<T>>&, const Plan&, unsigned most_polls, cudaStream_t);
+  // Whether the device can have all blocks of a launch under way at once.
+  bool (*runs_at_once)(const Plan&, bool backward, int directions);
 };
 
 template <class T>
@@ -55,6 +64,13 @@ struct Kernels {
 };
 
 cudaError_t store_numbers(const int64_t* from_host, int64_t count, int64_t* to, cudaStream_t);
+
+// Clusters of so many blocks that the device can have under way, each block alone on its multiprocessor.
+int clusters_at_once(int blocks);
+
+// Of a cell by its place in the list; instantiated for float, bfloat16 and float16.
+template <class T>
+const TeamKernels<T>& team_kernels(int cell);
 
 // Instantiated for double, float, bfloat16 and float16.
 template <class T>

@@ -8,7 +8,8 @@ namespace adl {
 
 struct Gpu {
   int multiprocessors;
-  size_t shared_bytes;  // that one block may ask for
+  size_t shared_bytes;                        // that one block may ask for
+  int clusters_of_8 = 0, clusters_of_16 = 0;  // that can be under way at once, a block to a multiprocessor; 0: none
 };
 
 constexpr int kUnitThreads = 256;  // of kernels with one thread per unit of a row
@@ -79,6 +80,79 @@ constexpr int block_rows(int64_t B, int directions, Arithmetic a, const Gpu& gpu
 
 constexpr bool block_fits(int64_t H, int gates, int pre, Arithmetic a, bool backward, const Gpu& gpu) {
   return tiles(H) <= kMaxTiles && block_shared_bytes(H, gates, pre, a, backward) <= gpu.shared_bytes;
+}
+
+// ---- teams: blocks that hold W_hh of a direction together and exchange states, see team.cuh
+
+constexpr int kTeamThreads = 256, kTeamWarps = kTeamThreads / 32;
+constexpr int kMostTeamRows = 32;  // sequences
+// How often a block of a grid asks for a word that does not come: seconds.
+constexpr unsigned kMostPolls = 1u << 24;
+
+// The numbers of a word, which a thread owns.
+constexpr int word_units(Arithmetic a) { return 4 / a.state_bytes; }
+
+struct TeamShape {
+  int blocks;  // of a team that have units; a cluster may have more
+  int units;   // of a block
+  int rows;    // sequences of a team
+  // The product of a block has rows (all gates of its units; in backward its units) by columns (all states; in
+  // backward the gradients of all gates). Of the tiles, a warp has `wide` times `deep`; `slices` warps share a row.
+  int wide, deep, slices;
+};
+
+// Words that the lane of a warp holds in registers, whole tiles of them.
+constexpr int held_tiles(Arithmetic a) { return kRegisterWords / a.words; }
+
+// Where things lie in the shared memory of a block, and how many bytes it needs.
+struct TeamLayout {
+  size_t states, sums, sources, spilled, all;
+  int stride, sums_stride, sums_slice;  // of a row of states, of the sums of a sequence and of a slice, in numbers
+};
+
+// A cluster has two buffers of states, a grid one.
+constexpr TeamLayout team_layout(const TeamShape& t, int64_t H, int gates, Arithmetic a, bool backward, int buffers) {
+  TeamLayout l{};
+  const int product_rows = tiles(backward ? t.units : gates * t.units);
+  l.stride = state_stride(state_width(H, gates, backward), a);
+  l.sums_stride = product_rows * kTile + 4;  // so that stores of sums meet different banks
+  const int beyond = t.wide * t.deep - held_tiles(a);
+  size_t at = 64;  // barriers
+  l.states = at, at += size_t(buffers) * t.rows * l.stride * a.state_bytes;
+  l.sums_slice = (t.rows + 7) / 8 * 8 * l.sums_stride;
+  l.sums = at, at += size_t(t.slices) * l.sums_slice * 4;
+  l.sources = at, at += size_t(2) * t.rows * 16;
+  l.spilled = (at + 15) / 16 * 16, at = l.spilled + (beyond > 0 ? size_t(kTeamWarps) * beyond * 32 * a.words * 4 : 0);
+  const size_t staging = size_t(kTeamWarps) * 4 * 32 * a.words * 4;  // of what goes to registers, before all that
+  l.all = at > staging ? at : staging;
+  return l;
+}
+
+// How a block with so many units cuts its product: the fewest tiles for a warp, then the fewest slices to add up.
+constexpr TeamShape team_shape(int64_t H, int gates, bool backward, int blocks, int units, int rows) {
+  const int down = tiles(backward ? units : gates * units), across = tiles(H) * (backward ? gates : 1);
+  TeamShape best{blocks, units, rows, 0, 0, 0};
+  for (int wide = 4; wide >= 1; wide /= 2) {
+    const int groups = (down + wide - 1) / wide;
+    if (groups > kTeamWarps) continue;
+    const int deep = (across + kTeamWarps / groups - 1) / (kTeamWarps / groups), slices = (across + deep - 1) / deep;
+    const bool better = best.wide == 0 || wide * deep < best.wide * best.deep ||
+                        (wide * deep == best.wide * best.deep && slices < best.slices);
+    if (better) best.wide = wide, best.deep = deep, best.slices = slices;
+  }
+  return best;
+}
+
+// Units of a block: of a cluster whole groups of 16 bytes, of a grid whole words.
+constexpr int team_units(int64_t H, int blocks, bool cluster) {
+  const int step = cluster ? 8 : 4;
+  return static_cast<int>((H + int64_t(blocks) * step - 1) / (int64_t(blocks) * step)) * step;
+}
+
+// The sequences that the threads of a block can own.
+constexpr int most_team_rows(int units, Arithmetic a) {
+  const int rows = kTeamThreads * word_units(a) / units;
+  return rows < kMostTeamRows ? rows : kMostTeamRows;
 }
 
 }  // namespace adl

@@ -16,6 +16,10 @@ struct Steps {
   const int64_t* offsets;  // [T + 1] first row of each step; null: t * B
   bool reverse;            // scan from the last step to the first
   int64_t begin, end;      // the part of the scan to run, 0 .. T in the order of the scan
+  // What a layer asks for besides torch.nn's own, see csrc/ops/schema.cpp. Null, 0: it does not.
+  const int64_t* lengths = nullptr;  // [B]
+  const bool* reset = nullptr;       // [T, B]
+  int64_t bptt_steps = 0;            //
 };
 
 // Where the state before a step stands: in the rows of another step, or for the sequences from `count` on
@@ -31,6 +35,7 @@ struct ForwardScan {
   const T* w_hh;      // [G * H, H]
   const T* b_ih;      // [G * H] or null
   const T* b_hh;      // [G * H] or null
+  const T* h_0;       // [B, H] for teams of blocks; others have `h`
   const Acc<T>* gx;   // [rows, G, H] W_ih x, rows gx_stride apart
   int64_t gx_stride;  //
   int64_t gx_first;   // the row of the layer that is the first of gx
@@ -65,21 +70,18 @@ struct BackwardScan {
   Acc<T>* dw_ch;     // [B, kPeepholes, H] what each sequence adds to its gradient, zero at first; or null
 };
 
-// What a layer asks for besides torch.nn's own, see csrc/ops/schema.cpp. Null: it does not.
+// What else a layer may ask for. Null: it does not.
 template <class T>
 struct StepExtras {
-  const int64_t* lengths;  // [B]
-  const bool* reset;       // [T, B]
-  const T* mask;           // [B, P]
-  bool zoneout;            //
-  const uint8_t* zone_h;   // [N, P]; null: zone[0]
-  const uint8_t* zone_c;   // [N, H]; null: zone[1]
-  double zone[2];          //
-  int64_t bptt_steps;      // 0: gradients pass everywhere
-  const T* ln_ih;          // [G * H] gains; then `gates` holds products instead: [N, 2, G, H] W_ih x and W_hh h
-  const T* ln_hh;          // [G * H]
-  const T* ln_c;           // [H]; null for cells without c
-  const T* ln_c_shift;     // [H]
+  const T* mask;          // [B, P]
+  bool zoneout;           //
+  const uint8_t* zone_h;  // [N, P]; null: zone[0]
+  const uint8_t* zone_c;  // [N, H]; null: zone[1]
+  double zone[2];         //
+  const T* ln_ih;         // [G * H] gains; then `gates` holds products instead: [N, 2, G, H] W_ih x and W_hh h
+  const T* ln_hh;         // [G * H]
+  const T* ln_c;          // [H]; null for cells without c
+  const T* ln_c_shift;    // [H]
 };
 
 template <class T>

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kUnitThreads, 1)
     row_forward(const ForwardScan<T> s, const ForwardExtras<T> x, int64_t t, const Acc<T>* gh) {
   using A = Acc<T>;
   using V = Real<A>;
-  const At at(s.steps, x, t, blockIdx.x);
+  const At at(s.steps, t, blockIdx.x);
   const unsigned H = s.H;
   const int64_t state = at.b * s.H;
   if (!at.active) {  // what backward multiplies by zero must not be NaN
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kUnitThreads, 1)
   using A = Acc<T>;
   using V = Real<A>;
   constexpr unsigned kGates = Cell::kGates, kPre = Cell::kPre;
-  const At at(s.steps, x, t, blockIdx.x);
+  const At at(s.steps, t, blockIdx.x);
   const unsigned H = s.H;
   const int64_t state = at.b * s.H;
   T* const dgates = s.dgates + at.row * (kPre * s.H);
@@ -201,7 +201,7 @@ template <class Cell, class T>
 __global__ void __launch_bounds__(kUnitThreads, 1)
     reset_forward(const ForwardScan<T> s, const ForwardExtras<T> x, int64_t t, const Acc<T>* gh, T* out) {
   using A = Acc<T>;
-  const At at(s.steps, x, t, blockIdx.x);
+  const At at(s.steps, t, blockIdx.x);
   const unsigned H = s.H;
   const int64_t state = at.b * s.H;
   const Products<Cell, T, A> products(x, s.H, s.gx + (at.row - s.gx_first) * s.gx_stride,
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kUnitThreads, 1) reset_backward(const Backward
   using A = Acc<T>;
   using V = Real<A>;
   constexpr unsigned kGates = Cell::kGates;
-  const At at(s.steps, x, t, blockIdx.x);
+  const At at(s.steps, t, blockIdx.x);
   const unsigned H = s.H;
   const int64_t state = at.b * s.H;
   T* const dgates = s.dgates + at.row * (Cell::kPre * s.H);

@@ -25,6 +25,36 @@ __device__ __forceinline__ Before before(const Steps& s, int64_t t) {
   return {row_of(s, other), count_of(s, other)};
 }
 
+// A sequence at a step.
+struct At {
+  int64_t b, row;
+  int64_t previous;  // the row of the step before, in the order of the scan; -1: that is the initial state
+  bool active;       // the sequence has this step
+  bool fresh;        // a new sequence begins here: the state before is zero
+  bool cut;          // gradients do not pass to the step before
+
+  __device__ __forceinline__ At(const Steps& s, int64_t t, int64_t sequence) : b(sequence) {
+    const int64_t length = s.lengths ? s.lengths[b] : s.T;
+    const int64_t boundary = s.reverse ? t + 1 : t;  // lies between this step and the one before
+    const bool inside = boundary < s.T && boundary < length && b < count_of(s, boundary);
+    const bool begun = inside && boundary > 0;
+    row = row_of(s, t) + b;
+    previous = begun ? row_of(s, s.reverse ? t + 1 : t - 1) + b : -1;
+    active = t < length;
+    fresh = inside && s.reset && s.reset[boundary * s.B + b];
+    cut = fresh || (begun && s.bptt_steps && boundary % s.bptt_steps == 0);
+  }
+};
+
+// The state before a step, from where the step before left it or from the initial one; both with rows of `width`
+// numbers, those of `states` stride apart.
+template <class T>
+__device__ __forceinline__ Acc<T> state_before(const At& at, const T* states, int64_t stride, const T* initial,
+                                               int64_t width, unsigned u) {
+  if (at.fresh) return 0;
+  return to_acc(at.previous < 0 ? initial[at.b * width + u] : states[at.previous * stride + u]);
+}
+
 // The maps kIh and kHh of a cell. Device code has no arrays of a class, but numbers: four bits for each gate.
 template <int n>
 constexpr unsigned digits(const int (&map)[n]) {
@@ -91,31 +121,41 @@ __device__ __forceinline__ void load_gx(const ForwardScan<T>& s, int64_t row, un
   for (int k = 0; k < Cell::kGates; ++k) gx[k] = from[at + k * H];
 }
 
-// gx: W_ih x; gh: W_hh h. h and c: the state, in at t - 1, out at t.
+// gx: W_ih x; gh: W_hh h. h and c: the state, in at t - 1, out at t. pre: what backward needs of the gates.
+template <class Cell, class T>
+__device__ __forceinline__ void forward_cell(const ForwardScan<T>& s, unsigned u, const Acc<T> (&bias)[Cell::kPre],
+                                             const Acc<T> (&gx)[Cell::kGates], const Acc<T> (&gh)[Cell::kGates],
+                                             Acc<T>& h, Acc<T>& c, Acc<T> (&pre)[Cell::kPre]) {
+  using V = Real<Acc<T>>;
+  V gates[Cell::kPre], h_v(h), c_v(c);
+#pragma unroll
+  for (int p = 0; p < Cell::kPre; ++p) gates[p] = V(bias[p]);
+#pragma unroll
+  for (int k = 0; k < Cell::kGates; ++k) {
+    gates[ih<Cell>(k)].v += gx[k];
+    gates[hh<Cell>(k)].v += gh[k];
+  }
+  const Peepholes<Cell, T> p_c(s.w_ch, unsigned(s.H), u);
+  cell_forward<Cell>(gates, h_v, c_v, p_c.of, s.choice);
+  h = h_v.v, c = c_v.v;
+#pragma unroll
+  for (int p = 0; p < Cell::kPre; ++p) pre[p] = gates[p].v;
+}
+
+// The same, and stores what it leaves.
 template <class Cell, class T>
 __device__ __forceinline__ void forward_unit(const ForwardScan<T>& s, int64_t row, unsigned column, unsigned u,
                                              const Acc<T> (&bias)[Cell::kPre], const Acc<T> (&gx)[Cell::kGates],
                                              const Acc<T> (&gh)[Cell::kGates], Acc<T>& h, Acc<T>& c) {
-  using V = Real<Acc<T>>;
-  V pre[Cell::kPre], h_v(h), c_v(c);
-#pragma unroll
-  for (int p = 0; p < Cell::kPre; ++p) pre[p] = V(bias[p]);
-#pragma unroll
-  for (int k = 0; k < Cell::kGates; ++k) {
-    pre[ih<Cell>(k)].v += gx[k];
-    pre[hh<Cell>(k)].v += gh[k];
-  }
+  Acc<T> pre[Cell::kPre];
+  forward_cell<Cell>(s, u, bias, gx, gh, h, c, pre);
   const unsigned H = s.H;
-  const Peepholes<Cell, T> p_c(s.w_ch, H, u);
-  cell_forward<Cell>(pre, h_v, c_v, p_c.of, s.choice);
-  h = h_v.v, c = c_v.v;
-
   T* y = s.y + row * s.y_stride;
   y[column * unsigned(s.y_stride) + u] = from_acc<T>(h);
   if (Cell::kSavesGates && s.gates) {
     T* gates = s.gates + row * (Cell::kPre * s.H);
 #pragma unroll
-    for (int p = 0; p < Cell::kPre; ++p) gates[(column * Cell::kPre + p) * H + u] = from_acc<T>(pre[p].v);
+    for (int p = 0; p < Cell::kPre; ++p) gates[(column * Cell::kPre + p) * H + u] = from_acc<T>(pre[p]);
   }
   if (Cell::kHasC && s.kept_c) (s.kept_c + row * s.H)[column * H + u] = from_acc<T>(c);
 }
@@ -147,26 +187,48 @@ __device__ __forceinline__ void load_kept(const BackwardScan<T>& s, int64_t firs
   kept.dy = s.dy ? to_acc((s.dy + row * s.y_stride)[at_y]) : Acc<T>(0);
 }
 
-// dh and dc: in dL/dh_t without dy, and dL/dc_t; out the part of dL/dh_{t-1} that bypasses W_hh, and dL/dc_{t-1}.
-// Leaves the gradients of the pre-activations in kept.gates. `first` + `column` is the sequence.
 template <class Cell, class T>
-__device__ __forceinline__ void backward_unit(const BackwardScan<T>& s, int64_t first, int64_t row, unsigned column,
-                                              unsigned u, Kept<Cell, T>& kept, Acc<T>& dh, Acc<T>& dc) {
+__device__ __forceinline__ void load_kept(const BackwardScan<T>& s, const At& at, unsigned u, Kept<Cell, T>& kept) {
+  const unsigned H = s.H;
+  if constexpr (Cell::kSavesGates)
+#pragma unroll
+    for (int p = 0; p < Cell::kPre; ++p) kept.gates[p] = to_acc(s.gates[at.row * (Cell::kPre * s.H) + p * H + u]);
+  if constexpr (Cell::kHasC) {
+    kept.c = to_acc(s.kept_c[at.row * s.H + u]);
+    kept.c_prev = state_before(at, s.kept_c, s.H, s.c_0, s.H, u);
+  } else {
+    kept.h = to_acc(s.y[at.row * s.y_stride + u]);
+    kept.h_prev = state_before(at, s.y, s.y_stride, s.h_0, s.H, u);
+  }
+  kept.dy = s.dy ? to_acc(s.dy[at.row * s.y_stride + u]) : Acc<T>(0);
+}
+
+// dh and dc: in dL/dh_t without dy, and dL/dc_t; out the part of dL/dh_{t-1} that bypasses W_hh, and dL/dc_{t-1}.
+// Leaves the gradients of the pre-activations in kept.gates. `b` is the sequence.
+template <class Cell, class T>
+__device__ __forceinline__ void backward_cell(const BackwardScan<T>& s, int64_t b, unsigned u, Kept<Cell, T>& kept,
+                                              Acc<T>& dh, Acc<T>& dc) {
   using V = Real<Acc<T>>;
   V gates[Cell::kPre], dh_v(dh + kept.dy), dc_v(dc);
 #pragma unroll
   for (int p = 0; p < Cell::kPre; ++p) gates[p] = V(kept.gates[p]);
-  const unsigned H = s.H;
-  const Peepholes<Cell, T> p_c(s.w_ch, H, u);
+  const Peepholes<Cell, T> p_c(s.w_ch, unsigned(s.H), u);
   cell_backward<Cell>(gates, V(kept.h_prev), V(kept.h), V(kept.c_prev), V(kept.c), dh_v, dc_v, p_c.of, s.choice);
   dh = dh_v.v, dc = dc_v.v;
-  add_to_dw_ch<Cell>(s, first + column, u, gates, kept.c_prev, kept.c);
+  add_to_dw_ch<Cell>(s, b, u, gates, kept.c_prev, kept.c);
+#pragma unroll
+  for (int p = 0; p < Cell::kPre; ++p) kept.gates[p] = gates[p].v;
+}
+
+// The same, and stores them. `first` + `column` is the sequence.
+template <class Cell, class T>
+__device__ __forceinline__ void backward_unit(const BackwardScan<T>& s, int64_t first, int64_t row, unsigned column,
+                                              unsigned u, Kept<Cell, T>& kept, Acc<T>& dh, Acc<T>& dc) {
+  backward_cell(s, first + column, u, kept, dh, dc);
+  const unsigned H = s.H;
   T* dgates = s.dgates + row * (Cell::kPre * s.H);
 #pragma unroll
-  for (int p = 0; p < Cell::kPre; ++p) {
-    kept.gates[p] = gates[p].v;
-    dgates[(column * Cell::kPre + p) * H + u] = from_acc<T>(gates[p].v);
-  }
+  for (int p = 0; p < Cell::kPre; ++p) dgates[(column * Cell::kPre + p) * H + u] = from_acc<T>(kept.gates[p]);
 }
 
 }  // namespace adl

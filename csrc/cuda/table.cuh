@@ -82,13 +82,6 @@ cudaError_t start_block_backward(const Directions<BackwardScan<T>>& d, bool tf32
 }
 
 template <class Cell, class T>
-bool fits(int64_t H, bool backward, bool tf32, const Gpu& gpu) {
-  return with_tile<T>(tf32, [&]<class Tile>(Tile*) {
-    return block_fits(H, Cell::kGates, Cell::kPre, Tile::kArithmetic, backward, gpu);
-  });
-}
-
-template <class Cell, class T>
 constexpr CellKernels<T> cell_kernels() {
   CellKernels<T> k{};
   k.row_forward = start_row_forward<Cell, T>;
@@ -102,7 +95,6 @@ constexpr CellKernels<T> cell_kernels() {
     if constexpr (sizeof(T) < 8) {
       k.block_forward = start_block_forward<Cell, T>;
       k.block_backward = start_block_backward<Cell, T>;
-      k.block_fits = fits<Cell, T>;
     }
   }
   return k;

@@ -1,7 +1,7 @@
 // What the CUDA ops ask of torch: device, stream, cuBLAS.
 #pragma once
 
-#include "cuda/launch.h"
+#include "cuda/kernels.h"
 #include "cuda/types.h"
 #include "ops/layer.h"
 
@@ -36,6 +36,9 @@ void with_gpu_number(at::ScalarType type, F f) {
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include <map>
+#include <mutex>
+
 #define ADL_GPU_KEY CUDA  // what the ops are registered for
 
 namespace adl {
@@ -60,8 +63,17 @@ class Device {
 
   Gpu facts() const {
     const cudaDeviceProp& p = *at::cuda::getCurrentDeviceProperties();
-    return {p.multiProcessorCount, p.sharedMemPerBlockOptin};
+    static std::mutex mutex;
+    static std::map<int, std::pair<int, int> > asked;  // by device
+    const std::lock_guard lock(mutex);
+    auto found = asked.find(guard_.current_device().index());
+    if (found == asked.end())
+      found = asked.try_emplace(guard_.current_device().index(), cuda::clusters_at_once(8), cuda::clusters_at_once(16))
+                  .first;
+    return {p.multiProcessorCount, p.sharedMemPerBlockOptin, found->second.first, found->second.second};
   }
+
+  void fill(void* p, int byte, size_t bytes) const { C10_CUDA_CHECK(cudaMemsetAsync(p, byte, bytes, stream_)); }
 
   // c = op(a) op(b), or c += that: row-major, c [m, n], op(a) [m, k], op(b) [k, n], rows ld apart as they lie.
   template <class To, class From>

@@ -174,7 +174,7 @@ void backward_layer(const Layer<Cell>& layer, const Tensors& grads, const Tensor
   static const std::string name = std::string(Cell::kName) + "_backward";
   const GpuLayer<Cell, T> g(name.c_str(), layer);
   const LayerShape& s = g.s;
-  const bool in_blocks = g.in_blocks(true);
+  const Plan plan = g.plan(true);
   const Tensor* next = saved.data();
   const Tensor gates = layer.saves_gates() ? *next++ : Tensor();
   const Tensor kept_c = Cell::kHasC ? *next++ : Tensor();
@@ -219,14 +219,18 @@ void backward_layer(const Layer<Cell>& layer, const Tensors& grads, const Tensor
     scan.choice = layer.choice;
     scan.w_ch = g.weight(d, s.w_ch);
     scan.dw_ch = pointer<A>(gradients[d].dw_ch);
-    if (in_blocks) continue;
+    if (plan.tier == Tier::kGrid)
+      g.device.fill(gradients[d].dgates.mutable_data_ptr(), 0xff, gradients[d].dgates.nbytes());
+  }
+  const bool done = plan.tier != Tier::kStreaming && g.scan(directions, plan);
+  for (int64_t d = 0; d < s.D && !done; ++d) {
     BackwardExtras<T> extras{g.extras(d), nullptr, s.D * s.H, g.b_ih(d), g.b_hh(d), nullptr, nullptr, nullptr};
     if (layer.all_states && grads.back().defined()) extras.dall_c = pointer<T>(grads.back()) + d * s.H;
     extras.dproducts = pointer<T>(gradients[d].dproducts);
     extras.dln = pointer<A>(gradients[d].dln), extras.dln_c = pointer<A>(gradients[d].dln_c);
-    stream_backward(gradients[d], d, scan, extras, pointer<A>(state[0], d), dy, y_d);
+    const T* dy = grads[0].defined() ? pointer<T>(grads[0]) + d * s.P : nullptr;
+    stream_backward(gradients[d], d, directions.of[d], extras, pointer<A>(state[0], d), dy, pointer<T>(y) + d * s.P);
   }
-  if (in_blocks) g.check(g.cell.block_backward(directions, allows_tf32(), g.device.facts(), g.device.stream()));
 
   const Tensor x = g.x_of_steps();
   for (int64_t d = 0; d < s.D; ++d) weight_gradients(gradients[d], d, x, y, h_cell, out[0], dw + d * s.per_direction);

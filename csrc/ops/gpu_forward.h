@@ -71,7 +71,8 @@ void forward_layer(const Layer<Cell>& layer, const Tensor& y, const Tensors& h_n
   constexpr bool kExact = std::is_same_v<A, T>;
   const GpuLayer<Cell, T> g(Cell::kName, layer);
   const LayerShape& s = g.s;
-  const bool save = !saved.empty(), in_blocks = g.in_blocks(false);
+  const bool save = !saved.empty();
+  Plan plan = g.plan(false);
   const Tensor* next = saved.data();
   const Tensor gates = save && layer.saves_gates() ? *next++ : Tensor();
   const Tensor kept_c = save && Cell::kHasC ? *next++ : Tensor();
@@ -94,6 +95,7 @@ void forward_layer(const Layer<Cell>& layer, const Tensor& y, const Tensors& h_n
     projected = g.buffer({s.D, rows, Cell::kGates * s.H}, type_of<A>());
   }
 
+  if (plan.tier == Tier::kGrid) g.device.fill(y.mutable_data_ptr(), 0xff, y.nbytes());  // see exchange.cuh
   for (int64_t begin = 0; begin < s.T; begin += at_once) {
     Directions<ForwardScan<T>> directions{int(s.D), {}};
     for (int64_t d = 0; d < s.D; ++d) {
@@ -105,7 +107,8 @@ void forward_layer(const Layer<Cell>& layer, const Tensor& y, const Tensors& h_n
       scan.b_ih = g.b_ih(d), scan.b_hh = g.b_hh(d);
       if (!s.projection) {
         scan.h = pointer<A>(state[0], d);
-        if (!kExact && !in_blocks) scan.h_rounded = pointer<T>(h_n[0], d);
+        if (!kExact) scan.h_rounded = pointer<T>(h_n[0], d);
+        scan.h_0 = g.hx(0, d);
         scan.y = pointer<T>(y) + d * s.P, scan.y_stride = s.D * s.P;
       } else {
         scan.y = pointer<T>(h_cell, d), scan.y_stride = s.H;
@@ -116,15 +119,18 @@ void forward_layer(const Layer<Cell>& layer, const Tensor& y, const Tensors& h_n
       scan.choice = layer.choice;
       scan.w_ch = g.weight(d, s.w_ch);
       project(g, d, scan, in_place ? pointer<A>(gates, d) : pointer<A>(projected, d), in_place);
-      if (in_blocks) continue;
+    }
+    if (plan.tier != Tier::kStreaming && g.scan(directions, plan)) continue;
+    plan.tier = Tier::kStreaming;
+    for (int64_t d = 0; d < s.D; ++d) {
       ForwardExtras<T> extras{g.extras(d), nullptr, s.D * s.H};
       if (layer.all_states) extras.all_c = pointer<T>(all_c) + d * s.H;
-      stream_forward(g, d, scan, extras, pointer<A>(state[0], d), pointer<T>(h_n[0], d), pointer<T>(y) + d * s.P);
+      stream_forward(g, d, directions.of[d], extras, pointer<A>(state[0], d), pointer<T>(h_n[0], d),
+                     pointer<T>(y) + d * s.P);
     }
-    if (in_blocks) g.check(g.cell.block_forward(directions, allows_tf32(), g.device.facts(), g.device.stream()));
   }
   for (size_t k = 0; k < h_n.size() && !kExact; ++k)
-    if (k > 0 || in_blocks) h_n[k].copy_(state[k]);
+    if (k > 0 || plan.tier != Tier::kStreaming) h_n[k].copy_(state[k]);
 }
 
 }  // namespace

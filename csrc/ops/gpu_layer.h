@@ -4,8 +4,9 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <cstdlib>
-#include <cstring>
+#include <string_view>
 
 #include "cuda/kernels.h"
 #include "ops/gpu.h"
@@ -106,18 +107,25 @@ struct GpuLayer {
     const int64_t other = d == 1 ? t + 1 : t - 1;
     return other < 0 || other >= s.T ? Before{0, 0} : Before{row(other), count(other)};
   }
-  Steps steps(int64_t d) const { return {s.T, s.B, pointer<int64_t>(offsets), d == 1, 0, s.T}; }
+  Steps steps(int64_t d) const {
+    return {s.T,
+            s.B,
+            pointer<int64_t>(offsets),
+            d == 1,
+            0,
+            s.T,
+            pointer<int64_t>(lengths),
+            pointer<bool>(layer.reset),
+            layer.bptt_steps};
+  }
 
   StepExtras<T> extras(int64_t d) const {
     StepExtras<T> x{};
-    x.lengths = pointer<int64_t>(lengths);
-    x.reset = pointer<bool>(layer.reset);
     x.mask = pointer<T>(layer.mask, d);
     x.zoneout = layer.has_zoneout;
     x.zone_h = pointer<uint8_t>(layer.zoneout_h, d);
     x.zone_c = pointer<uint8_t>(layer.zoneout_c, d);
     std::copy_n(layer.zoneout, 2, x.zone);
-    x.bptt_steps = layer.bptt_steps;
     if (!layer.layer_norm) return x;
     x.ln_ih = weight(d, s.ln), x.ln_hh = weight(d, s.ln + 1);
     if (Cell::kHasC) x.ln_c = weight(d, s.ln + 2), x.ln_c_shift = weight(d, s.ln + 3);
@@ -134,17 +142,52 @@ struct GpuLayer {
     return truncates(d, t) && (d == 0 || (!lengths.defined() && count(t + 1) == count(t)));
   }
 
-  // Whether the block-resident tier serves this layer. ADL_CUDA_TIER=streaming or block overrules the choice.
-  bool in_blocks(bool backward) const {
-    const char* wanted = std::getenv("ADL_CUDA_TIER");
-    const bool fits =
-        !s.projection && !extended && cell.block_fits && cell.block_fits(s.H, backward, allows_tf32(), device.facts());
-    TORCH_CHECK(fits || !wanted || std::strcmp(wanted, "block") != 0, op,
-                ": ADL_CUDA_TIER=block does not serve hidden size ", s.H, " in ", layer.type,
-                s.projection ? " with a projection"
-                : extended   ? " with what else is asked for"
-                             : "");
-    return fits && !(wanted && std::strcmp(wanted, "streaming") == 0);
+  // The tier for this layer; ADL_CUDA_TIER overrules the choice.
+  Plan plan(bool backward) const {
+    const bool half = sizeof(T) == 2, fits = !s.projection && !Cell::kResetsBefore && !std::is_same_v<T, double>;
+    const bool knows = !layer.mask.defined() && !layer.has_zoneout && !layer.layer_norm && !layer.all_states;
+    const Arithmetic arithmetic = half ? kHalfTensorCores : allows_tf32() ? kTf32TensorCores : kFloatFma;
+    const Scanned scanned{s.B,        s.H,      int(s.D),          int(kGates),  Cell::kPre,
+                          arithmetic, backward, fits && !extended, fits && knows};
+    const Gpu gpu = device.facts();
+    Plan best = choose(scanned, gpu);
+    if (const char* wanted = std::getenv("ADL_CUDA_TIER")) {
+      const std::string_view names[] = {"streaming", "block", "cluster", "grid"};
+      const auto found = std::find(std::begin(names), std::end(names), wanted);
+      TORCH_CHECK(found != std::end(names), op, ": ADL_CUDA_TIER must be streaming, block, cluster or grid, got ",
+                  wanted);
+      best = plan_of(Tier(found - std::begin(names)), scanned, gpu);
+      TORCH_CHECK(best.microseconds < kNever, op, ": ADL_CUDA_TIER=", wanted, " does not serve hidden size ", s.H,
+                  " in ", layer.type,
+                  s.projection ? " with a projection"
+                  : extended   ? " with what else is asked for"
+                               : "");
+    }
+    if constexpr (!std::is_same_v<T, double>)
+      if (best.tier == Tier::kGrid && !cuda::team_kernels<T>(index_of<Cell>()).runs_at_once(best, backward, int(s.D)))
+        best = streaming_plan(scanned);
+    return best;
+  }
+
+  // All steps of both directions by this plan; false where the blocks of a grid cannot be under way at once.
+  bool scan(const Directions<ForwardScan<T>>& d, const Plan& plan) const {
+    if constexpr (!std::is_same_v<T, double>)
+      if (plan.tier != Tier::kBlock)
+        return started(cuda::team_kernels<T>(index_of<Cell>()).forward(d, plan, kMostPolls, device.stream()));
+    return started(cell.block_forward(d, allows_tf32(), device.facts(), device.stream()));
+  }
+  bool scan(const Directions<BackwardScan<T>>& d, const Plan& plan) const {
+    if constexpr (!std::is_same_v<T, double>)
+      if (plan.tier != Tier::kBlock)
+        return started(cuda::team_kernels<T>(index_of<Cell>()).backward(d, plan, kMostPolls, device.stream()));
+    return started(cell.block_backward(d, allows_tf32(), device.facts(), device.stream()));
+  }
+
+ private:
+  bool started(cudaError_t error) const {
+    if (error == cudaErrorCooperativeLaunchTooLarge) return false;
+    check(error);
+    return true;
   }
 };
 

@@ -25,7 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
-RUNTIME = ["collectives", "cuda_on_cpu", "fibers", "log", "schedule", "tensor_cores"]
+RUNTIME = ["arrivals", "collectives", "cuda_on_cpu", "fibers", "log", "schedule", "tensor_cores"]
 # Kernels look at a float's bits, and say `#pragma unroll`.
 FLAGS = "-std=c++20 -g -fPIC -Wall -Wextra -fno-strict-aliasing -Wno-unknown-pragmas".split()
 ASAN = "-fsanitize=address,undefined -fno-sanitize-recover=undefined".split()
@@ -46,9 +46,12 @@ class Program:
 
 PROGRAMS = {
     "wrappers": Program(["tests/cuda_on_cpu/wrappers.cu"]),
-    "faults": Program(["tests/cuda_on_cpu/faults.cpp"]),
+    "faults": Program(["tests/cuda_on_cpu/faults.cpp", "tests/cuda_on_cpu/store_faults.cpp"]),
     "driver": Program(
-        [f"csrc/cuda/recurrent_{number}.cu" for number in ("bf16", "f16", "f32", "f64")],
+        [
+            *(f"csrc/cuda/recurrent_{number}.cu" for number in ("bf16", "f16", "f32", "f64")),
+            *(f"csrc/cuda/team_{number}.cu" for number in ("bf16", "f16", "f32")),
+        ],
         ["tests/cuda_on_cpu/driver.cu"],
     ),
     "conv_driver": Program(
@@ -157,12 +160,14 @@ def build(
     own = ROOT / "build" / f"emulator-{variant}"
     common = compile_flags(csrc, headers)
     kernel_flags = [*common, *KERNEL_FLAGS[variant], *(flags or [])]
-    todo = [(source, kernel_flags, output.parent) for source in sources]
+    # The runtime first, or the race detector would look at its own vectors: of two instances of a
+    # template the linker takes the first. It knows vectors and dim3 of CUDA only, which are the
+    # same with the toolkit's headers and without.
+    to_runtime = [*compile_flags(headers=False), *RUNTIME_FLAGS[variant]]
+    todo = [(source, to_runtime, own) for source in runtime_sources(variant)]
+    todo += [(source, kernel_flags, output.parent) for source in sources]
     to_host = [*common, *RUNTIME_FLAGS[variant], *(host_flags or [])]
     todo += [(source, to_host, output.parent) for source in host or []]
-    # It knows vectors and dim3 only, which are the same with the toolkit's headers and without.
-    to_runtime = [*compile_flags(headers=False), *RUNTIME_FLAGS[variant]]
-    todo += [(source, to_runtime, own) for source in runtime_sources(variant)]
     with ThreadPoolExecutor(jobs) as pool:
         objects = [str(o) for o in pool.map(lambda args: compiled(*args), todo)]
     # Two libraries in one process must not share an emulator, nor its CUDA functions with torch's.

@@ -48,7 +48,7 @@ Meeting* meet(Site site, unsigned mask, const void* in, size_t bytes, void (*com
   Meeting* m = find_meeting(site, mask);
   if (bytes) memcpy(m->in[me()->lane], in, bytes);
   m->arrived |= 1u << me()->lane;
-  if (orders_memory) race::release(m);
+  if (orders_memory) publish(m);
   if (m->complete()) {
     if (combine) combine(*m);
     for (Thread* thread : m->waiting) make_ready(thread);
@@ -117,7 +117,7 @@ void wait_at(Barrier& barrier, unsigned expected, Site site) {
   else if (!same_place(barrier.site, site))
     fail("%s: threads of one barrier are at lines %d and %d", site.what, barrier.site.line, site.line);
   const char* tag = &barrier.tags[barrier.round & 1];
-  race::release(tag);
+  publish(tag);
   barrier.waiting.push_back(me());
   open_if_full(barrier, expected);
   suspend(site);
@@ -139,7 +139,7 @@ void grid_barrier(Site site) {
 
 void release(const void* flag) {
   current.spins = 0;
-  race::release(flag);
+  publish(flag);
 }
 void acquire(const void* flag) { race::acquire(flag); }
 
@@ -147,19 +147,21 @@ void acquire(const void* flag) { race::acquire(flag); }
 
 void* block_array(const void* key, size_t bytes) { return array_of(*me()->in, key, bytes); }
 
+Block* block_of(unsigned rank) {
+  if (rank >= current.shape.cluster) fail("shared_of: the cluster has no block of rank %u", rank);
+  return me()->in - me()->in->rank + rank;
+}
+
 void* shared_of(void* p, unsigned rank) {
-  Block& mine = *me()->in;
+  const Block& mine = *me()->in;
+  Block& other = *block_of(rank);
   const auto* place = static_cast<unsigned char*>(p);
-  for (Block& other : current.blocks) {
-    if (other.cluster != mine.cluster || other.rank != rank) continue;
-    if (place >= mine.shared && place < mine.shared + current.shape.shared_bytes)
-      return other.shared + (place - mine.shared);
-    for (const auto& [key, array] : mine.arrays)
-      if (place >= array.data && place < array.data + array.bytes)
-        return array_of(other, key, array.bytes) + (place - array.data);
-    fail("shared_of: the address is not in the shared memory of this block");
-  }
-  fail("shared_of: the cluster has no block of rank %u", rank);
+  if (place >= mine.shared && place < mine.shared + current.shape.shared_bytes)
+    return other.shared + (place - mine.shared);
+  for (const auto& [key, array] : mine.arrays)
+    if (place >= array.data && place < array.data + array.bytes)
+      return array_of(other, key, array.bytes) + (place - array.data);
+  fail("shared_of: the address is not in the shared memory of this block");
 }
 
 // ---- warps

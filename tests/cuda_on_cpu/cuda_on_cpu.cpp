@@ -84,6 +84,7 @@ void end_thread() {
   for (const Meeting* m : t->warp->meetings)
     if (!m->complete() && (m->mask >> t->lane & 1))
       fail("a thread has exited, but %s at line %d waits for its lane", m->site.what, m->site.line);
+  publish(nullptr);
   if (!current.grid.waiting.empty()) fail("a thread has exited, but others wait for it at a grid barrier");
   if (!current.clusters[block.cluster].waiting.empty())
     fail("a thread has exited, but others wait for it at a cluster barrier");
@@ -91,6 +92,7 @@ void end_thread() {
   t->warp->exited |= 1u << t->lane;
   --current.live;
   --block.live;
+  if (block.live == 0) no_stores_to(block);
   if (current.shape.cluster > 1) {
     race::release(&block.live);
     race::acquire(&block.live);
@@ -99,18 +101,19 @@ void end_thread() {
   open_if_full(block.barrier, block.live);  // CUDA's waits for the threads that have not exited
 }
 
-void check(const LaunchShape& shape) {
+// Whether all blocks of a cooperative launch run at once.
+bool check(const LaunchShape& shape) {
   const auto& [grid, block, shared_bytes, cooperative, cluster] = shape;
   const size_t threads = size_t{block.x} * block.y * block.z, blocks = size_t{grid.x} * grid.y * grid.z;
   if (threads == 0 || threads > 1024 || block.z > 64) fail("blocks of %u x %u x %u threads", block.x, block.y, block.z);
   if (blocks == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     fail("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
   if (shared_bytes > kSharedBytes) fail("%zu bytes of shared memory", shared_bytes);
-  if (cluster == 0 || cluster > 8) fail("clusters of %u blocks", cluster);
+  if (cluster == 0 || cluster > 16) fail("clusters of %u blocks", cluster);
   if (grid.x % cluster) fail("%u blocks are not a multiple of the cluster's %u", grid.x, cluster);
-  const size_t fit =
-      size_t{multiprocessors()} * blocks_per_multiprocessor(static_cast<unsigned>(threads), shared_bytes);
-  if (cooperative && blocks > fit) fail("a cooperative launch of %zu blocks where %zu fit", blocks, fit);
+  const size_t fit = size_t{cluster} * active_clusters(cluster, static_cast<unsigned>(threads), shared_bytes);
+  if (fit == 0) fail("clusters of %u such blocks fit nowhere", cluster);
+  return !cooperative || blocks <= fit;
 }
 
 // The clusters of the grid, in the order in which they start.
@@ -134,6 +137,15 @@ unsigned blocks_per_multiprocessor(unsigned threads, size_t shared_bytes) {
   const unsigned warps = (threads + 31) / 32;
   const size_t by_memory = (kSharedBytes + 1024) / (shared_bytes + 1024);  // the system takes 1 KiB of each block
   return static_cast<unsigned>(std::min<size_t>({32, 64 / warps, by_memory}));
+}
+
+// The blocks of a cluster run in one group of multiprocessors, of which some are larger than others.
+unsigned active_clusters(unsigned size, unsigned threads, size_t shared_bytes) {
+  constexpr unsigned kGroup = 17;  // 132: clusters of 8 and 16 fit as often as on an H200
+  const unsigned each = blocks_per_multiprocessor(threads, shared_bytes), all = multiprocessors();
+  if (size == 1) return all * each;
+  if (size > 16) return 0;
+  return all / kGroup * (kGroup * each / size) + all % kGroup * each / size;
 }
 
 void fail(const char* format, ...) {
@@ -172,12 +184,12 @@ void run_threads() {
   }
 }
 
-void run(const void* kernel, const LaunchShape& shape, const std::function<void()>& body) {
+bool run(const void* kernel, const LaunchShape& shape, const std::function<void()>& body) {
   if (self) fail("a launch from a kernel");
   static std::mutex one_launch;
   const std::lock_guard<std::mutex> lock(one_launch);
   update_settings();
-  check(shape);
+  if (!check(shape)) return false;
   const size_t threads = size_t{shape.block.x} * shape.block.y * shape.block.z;
   const size_t blocks = size_t{shape.grid.x} * shape.grid.y * shape.grid.z;
   count_launch(kernel, blocks * threads);
@@ -194,7 +206,7 @@ void run(const void* kernel, const LaunchShape& shape, const std::function<void(
   begin_host();
   for (size_t begin = 0; begin < blocks; begin += at_once) {
     const size_t count = std::min(at_once, blocks - begin);
-    current = Launch{shape, &body, std::vector<Block>(count), std::vector<Barrier>(order.size()), {}, 0, 0, {}};
+    current = Launch{shape, &body, std::vector<Block>(count), std::vector<Barrier>(order.size())};
     current.live = static_cast<unsigned>(count * threads);
     begin_schedule(count * threads);
     for (size_t i = 0; i < count; ++i) {
@@ -209,6 +221,7 @@ void run(const void* kernel, const LaunchShape& shape, const std::function<void(
     if (current.error.empty()) current.error = race::end_launch();
     if (!current.error.empty()) throw std::runtime_error(current.error);
   }
+  return true;
 }
 
 }  // namespace emulator

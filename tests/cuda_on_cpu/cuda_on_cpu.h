@@ -177,6 +177,7 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 // ---- the runtime, as far as launchers use it; memory is the host's
 
 inline const char* cudaGetErrorString(cudaError_t error) {
+  if (error == cudaErrorCooperativeLaunchTooLarge) return "too many blocks in cooperative launch";
   return error == cudaSuccess ? "no error" : "an error of the emulated GPU";
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }

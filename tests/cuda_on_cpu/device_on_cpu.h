@@ -11,16 +11,29 @@
   while (condition) emulator::spin({"spin-wait", __FILE__, __LINE__})
 
 #define ADL_EMULATOR_HERE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+// Of functions that tell the race detector where the kernel called them.
+#define ADL_EMULATOR_CALLER __attribute__((noinline))
+#define ADL_EMULATOR_FROM __builtin_return_address(0)
 
 namespace adl {
 
 // Throws where a kernel did something wrong.
 template <class... P, class... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, LaunchOptions options, A&&... arguments) {
-  emulator::run(reinterpret_cast<const void*>(kernel),
-                {grid, block, options.shared_bytes, options.cooperative, options.cluster},
-                [&] { kernel(arguments...); });
-  return cudaSuccess;
+  const bool fits = emulator::run(reinterpret_cast<const void*>(kernel),
+                                  {grid, block, options.shared_bytes, options.cooperative, options.cluster},
+                                  [&] { kernel(arguments...); });
+  return fits ? cudaSuccess : cudaErrorCooperativeLaunchTooLarge;
+}
+
+// ---- how many blocks run at once, on the whole GPU
+
+inline int active_clusters(const void*, int size, int threads, size_t shared_bytes) {
+  return static_cast<int>(
+      emulator::active_clusters(static_cast<unsigned>(size), static_cast<unsigned>(threads), shared_bytes));
+}
+inline int active_blocks(const void* kernel, int threads, size_t shared_bytes) {
+  return active_clusters(kernel, 1, threads, shared_bytes);
 }
 
 // ---- flags between blocks
@@ -45,6 +58,33 @@ template <class T>
 T* shared_of(T* p, unsigned rank) {
   return static_cast<T*>(emulator::shared_of(p, rank));
 }
+
+// ---- stores into the shared memory of other blocks of a cluster, counted by a barrier there
+
+ADL_EMULATOR_CALLER inline void arrivals_init(uint64_t* barrier) {
+  emulator::arrivals_init(barrier, ADL_EMULATOR_FROM);
+}
+ADL_EMULATOR_CALLER inline void arrivals_expect(uint64_t* barrier, unsigned bytes) {
+  emulator::arrivals_expect(barrier, bytes, ADL_EMULATOR_FROM);
+}
+ADL_EMULATOR_CALLER inline void arrivals_wait(uint64_t* barrier, unsigned parity, ADL_EMULATOR_HERE) {
+  emulator::arrivals_wait({"arrivals_wait", file, line}, barrier, parity, ADL_EMULATOR_FROM);
+}
+ADL_EMULATOR_CALLER inline void store_async(void* p, uint4 value, uint64_t* barrier, unsigned rank) {
+  emulator::store_async(p, &value, barrier, rank, ADL_EMULATOR_FROM);
+}
+
+// ---- words of global memory that are their own flags
+
+ADL_EMULATOR_CALLER inline uint4 load_relaxed(const uint4* p) {
+  uint32_t v[4];
+  emulator::load_relaxed(p, v, ADL_EMULATOR_FROM);
+  return {v[0], v[1], v[2], v[3]};
+}
+ADL_EMULATOR_CALLER inline void store_relaxed(uint32_t* p, uint32_t v) {
+  emulator::store_relaxed(p, v, ADL_EMULATOR_FROM);
+}
+inline void spin(ADL_EMULATOR_HERE) { emulator::spin({"spin", file, line}); }
 
 // ---- asynchronous copies from global to shared memory
 
@@ -85,3 +125,5 @@ inline uint32_t to_tf32(float x) {
 }  // namespace adl
 
 #undef ADL_EMULATOR_HERE
+#undef ADL_EMULATOR_CALLER
+#undef ADL_EMULATOR_FROM

@@ -56,9 +56,11 @@ struct LaunchShape {
   bool cooperative;
   unsigned cluster;
 };
-void run(const void* kernel, const LaunchShape& shape, const std::function<void()>& body);
+// False: a cooperative launch of more blocks than run at once.
+bool run(const void* kernel, const LaunchShape& shape, const std::function<void()>& body);
 unsigned multiprocessors();
 unsigned blocks_per_multiprocessor(unsigned threads, size_t shared_bytes);
+unsigned active_clusters(unsigned size, unsigned threads, size_t shared_bytes);
 [[noreturn]] __attribute__((format(printf, 1, 2))) void fail(const char* format, ...);
 
 // ---- waiting
@@ -102,6 +104,18 @@ void warp_collective(Site site, const void* in, size_t in_bytes, void* out, size
 void copy_async(void* shared, const void* global, unsigned bytes, unsigned valid);
 void copy_async_commit();
 void copy_async_wait(unsigned pending);
+
+// ---- stores that land later: at some scheduling point, in any order
+//
+// A relaxed one does at the latest when its thread comes to a barrier, releases a flag or loads words by load_relaxed;
+// a plain load may miss it. `caller` is the place in the kernel, for the race detector.
+
+void arrivals_init(uint64_t* barrier, const void* caller);
+void arrivals_expect(uint64_t* barrier, unsigned bytes, const void* caller);
+void arrivals_wait(Site site, uint64_t* barrier, unsigned parity, const void* caller);
+void store_async(void* p, const void* value, uint64_t* barrier, unsigned rank, const void* caller);
+void load_relaxed(const void* p, uint32_t (&words)[4], const void* caller);
+void store_relaxed(uint32_t* p, uint32_t v, const void* caller);
 
 // ---- tensor cores
 

@@ -1,11 +1,11 @@
 // Kernels that are wrong on purpose: `faults NAME` runs one. tests/test_emulator.py says what has to notice it.
+#include "faults.h"
+
 #include <cstdio>
 #include <exception>
-#include <functional>
-#include <map>
-#include <string>
 #include <vector>
 
+#include "checks.h"
 #include "cuda/device.cuh"
 
 namespace adl {
@@ -185,51 +185,52 @@ int main(int argc, char** argv) {
   unsigned flag = 0;
   const cudaStream_t s = nullptr;
   const LaunchOptions shared{256, false, 1}, together{0, true, 1}, pairs{256, false, 2};
-  const std::map<std::string, std::function<void()>> faults = {
-      {"global_write", [&] { launch(global_write, 1, 128, s, {}, y.data(), 64); }},
-      {"global_read", [&] { launch(global_read, 1, 256, s, {}, x.data(), y.data()); }},
-      {"dynamic_overrun", [&] { launch(dynamic_overrun, 1, 64, s, shared, y.data()); }},
-      {"array_overrun", [&] { launch(array_overrun, 1, 64, s, {}, y.data()); }},
-      {"misaligned_float4", [&] { launch(misaligned_float4, 1, 8, s, {}, x.data(), y.data()); }},
-      {"overflow", [&] { launch(overflow, 1, 64, s, {}, whole.data()); }},
-      {"deep", [&] { launch(deep, 1, 1, s, {}, y.data(), 100); }},
-      {"unwritten_array", [&] { launch(unwritten_array, 1, 64, s, {}, y.data()); }},
-      {"unwritten_dynamic", [&] { launch(unwritten_dynamic, 1, 1, s, shared, y.data()); }},
-      {"large_array", [&] { launch(large_array, 1, 1, s, {}, y.data()); }},
-      {"two_lines", [&] { launch(two_lines, 1, 64, s, {}, y.data()); }},
-      {"lanes_gone", [&] { launch(lanes_gone, 1, 64, s, {}, y.data()); }},
-      {"partial_warp", [&] { launch(warp_sum, 1, 48, s, {}, y.data()); }},
-      {"divergent", [&] { launch(divergent, 1, 64, s, {}, y.data()); }},
-      {"outside_mask", [&] { launch(outside_mask, 1, 32, s, {}, y.data()); }},
-      {"not_in_mask", [&] { launch(not_in_mask, 1, 32, s, {}, y.data()); }},
-      {"deadlock", [&] { launch(deadlock, 1, 64, s, {}, y.data()); }},
-      {"livelock", [&] { launch(livelock, 1, 64, s, {}, &flag); }},
-      {"grid_barrier", [&] { launch(grid_wide, 4, 32, s, {}, y.data()); }},
-      {"grid_left", [&] { launch(grid_left, 4, 32, s, together, y.data()); }},
-      {"trap", [&] { launch(trap, 1, 1, s, {}, y.data()); }},
-      {"large_block", [&] { launch(warp_sum, 1, 2048, s, {}, y.data()); }},
-      {"large_shared", [&] { launch(warp_sum, 1, 32, s, {300 * 1024, false, 1}, y.data()); }},
-      {"large_cooperative", [&] { launch(grid_wide, 1000, 1024, s, together, y.data()); }},
-      {"odd_cluster", [&] { launch(warp_sum, 3, 32, s, pairs, y.data()); }},
-      {"misaligned_copy", [&] { launch(misaligned_copy, 1, 4, s, shared, aligned); }},
-      {"unfinished_copy", [&] { launch(unfinished_copy, 1, 1, s, shared, aligned); }},
-      {"early_read", [&] { launch(early_read, 1, 1, s, shared, aligned, y.data()); }},
-      {"misaligned_matrix", [&] { launch(misaligned_matrix, 1, 32, s, shared, bits.data()); }},
-      {"no_such_block", [&] { launch(no_such_block, 2, 1, s, pairs, y.data()); }},
-      {"block_ended", [&] { launch(block_ended, 2, 32, s, pairs, y.data()); }},
-      {"block_not_started", [&] { launch(block_not_started, 2, 1, s, pairs, y.data()); }},
-      {"same_place", [&] { launch(same_place, 1, 64, s, {}, y.data()); }},
-      {"lost_update", [&] { launch(lost_update, 2, 64, s, {}, y.data()); }},
-      {"next_block", [&] { launch(next_block, 8, 32, s, {}, y.data()); }},
-      {"shuffle_as_barrier", [&] { launch(shuffle_as_barrier, 1, 32, s, {}, y.data()); }},
-      {"no_release", [&] { launch(hand_over<false, true>, 2, 1, s, together, y.data(), &flag); }},
-      {"no_acquire", [&] { launch(hand_over<true, false>, 2, 1, s, together, y.data(), &flag); }},
-      {"release_acquire", [&] { launch(hand_over<true, true>, 2, 1, s, together, y.data(), &flag); }},
-      {"threads_return", [&] { launch(threads_return, 1, 64, s, {}, y.data()); }},
-      {"atomic_sum", [&] { launch(atomic_sum, 2, 64, s, {}, y.data()); }},
+  Faults faults = {
+      {"global_write", [&] { return launch(global_write, 1, 128, s, {}, y.data(), 64); }},
+      {"global_read", [&] { return launch(global_read, 1, 256, s, {}, x.data(), y.data()); }},
+      {"dynamic_overrun", [&] { return launch(dynamic_overrun, 1, 64, s, shared, y.data()); }},
+      {"array_overrun", [&] { return launch(array_overrun, 1, 64, s, {}, y.data()); }},
+      {"misaligned_float4", [&] { return launch(misaligned_float4, 1, 8, s, {}, x.data(), y.data()); }},
+      {"overflow", [&] { return launch(overflow, 1, 64, s, {}, whole.data()); }},
+      {"deep", [&] { return launch(deep, 1, 1, s, {}, y.data(), 100); }},
+      {"unwritten_array", [&] { return launch(unwritten_array, 1, 64, s, {}, y.data()); }},
+      {"unwritten_dynamic", [&] { return launch(unwritten_dynamic, 1, 1, s, shared, y.data()); }},
+      {"large_array", [&] { return launch(large_array, 1, 1, s, {}, y.data()); }},
+      {"two_lines", [&] { return launch(two_lines, 1, 64, s, {}, y.data()); }},
+      {"lanes_gone", [&] { return launch(lanes_gone, 1, 64, s, {}, y.data()); }},
+      {"partial_warp", [&] { return launch(warp_sum, 1, 48, s, {}, y.data()); }},
+      {"divergent", [&] { return launch(divergent, 1, 64, s, {}, y.data()); }},
+      {"outside_mask", [&] { return launch(outside_mask, 1, 32, s, {}, y.data()); }},
+      {"not_in_mask", [&] { return launch(not_in_mask, 1, 32, s, {}, y.data()); }},
+      {"deadlock", [&] { return launch(deadlock, 1, 64, s, {}, y.data()); }},
+      {"livelock", [&] { return launch(livelock, 1, 64, s, {}, &flag); }},
+      {"grid_barrier", [&] { return launch(grid_wide, 4, 32, s, {}, y.data()); }},
+      {"grid_left", [&] { return launch(grid_left, 4, 32, s, together, y.data()); }},
+      {"trap", [&] { return launch(trap, 1, 1, s, {}, y.data()); }},
+      {"large_block", [&] { return launch(warp_sum, 1, 2048, s, {}, y.data()); }},
+      {"large_shared", [&] { return launch(warp_sum, 1, 32, s, {300 * 1024, false, 1}, y.data()); }},
+      {"large_cooperative", [&] { return launch(grid_wide, 1000, 1024, s, together, y.data()); }},
+      {"odd_cluster", [&] { return launch(warp_sum, 3, 32, s, pairs, y.data()); }},
+      {"misaligned_copy", [&] { return launch(misaligned_copy, 1, 4, s, shared, aligned); }},
+      {"unfinished_copy", [&] { return launch(unfinished_copy, 1, 1, s, shared, aligned); }},
+      {"early_read", [&] { return launch(early_read, 1, 1, s, shared, aligned, y.data()); }},
+      {"misaligned_matrix", [&] { return launch(misaligned_matrix, 1, 32, s, shared, bits.data()); }},
+      {"no_such_block", [&] { return launch(no_such_block, 2, 1, s, pairs, y.data()); }},
+      {"block_ended", [&] { return launch(block_ended, 2, 32, s, pairs, y.data()); }},
+      {"block_not_started", [&] { return launch(block_not_started, 2, 1, s, pairs, y.data()); }},
+      {"same_place", [&] { return launch(same_place, 1, 64, s, {}, y.data()); }},
+      {"lost_update", [&] { return launch(lost_update, 2, 64, s, {}, y.data()); }},
+      {"next_block", [&] { return launch(next_block, 8, 32, s, {}, y.data()); }},
+      {"shuffle_as_barrier", [&] { return launch(shuffle_as_barrier, 1, 32, s, {}, y.data()); }},
+      {"no_release", [&] { return launch(hand_over<false, true>, 2, 1, s, together, y.data(), &flag); }},
+      {"no_acquire", [&] { return launch(hand_over<true, false>, 2, 1, s, together, y.data(), &flag); }},
+      {"release_acquire", [&] { return launch(hand_over<true, true>, 2, 1, s, together, y.data(), &flag); }},
+      {"threads_return", [&] { return launch(threads_return, 1, 64, s, {}, y.data()); }},
+      {"atomic_sum", [&] { return launch(atomic_sum, 2, 64, s, {}, y.data()); }},
   };
+  faults.merge(store_faults());
   try {
-    faults.at(argc > 1 ? argv[1] : "")();
+    check(faults.at(argc > 1 ? argv[1] : "")());
   } catch (const std::exception& error) {
     printf("error: %s\n", error.what());
     return 2;

@@ -34,7 +34,13 @@ class Device {
   cudaStream_t stream() const { return nullptr; }
 
   // Few multiprocessors, so that small batches fill them and blocks get several sequences.
-  Gpu facts() const { return {4, shared_bytes()}; }
+  Gpu facts() const {
+    const char* wanted = std::getenv("ADL_EMULATED_SMS");
+    const int sms = wanted ? std::atoi(wanted) : 4;
+    return {sms, shared_bytes(), sms / 8, sms / 16};
+  }
+
+  void fill(void* p, int byte, size_t bytes) const { std::memset(p, byte, bytes); }
 
   // As cuBLAS: sums in float or double, whatever is multiplied.
   template <class To, class From>

@@ -27,10 +27,12 @@ SYNCHRONISATION = re.compile(
     r"\b(?P<barrier>(__syncthreads|__syncwarp|(grid|cluster)_barrier|copy_async_commit)\([^()]*\));"
     r"|\bcopy_async_wait<(?P<groups>[^<>]*)>\(\);"
     r"|\b(?P<flag>add_release|load_acquire)\("
+    r"|\b(?P<call>arrivals_(?:init|expect|wait)|(?:load|store)_relaxed|arrived)\("
 )
 # What a flag becomes: the same access without the order of memory.
 MUTANTS = """\
 #include <cstdlib>
+#include "cuda/device.cuh"
 namespace mutant {
 inline const int number = getenv("ADL_MUTANT") ? atoi(getenv("ADL_MUTANT")) : 0;
 inline unsigned add_release(unsigned* p, unsigned v) {
@@ -39,8 +41,41 @@ inline unsigned add_release(unsigned* p, unsigned v) {
 inline unsigned load_acquire(const unsigned* p) {
   return *static_cast<const volatile unsigned*>(p);
 }
+template <int removed>
+void arrivals_init(uint64_t* barrier) {
+  if (number != removed) adl::arrivals_init(barrier);
+}
+template <int removed, int fewer>
+void arrivals_expect(uint64_t* barrier, unsigned bytes) {
+  if (number != removed) adl::arrivals_expect(barrier, number == fewer ? bytes - 16 : bytes);
+}
+template <int removed, int other>
+void arrivals_wait(uint64_t* barrier, unsigned parity) {
+  if (number != removed) adl::arrivals_wait(barrier, number == other ? 1 - parity : parity);
+}
+template <int plain>
+uint4 load_relaxed(const uint4* p) {
+  return number == plain ? *p : adl::load_relaxed(p);
+}
+template <int plain>
+void store_relaxed(uint32_t* p, uint32_t v) {
+  number == plain ? void(*p = v) : adl::store_relaxed(p, v);
+}
+template <int always>
+bool arrived(uint4 v) {
+  return number == always || adl::arrived(v);
+}
 }
 """
+# What a call of one of these templates can become.
+CHANGES = {
+    "arrivals_init": ["no {}"],
+    "arrivals_expect": ["no {}", "{} of 16 bytes fewer"],
+    "arrivals_wait": ["no {}", "{} for the other parity"],
+    "load_relaxed": ["plain load for {}"],
+    "store_relaxed": ["plain store for {}"],
+    "arrived": ["always {}"],
+}
 RACE_EXIT = 66  # of racecheck.cpp
 
 
@@ -87,11 +122,17 @@ def mutate(file: Path, mutants: list[Mutant]) -> str:
         code, comment, rest = line.partition("//")
         redundant = rest.strip().startswith("redundant:")
 
-        def choose(change: str, at: int = number, redundant: bool = redundant) -> str:
+        def add(change: str, at: int = number, redundant: bool = redundant) -> str:
             mutants.append(Mutant(program, file, at, change, redundant, len(mutants) + 1))
-            return f"mutant::number != {len(mutants)}"
+            return str(len(mutants))
 
-        def replace(match: re.Match[str], choose=choose) -> str:
+        def choose(change: str, add=add) -> str:
+            return f"mutant::number != {add(change)}"
+
+        def replace(match: re.Match[str], add=add, choose=choose) -> str:
+            if call := match["call"]:
+                numbers = [add(change.format(call)) for change in CHANGES[call]]
+                return f"mutant::{call}<{', '.join(numbers)}>("
             if flag := match["flag"]:
                 return f"({choose(f'{flag} without order')} ? {flag} : mutant::{flag})("
             if groups := match["groups"]:

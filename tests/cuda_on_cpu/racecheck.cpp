@@ -2,8 +2,8 @@
 //
 // Kernels are compiled with -fsanitize=thread, whose calls come here instead of to its own library, which costs
 // megabytes a thread: the program is linked without that flag. Every thread has a vector clock. What orders
-// memory: __syncthreads, __syncwarp, barriers of clusters and of the grid, add_release with load_acquire. What does
-// not: shuffles, votes, tensor cores, plain atomics. Blocks are not ordered otherwise.
+// memory: __syncthreads, __syncwarp, barriers of clusters and of the grid, add_release with load_acquire, store_async
+// with arrivals_wait. What does not: shuffles, votes, tensor cores, other atomics. Blocks are not ordered otherwise.
 #include "racecheck.h"
 
 #include <dlfcn.h>
@@ -53,17 +53,18 @@ struct Actor {
   uint32_t time = 1;
   Clock seen;
   const ThreadView* view = nullptr;
+  const void* departed = nullptr;  // of a store under way: where in the kernel
 };
 
 struct Event {
   uint32_t id = 0, time = 0, code = 0;  // code: the address in this library
   uint8_t bytes = 0;                    // which of the two
+  bool atomic = false;
 };
 
 // The latest accesses of two bytes of memory.
 struct Cell {
   uint32_t launch = 0;
-  bool atomic = false;
   Event write, reads[2];
 };
 
@@ -142,12 +143,13 @@ void report(uintptr_t address, const char* what, uint32_t code, const char* othe
 }
 
 bool unordered(const Event& event, uint8_t bytes) {
-  return event.id && event.id != now->id && (event.bytes & bytes) && event.time > now->seen.at(event.id);
+  if (event.id == now->id && !now->departed) return false;
+  return event.id && (event.bytes & bytes) && event.time > now->seen.at(event.id);
 }
 
 enum Kind { kRead, kWrite, kAtomicRead, kAtomicWrite };
 
-void access(const volatile void* p, size_t n, Kind kind, void* caller) {
+void access(const volatile void* p, size_t n, Kind kind, const void* caller) {
   if (!now || n == 0) return;
   const uintptr_t begin = reinterpret_cast<uintptr_t>(p), end = begin + n;
   if (begin - reinterpret_cast<uintptr_t>(self->stack) < kStackBytes) return;  // the thread's own
@@ -162,26 +164,27 @@ void access(const volatile void* p, size_t n, Kind kind, void* caller) {
       cell = Cell();
       cell.launch = d.launch;
     }
-    if (!quiet && unordered(cell.write, bytes) && !(atomic && cell.atomic)) {
+    if (!quiet && unordered(cell.write, bytes) && !(atomic && cell.write.atomic)) {
       report(at, writes ? "write" : "read", code, "write", cell.write);
       quiet = true;
     }
-    const Event event{now->id, now->time, code, bytes};
+    const Event event{now->id, now->time, code, bytes, atomic};
     if (writes) {
       for (const Event& read : cell.reads) {
-        if (quiet || !unordered(read, bytes)) continue;
+        if (quiet || !unordered(read, bytes) || (atomic && read.atomic)) continue;
         report(at, "write", code, "read", read);
         quiet = true;
       }
       cell.write = event;
-      cell.atomic = atomic;
       if (!atomic) cell.reads[0].id = cell.reads[1].id = 0;
-    } else if (!atomic) {
+    } else if (atomic) {  // takes nobody's place
+      if (!cell.reads[1].id || cell.reads[1].atomic) cell.reads[1] = event;
+    } else {
       if (cell.reads[0].id != event.id) cell.reads[1] = cell.reads[0];
       cell.reads[0] = event;
     }
   }
-  if (!atomic && caller) maybe_preempt();
+  if (!atomic && caller && !now->departed) maybe_preempt();
 }
 
 void find_library() {
@@ -228,7 +231,25 @@ void acquire(const void* tag) {
 
 void forget(const void* tag) { d.tags.erase(tag); }
 void read(const void* p, size_t bytes) { access(p, bytes, kRead, nullptr); }
-void write(const void* p, size_t bytes) { access(p, bytes, kWrite, nullptr); }
+void write(const void* p, size_t bytes, const void* caller) { access(p, bytes, kWrite, caller); }
+void atomic_read(const void* p, size_t bytes, const void* caller) { access(p, bytes, kAtomicRead, caller); }
+
+void* depart(const void* caller) {
+  Actor* actor = new Actor(*now);
+  actor->departed = caller;
+  actor->seen.cover(now->id, now->id + 1);
+  actor->seen.times[now->id - actor->seen.first] = now->time++;
+  return actor;
+}
+
+void arrive(void* departed, const void* p, size_t bytes, const uint64_t* barrier, const void* tag) {
+  const std::unique_ptr<Actor> actor(static_cast<Actor*>(departed));
+  Actor* running = std::exchange(now, actor.get());
+  access(p, bytes, barrier ? kWrite : kAtomicWrite, actor->departed);
+  if (barrier) access(barrier, sizeof *barrier, kAtomicRead, actor->departed);
+  now = running;
+  if (barrier) d.tags[tag].merge(actor->seen);
+}
 
 }  // namespace emulator::race
 

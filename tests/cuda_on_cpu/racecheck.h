@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 
 namespace emulator {
@@ -17,9 +18,15 @@ void* make_thread(const ThreadView* view);  // until the next begin_launch()
 void run_thread(void* thread);              // null: the host
 void release(const void* tag);              // what the thread did so far is ordered before ...
 void acquire(const void* tag);              // ... what it does after this
-void read(const void* p, size_t bytes);     // by the running thread
-void write(const void* p, size_t bytes);    // the same
 void forget(const void* tag);               // it will stand for something else
+// By the running thread; `caller` is where in the kernel.
+void read(const void* p, size_t bytes);
+void write(const void* p, size_t bytes, const void* caller = nullptr);
+void atomic_read(const void* p, size_t bytes, const void* caller);
+// A store that lands later is ordered as its thread was when that departed. If a barrier counts it, it releases that to
+// the tag; else it is atomic.
+void* depart(const void* caller);
+void arrive(void* departed, const void* p, size_t bytes, const uint64_t* barrier, const void* tag);
 #else
 inline void begin_launch() {}
 inline std::string end_launch() { return {}; }
@@ -28,8 +35,11 @@ inline void run_thread(void*) {}
 inline void release(const void*) {}
 inline void acquire(const void*) {}
 inline void read(const void*, size_t) {}
-inline void write(const void*, size_t) {}
+inline void write(const void*, size_t, const void* = nullptr) {}
 inline void forget(const void*) {}
+inline void atomic_read(const void*, size_t, const void*) {}
+inline void* depart(const void*) { return nullptr; }
+inline void arrive(void*, const void*, size_t, const uint64_t*, const void*) {}
 #endif
 
 }  // namespace race

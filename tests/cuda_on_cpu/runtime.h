@@ -23,6 +23,18 @@ struct Copy {
 };
 
 struct Thread;
+struct Block;
+
+// A store that only its thread has seen.
+struct Store {
+  void* to;
+  unsigned bytes;
+  unsigned char value[16];
+  Thread* by;
+  uint64_t* barrier;  // counts it; null: of store_relaxed
+  Block* in;          // of the barrier
+  void* departed;     // for the race detector
+};
 
 // Lanes of a warp that meet at one statement.
 struct Meeting : Lanes {
@@ -59,6 +71,8 @@ struct Block {
   unsigned char* shared = nullptr;
   std::unordered_map<const void*, Array> arrays;
   size_t array_bytes = 0;
+  std::vector<uint64_t*> arrivals;  // barriers that count stores
+  std::vector<Thread*> waiting;     // for one of them
 };
 
 struct Thread : ThreadView {
@@ -69,6 +83,8 @@ struct Thread : ThreadView {
   Site site{"not started", "", 0};
   bool done = false;
   std::vector<std::vector<Copy>> copies;  // by group; the last one is open
+  uint64_t* awaits = nullptr;             // a barrier that counts stores
+  unsigned relaxed_stores = 0;            // under way
 };
 
 enum class Schedule { kFifo, kLifo, kRandom };
@@ -88,10 +104,12 @@ struct Launch {
   const std::function<void()>* body = nullptr;
   std::vector<Block> blocks;  // those under way
   std::vector<Barrier> clusters;
-  Barrier grid;
+  Barrier grid{};
   unsigned live = 0;   // threads of these blocks that have not ended
   unsigned spins = 0;  // since the last progress
-  std::string error;
+  std::vector<Store> under_way{};
+  unsigned patience = 1;  // of `random`: scheduling points for each that lands
+  std::string error{};
 };
 extern Launch current;
 
@@ -118,6 +136,15 @@ std::string who_waits();
 // ---- collectives.cpp
 void wait_at(Barrier& barrier, unsigned expected, Site site);
 void open_if_full(Barrier& barrier, unsigned expected);
+
+Block* block_of(unsigned rank);  // in this cluster
+
+// ---- arrivals.cpp
+void some_stores_land();          // at every scheduling point
+bool one_store_lands();           // where no thread can run; false: none is under way
+void publish(const void* tag);    // race::release, but first its relaxed stores land; null: only that
+void no_stores_to(Block& block);  // which has exited
+std::string barrier_state(const uint64_t* barrier);
 
 // ---- log.cpp
 void count_launch(const void* kernel, uint64_t threads);

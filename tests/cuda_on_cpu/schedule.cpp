@@ -81,12 +81,14 @@ void begin_schedule(size_t threads) {
   ring.assign(threads, nullptr);
   head = count = 0;
   by_priority = random_number() % 3 != 0;
+  current.patience = 1u << random_number() % 8;
 }
 
 void make_ready(Thread* thread) { ring[(head + count++) % ring.size()] = thread; }
 
 Thread* next_ready() {
-  if (!count) return nullptr;
+  while (!count)
+    if (!one_store_lands()) return nullptr;
   if (settings().schedule == Schedule::kLifo) return ring[(head + --count) % ring.size()];
   if (settings().schedule == Schedule::kRandom) std::swap(ring[random_candidate()], ring[head]);
   Thread* thread = ring[head];
@@ -116,6 +118,7 @@ void resume(Thread* thread) {
 void suspend(Site site) {
   Thread* thread = me();
   thread->site = site;
+  some_stores_land();
   Thread* next = next_ready();
   if (!next) fail("deadlock: no thread can run");
   if (next != thread) resume(next);
@@ -124,7 +127,7 @@ void suspend(Site site) {
 
 void spin(Site site) {
   if (++current.spins > 100 * ring.size() + 100000) fail("livelock: a spin-wait is never satisfied");
-  if (!count) fail("livelock: a spin-wait, and no other thread can run");
+  if (settings().schedule == Schedule::kLifo || !count) one_store_lands();
   me()->warp->priority = 0;                      // everybody else first
   if (settings().schedule == Schedule::kLifo) {  // at the other end, or it would be next again
     head = (head + ring.size() - 1) % ring.size();
@@ -148,7 +151,8 @@ std::string who_waits() {
   for (const Block& block : current.blocks) {
     for (const Thread& t : block.threads) {
       if (t.done) continue;
-      snprintf(text, sizeof text, "%s %s:%d", t.site.what, t.site.file, t.site.line);
+      const std::string state = t.awaits ? ": " + barrier_state(t.awaits) : "";
+      snprintf(text, sizeof text, "%s %s:%d%s", t.site.what, t.site.file, t.site.line, state.c_str());
       auto& [threads, example] = places[text];
       if (threads++) continue;
       snprintf(text, sizeof text, "block (%u,%u,%u) thread (%u,%u,%u)", t.block.x, t.block.y, t.block.z, t.thread.x,

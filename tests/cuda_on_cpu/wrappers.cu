@@ -1,7 +1,9 @@
 // Runs the kernels of wrappers.cuh and compares them with plain C++: one line per check, exit code 1 if one is wrong.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <string>
 #include <vector>
 
 #include "checks.h"
@@ -60,13 +62,84 @@ void test_relay(const char* name) {
   compare(name, xd.host(), x);
 }
 
-void test_cluster() {
+// So that sums of words are anything but small.
+std::vector<uint32_t> bits(size_t n, uint32_t seed) {
+  std::vector<uint32_t> v(n);
+  for (uint32_t& x : v) x = (seed = seed * 1664525u + 1013904223u) & 0x7fffffffu;
+  return v;
+}
+
+void test_words() {
+  const size_t blocks = 4, threads = 64, n = blocks * threads, steps = 20;
+  auto words = bits(n, 9);
+  words.resize(n * (steps + 1), adl::kAbsent);
+  const Array<uint32_t> wd(words);
+  for (size_t t = 0; t < steps; ++t)
+    for (size_t i = 0; i < n; ++i) {
+      const uint32_t* v = words.data() + t * n + (i + threads + 1) % (n / 4) * 4;
+      words[(t + 1) * n + i] = (v[0] + 3 * v[1] + 5 * v[2] + 7 * v[3]) & 0x7fffffffu;
+    }
+  adl::LaunchOptions options;
+  options.cooperative = true;
+  check(adl::launch(adl::word_relay, blocks, threads, nullptr, options, wd, static_cast<int>(steps)));
+  compare("word_relay", wd.host(), words);
+}
+
+bool has_clusters() {
   int major = 0;
   check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
-  if (major < 9) {
-    printf("cluster_relay: skipped, needs compute capability 9.0\n");
-    return;
+  if (major < 9) printf("clusters: skipped, they need compute capability 9.0\n");
+  return major >= 9;
+}
+
+void test_exchange(unsigned size) {
+  const size_t blocks = 2 * size, threads = 32, n = blocks * threads * 4, steps = 21;
+  const auto x = bits(n, 10);
+  auto y = x;
+  for (size_t t = 0; t < steps; ++t) {
+    const auto v = y;
+    for (size_t i = 0; i < n; ++i)
+      for (size_t r = 0; r < size; ++r) {
+        const size_t block = i / 4 / threads, thread = i / 4 % threads, word = i % 4;
+        const size_t from = block / size * size + r, sender = (thread + r + 1) % threads;
+        y[i] += static_cast<uint32_t>(word < 2 ? r : 1) * v[(from * threads + sender) * 4 + word];
+      }
   }
+  const Array<uint32_t> xd(x), yd(std::vector<uint32_t>(n, 0));
+  const auto words = [](uint32_t* p) { return reinterpret_cast<uint4*>(p); };
+  adl::LaunchOptions options;
+  options.cluster = size;
+  options.shared_bytes = 2 * size * threads * sizeof(uint4);
+  check(adl::launch(adl::exchange, blocks, threads, nullptr, options, words(xd), words(yd), size,
+                    static_cast<int>(steps)));
+  compare("exchange between " + std::to_string(size), yd.host(), y);
+}
+
+// As many clusters as the emulator pretends; on a GPU as many as it has.
+void test_occupancy() {
+  const auto* kernel = reinterpret_cast<const void*>(adl::exchange);
+  const auto clusters = [&](int size) { return adl::active_clusters(kernel, size, 256, 200 * 1024); };
+  std::vector<int> got, expected{132, 31, 15, 7, 0};
+  for (int size : {1, 4, 8, 16, 17}) got.push_back(clusters(size));
+#ifndef ADL_CUDA_ON_CPU
+  printf("active_clusters: %d of 4 blocks, %d of 8, %d of 16\n", got[1], got[2], got[3]);
+  expected = {got[0], std::min(got[1], got[0] / 4), std::min(got[2], got[0] / 8), std::min(got[3], got[0] / 16), 0};
+#endif
+  compare("active_clusters", got, expected);
+}
+
+void test_too_many() {
+  const auto* kernel = reinterpret_cast<const void*>(adl::relay<false>);
+  adl::LaunchOptions options;
+  options.cooperative = true;
+  const auto blocks = static_cast<unsigned>(adl::active_blocks(kernel, 1024, 0)) + 1;
+  const cudaError_t error = adl::launch(adl::relay<false>, blocks, 1024, nullptr, options, static_cast<float*>(nullptr),
+                                        static_cast<unsigned*>(nullptr), 0);
+  cudaGetLastError();  // it stays until someone asks
+  compare("active_blocks", std::vector<int>{error}, std::vector<int>{cudaErrorCooperativeLaunchTooLarge});
+}
+
+void test_cluster() {
   const size_t blocks = 8, threads = 64, steps = 5;
   const auto x = numbers(blocks * threads, 3);
   std::vector<float> y = x;
@@ -177,7 +250,13 @@ void run_all() {
   test_blocks();
   test_relay<true>("relay, own barrier");
   test_relay<false>("relay, grid_barrier");
-  test_cluster();
+  test_words();
+  test_too_many();
+  if (has_clusters()) {
+    test_cluster();
+    for (unsigned size : {4u, 8u, 16u}) test_exchange(size);
+    test_occupancy();
+  }
   test_product<BFloat>("mma_bf16", adl::product<BFloat>, 16);
   test_product<Half>("mma_f16", adl::product<Half>, 16);
   test_product<float>("mma_tf32", adl::product_tf32, 8);

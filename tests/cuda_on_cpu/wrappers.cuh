@@ -106,6 +106,52 @@ __global__ void cluster_relay(const float* x, float* y, int steps) {
   cluster_barrier();
 }
 
+// ---- stores counted by barriers
+
+// In every step each thread sends 16 bytes to all blocks of its cluster, and adds up what one thread of each has sent.
+// Nobody sends again into a buffer that a block still reads: for that all its threads must have sent the next step.
+__global__ void exchange(const uint4* x, uint4* y, unsigned blocks, int steps) {
+  ADL_DYNAMIC_SHARED(memory);
+  ADL_SHARED(uint64_t, full, 2);
+  const unsigned n = blockDim.x, i = threadIdx.x, rank = cluster_rank();
+  if (i == 0) arrivals_init(full);
+  if (i == 0) arrivals_init(full + 1);
+  cluster_barrier();
+  uint4 v = x[blockIdx.x * n + i];
+  for (int t = 0; t < steps; ++t) {
+    uint64_t* barrier = full + t % 2;
+    uint4* sent = reinterpret_cast<uint4*>(memory) + static_cast<unsigned>(t % 2) * blocks * n;  // [blocks, threads]
+    if (i == 0) arrivals_expect(barrier, blocks * n * 16);
+    for (unsigned r = 0; r < blocks; ++r) store_async(sent + rank * n + i, v, barrier, r);
+    arrivals_wait(barrier, static_cast<unsigned>(t / 2) % 2);
+    for (unsigned r = 0; r < blocks; ++r) {
+      const uint4 other = sent[r * n + (i + r + 1) % n];
+      v = {v.x + r * other.x, v.y + r * other.y, v.z + other.z, v.w + other.w};
+    }
+  }
+  y[blockIdx.x * n + i] = v;
+}
+
+// ---- words that are their own flags
+
+__device__ __forceinline__ uint4 receive(const uint4* p) {
+  uint4 v = load_relaxed(p);
+  while (!arrived(v)) {
+    spin();
+    v = load_relaxed(p);
+  }
+  return v;
+}
+
+// words[t + 1, i] = a sum of four of words[t], [steps + 1, threads of the grid]; all but the first row are absent.
+__global__ void word_relay(uint32_t* words, int steps) {
+  const unsigned n = gridDim.x * blockDim.x, i = blockIdx.x * blockDim.x + threadIdx.x;
+  for (int t = 0; t < steps; ++t, words += n) {
+    const uint4 v = receive(reinterpret_cast<const uint4*>(words) + (i + blockDim.x + 1) % (n / 4));
+    store_relaxed(words + n + i, (v.x + 3 * v.y + 5 * v.z + 7 * v.w) & 0x7fffffffu);
+  }
+}
+
 // ---- tensor cores
 
 __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat) {

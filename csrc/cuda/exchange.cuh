@@ -1,0 +1,256 @@
+// How the blocks of a team exchange states. Each has, in its shared memory, rows [sequences, parts, states] of what its
+// product multiplies: one part in forward, h; in backward as many as there are gates.
+//
+// Cluster: the blocks of a cluster push their states into each other's memory, where a barrier counts bytes. Two
+// buffers are enough: who sends the state after next has received all of the next, so everyone has used this one.
+//
+// Grid: any blocks, all under way at once. States lie in global memory, where they are results anyhow, and every word
+// of them is its own flag: it is kAbsent until it is stored, once. So nothing is inferred from one word about another,
+// and no fence is needed. A wait is bounded: past it, results are NaN.
+#pragma once
+
+#include "cuda/launch.h"
+#include "cuda/step.cuh"
+#include "cuda/tile.cuh"
+
+namespace adl {
+
+// Numbers that are loaded and stored as a whole.
+template <class T, int n>
+struct alignas(sizeof(T) * n) Word {
+  T of[n];
+};
+
+// A thread's word of states, one number or two, as the tiles have them.
+template <class Tile, int n>
+__device__ __forceinline__ uint32_t state_word(const float (&v)[n]) {
+  if constexpr (n == 2)
+    return pack(Tile::state(v[0]), Tile::state(v[1]));
+  else
+    return Tile::state(v[0]);
+}
+
+// Stores the first `count` of a word.
+template <class T, int n>
+__device__ __forceinline__ void store_word(T* to, const float (&v)[n], int count) {
+  if (count == n && reinterpret_cast<uintptr_t>(to) % (sizeof(T) * n) == 0) {
+    Word<T, n> word;
+#pragma unroll
+    for (int i = 0; i < n; ++i) word.of[i] = from_acc<T>(v[i]);
+    *reinterpret_cast<Word<T, n>*>(to) = word;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < n; ++i)
+    if (i < count) to[i] = from_acc<T>(v[i]);
+}
+
+// Where a sequence's states come from: rows of T with parts, null for zeros; `mail` if they may not be there yet.
+template <class T>
+struct Source {
+  const T* row;
+  bool mail;
+};
+
+template <class Cell, class T, class Tile, bool backward>
+class States {
+ public:
+  using State = typename Tile::State;
+  static constexpr int kParts = backward ? Cell::kGates : 1;
+
+  __device__ __forceinline__ States(unsigned char* shared, const TeamLayout& layout, int64_t H, int rows, int buffers)
+      : of_(reinterpret_cast<State*>(shared + layout.states)),
+        sources_(reinterpret_cast<Source<T>*>(shared + layout.sources)),
+        stride_(layout.stride),
+        part_(tiles(H) * kTile),
+        H_(unsigned(H)),
+        rows_(rows) {
+    for (int k = threadIdx.x; k < buffers * rows * stride_; k += kTeamThreads) of_[k] = Tile::state(0.0f);
+  }
+
+ protected:
+  // Of T's rows.
+  __device__ __forceinline__ unsigned part_of_row(int q) const { return backward ? hh<Cell>(q) * H_ : 0; }
+
+  State* of_;
+  Source<T>* sources_;  // [2, rows]
+  int stride_, part_;
+  unsigned H_;
+  int rows_;
+  unsigned turn_ = 0;
+};
+
+template <class Cell, class T, class Tile, bool backward>
+class Cluster : States<Cell, T, Tile, backward> {
+ public:
+  using Base = States<Cell, T, Tile, backward>;
+  using State = typename Tile::State;
+  static constexpr int kBuffers = 2;
+  static constexpr bool kPolls = false;
+
+  __device__ __forceinline__ Cluster(unsigned char* shared, const TeamLayout& layout, const TeamShape& shape, int64_t H,
+                                     int rows, unsigned)
+      : Base(shared, layout, H, rows, kBuffers),
+        barriers_(reinterpret_cast<uint64_t*>(shared)),
+        size_(shape.rows * layout.stride),
+        blocks_(shape.blocks) {
+    constexpr int kUnits = 16 / sizeof(State);
+    bytes_ = (unsigned(H) + kUnits - 1) / kUnits * 16 * Base::kParts * rows;
+    if (threadIdx.x != 0) return;
+    for (int k = 0; k < kBuffers; ++k) arrivals_init(barriers_ + k), arrivals_expect(barriers_ + k, bytes_);
+  }
+
+  // Whether this block has no units; then it has met the others, if they have anything to do.
+  __device__ __forceinline__ bool is_idle(bool meets) const {
+    const bool idle = blockIdx.x >= unsigned(blocks_);
+    if (idle && meets) meet();
+    return idle;
+  }
+
+  // Before the first receive, where sequence `column` begins.
+  __device__ __forceinline__ void announce(int column, const T* row, bool) { this->sources_[column] = {row, false}; }
+
+  __device__ __forceinline__ const State* receive() {
+    State* const states = this->of_ + (this->turn_ & 1) * size_;
+    uint64_t* const barrier = barriers_ + (this->turn_ & 1);
+    if (this->turn_ == 0) {
+      __syncthreads();
+      for (int k = threadIdx.x; !backward && k < this->rows_ * int(this->H_); k += kTeamThreads) {
+        const T* row = this->sources_[k / this->H_].row;
+        if (row) states[k / this->H_ * this->stride_ + k % this->H_] = Tile::state(to_acc(row[k % this->H_]));
+      }
+      meet();
+    } else {
+      arrivals_wait(barrier, (this->turn_ - 1) / 2 & 1);
+      if (threadIdx.x == 0) arrivals_expect(barrier, bytes_);
+    }
+    ++this->turn_;
+    return states;
+  }
+
+  // By all threads: the thread's word of part q, if it has one, of units from u on. Four neighbours make 16 bytes,
+  // which each sends to a quarter of the blocks.
+  __device__ __forceinline__ void send(bool has, int column, unsigned u, int q, uint32_t word) {
+    const int lane = threadIdx.x % 32, quarter = lane % 4;
+    uint32_t v[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) v[k] = __shfl_sync(0xffffffffu, word, lane - quarter + k);
+    const unsigned first = u - quarter * (4 / sizeof(State));
+    if (!has || first >= this->H_) return;
+    State* to = this->of_ + (this->turn_ & 1) * size_ + column * this->stride_ + q * this->part_ + first;
+    for (int rank = quarter; rank < blocks_; rank += 4)
+      store_async(to, make_uint4(v[0], v[1], v[2], v[3]), barriers_ + (this->turn_ & 1), rank);
+  }
+
+  // Results.
+  template <int n>
+  __device__ __forceinline__ void store(T* to, const float (&v)[n], int count) const {
+    store_word(to, v, count);
+  }
+
+ private:
+  // Once: the barriers are ready.
+  __device__ __forceinline__ void meet() const { cluster_barrier(); }
+
+  uint64_t* barriers_;
+  int size_, blocks_;
+  unsigned bytes_;
+};
+
+template <class Cell, class T, class Tile, bool backward>
+class Grid : States<Cell, T, Tile, backward> {
+ public:
+  using Base = States<Cell, T, Tile, backward>;
+  using State = typename Tile::State;
+  static constexpr int kBuffers = 1;
+  static constexpr bool kPolls = true;
+
+  __device__ __forceinline__ Grid(unsigned char* shared, const TeamLayout& layout, const TeamShape&, int64_t H,
+                                  int rows, unsigned most_polls)
+      : Base(shared, layout, H, rows, kBuffers), most_polls_(most_polls) {}
+
+  __device__ __forceinline__ bool is_idle(bool) const { return false; }
+
+  // For the next receive: where the states of sequence `column` stand.
+  __device__ __forceinline__ void announce(int column, const T* row, bool mail) {
+    this->sources_[(this->turn_ & 1) * this->rows_ + column] = {row, mail};
+  }
+
+  __device__ __forceinline__ const State* receive() {
+    if (this->turn_ == 0) __syncthreads();  // for what was announced
+    const Source<T>* sources = this->sources_ + (this->turn_ & 1) * this->rows_;
+    ++this->turn_;
+    const unsigned per_part = this->H_ / kNumbers, per_row = per_part * Base::kParts, all = this->rows_ * per_row;
+    for (unsigned k = threadIdx.x; k < all; k += kAtOnce * kTeamThreads) {
+      uint4 v[kAtOnce];
+      const uint4* from[kAtOnce];
+      State* to[kAtOnce];
+      bool mail[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const unsigned at = k + i * kTeamThreads;
+        mail[i] = false;
+        if (at >= all) continue;
+        const unsigned column = at / per_row, q = at % per_row / per_part, unit = at % per_part * kNumbers;
+        const Source<T> source = sources[column];
+        from[i] = reinterpret_cast<const uint4*>(source.row + this->part_of_row(q) + unit);
+        to[i] = this->of_ + column * this->stride_ + q * this->part_ + unit;
+        mail[i] = source.mail;
+        if (mail[i])
+          v[i] = load_relaxed(from[i]);
+        else
+          put(to[i], source.row, this->part_of_row(q) + unit);
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (!mail[i]) continue;
+        for (unsigned polls = 0; !arrived(v[i]); ++polls) {
+          if (polls >= most_polls_) {
+            most_polls_ = 0;  // what is late once comes no more
+            break;
+          }
+          spin();
+          v[i] = load_relaxed(from[i]);
+        }
+        put(to[i], v[i]);
+      }
+    }
+    __syncthreads();
+    return this->of_;
+  }
+
+  // What others need they get by store().
+  __device__ __forceinline__ void send(bool, int, unsigned, int, uint32_t) const {}
+
+  // Results, which others wait for.
+  template <int n>
+  __device__ __forceinline__ void store(T* to, const float (&v)[n], int) const {
+    uint32_t word;
+    if constexpr (n == 2)
+      word = pack(from_acc<T>(v[0]), from_acc<T>(v[1]));
+    else
+      word = __float_as_uint(v[0]);
+    store_relaxed(reinterpret_cast<uint32_t*>(to), word == kAbsent ? kOtherNaN : word);
+  }
+
+ private:
+  static constexpr unsigned kNumbers = 16 / sizeof(T), kAtOnce = 4;
+  static constexpr uint32_t kOtherNaN = sizeof(T) == 2 ? 0x7fff7fffu : 0x7fffffffu;
+
+  static __device__ __forceinline__ void put(State* to, uint4 v) {
+    if constexpr (sizeof(T) == 4) {
+      v.x = to_tf32(__uint_as_float(v.x)), v.y = to_tf32(__uint_as_float(v.y));
+      v.z = to_tf32(__uint_as_float(v.z)), v.w = to_tf32(__uint_as_float(v.w));
+    }
+    *reinterpret_cast<uint4*>(to) = v;
+  }
+  // Of a row at hand, aligned or not; null: zeros.
+  static __device__ __forceinline__ void put(State* to, const T* row, unsigned at) {
+#pragma unroll
+    for (unsigned i = 0; i < kNumbers; ++i) to[i] = Tile::state(row ? to_acc(row[at + i]) : 0.0f);
+  }
+
+  unsigned most_polls_;
+};
+
+}  // namespace adl

@@ -1,0 +1,282 @@
+// Teams of blocks that hold W_hh of a direction together and scan some sequences: a block has some units with all their
+// gates. At every step each needs the states of all units, in backward the gradients of all gates: how these travel is
+// the Exchange, see cluster.cuh and grid.cuh.
+//
+// A step: receive, multiply, add up what the warps summed over different states, the cell, send. The thread that owns a
+// word of a sequence's state, one unit or two, has it in registers all the time.
+#pragma once
+
+#include "cuda/exchange.cuh"
+#include "cuda/share.cuh"
+
+namespace adl {
+
+// The place of a block in its team, and of a thread in the block.
+template <class Tile>
+struct Member {
+  static constexpr int kUnits = word_units(Tile::kArithmetic);  // of a thread
+
+  const Steps& s;
+  int64_t first, b;  // the first sequence of the team, the thread's own
+  int rows;          // sequences of the team
+  int column, at;    // the thread's sequence in the team and its first unit in the block
+  unsigned u;        // its first unit
+  int units;         // of its word that exist; 0: it owns nothing
+  int64_t length;    // steps 0 .. length - 1 have sequences of the team
+
+  __device__ __forceinline__ Member(const Steps& s, int64_t H, const TeamShape& shape, int64_t first_team) : s(s) {
+    first = (first_team + blockIdx.y) * shape.rows;
+    rows = static_cast<int>(s.B - first < shape.rows ? s.B - first : shape.rows);
+    const int words = shape.units / kUnits;
+    column = threadIdx.x / words, at = threadIdx.x % words * kUnits;
+    b = first + column, u = blockIdx.x * shape.units + at;
+    units = column >= rows || u >= H ? 0 : u + kUnits <= H ? kUnits : static_cast<int>(H - u);
+    length = s.T;
+    if (s.offsets) {  // the first step without any
+      int64_t low = 0;
+      for (int64_t high = s.T; low < high;) {
+        const int64_t middle = (low + high) / 2;
+        count_of(s, middle) > first ? low = middle + 1 : high = middle;
+      }
+      length = low;
+    }
+    if (!s.lengths) return;
+    int64_t longest = 0;
+    for (int k = 0; k < rows; ++k) longest = s.lengths[first + k] > longest ? s.lengths[first + k] : longest;
+    length = longest < length ? longest : length;
+  }
+
+  // Whether the team scans the n-th step.
+  __device__ __forceinline__ bool runs(int64_t n) const { return n >= s.begin && n < s.end && step_of(s, n) < length; }
+  // Whether there is a row for the thread's sequence.
+  __device__ __forceinline__ bool has_row(int64_t t) const { return units > 0 && b < count_of(s, t); }
+};
+
+// Adds to `to` what the warps of each slice have summed for a thread's word; `from` at the first slice's.
+template <int n>
+__device__ __forceinline__ void add_slices(float (&to)[n], const float* from, int slices, int apart) {
+  for (int k = 0; k < slices; ++k, from += apart) {
+    const Word<float, n> one = *reinterpret_cast<const Word<float, n>*>(from);
+#pragma unroll
+    for (int i = 0; i < n; ++i) to[i] += one.of[i];
+  }
+}
+
+template <class Cell, class T, class Tile, class Exchange>
+__global__ void __launch_bounds__(kTeamThreads, 1)
+    team_forward(const __grid_constant__ Directions<ForwardScan<T>> directions, const TeamShape shape,
+                 int64_t first_team, unsigned most_polls) {
+  constexpr int kUnits = word_units(Tile::kArithmetic), kGates = Cell::kGates, kPre = Cell::kPre;
+  const ForwardScan<T>& s = directions.of[blockIdx.z];
+  const Member<Tile> me(s.steps, s.H, shape, first_team);
+  ADL_DYNAMIC_SHARED(shared);
+  const TeamLayout layout = team_layout(shape, s.H, kGates, Tile::kArithmetic, false, Exchange::kBuffers);
+  const Share<Cell, T, Tile, false> w(s.w_hh, s.H, shape, blockIdx.x * shape.units, reinterpret_cast<uint4*>(shared),
+                                      reinterpret_cast<uint4*>(shared + layout.spilled));
+  Exchange exchange(shared, layout, shape, s.H, me.rows, most_polls);
+  if (exchange.is_idle(me.runs(s.steps.begin) || me.runs(s.steps.end - 1))) return;
+  float* const sums = reinterpret_cast<float*>(shared + layout.sums);
+  const float* const own_sums = sums + me.column * layout.sums_stride + me.at;
+
+  float h[kUnits] = {}, c[kUnits] = {}, bias[kUnits][kPre], gx[kUnits][kGates] = {}, next_gx[kUnits][kGates] = {};
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    load_bias<Cell>(s.b_ih, s.b_hh, s.H, me.u + i, bias[i]);
+    if (i >= me.units) continue;
+    h[i] = s.h[me.b * s.H + me.u + i];
+    if (Cell::kHasC) c[i] = s.c[me.b * s.H + me.u + i];
+  }
+  const auto load = [&](int64_t t, float (&to)[kUnits][kGates]) {
+    if (!me.has_row(t)) return;
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i)
+      if (i < me.units) load_gx<Cell>(s, row_of(s.steps, t) + me.b, 0, me.u + i, to[i]);
+  };
+  // The state before step t of the team's sequence `column`.
+  const auto announce = [&](int64_t t, int column) {
+    const At at(s.steps, t, me.first + column);
+    if (at.fresh)
+      exchange.announce(column, nullptr, false);
+    else if (at.previous < 0)
+      exchange.announce(column, s.h_0 + at.b * s.H, false);
+    else
+      exchange.announce(column, s.y + at.previous * s.y_stride, true);
+  };
+
+  bool begun = false;
+  load(step_of(s.steps, s.steps.begin), gx);
+  for (int64_t n = s.steps.begin; n < s.steps.end; ++n) {
+    const int64_t t = step_of(s.steps, n), next = step_of(s.steps, n + 1);
+    const bool runs = me.runs(n), more = me.runs(n + 1);
+    if (n + 1 < s.steps.end) load(next, next_gx);
+    if (runs) {
+      if (!begun && threadIdx.x < unsigned(me.rows)) announce(t, threadIdx.x);
+      begun = true;
+      const typename Tile::State* states = exchange.receive();
+      if (Exchange::kPolls && more && threadIdx.x < unsigned(me.rows)) announce(next, threadIdx.x);
+      w.multiply(shape.wide, states, layout.stride, me.rows, sums, layout.sums_stride, layout.sums_slice);
+      __syncthreads();
+    }
+
+    float y[kUnits] = {}, kept_c[kUnits] = {}, gates[kPre][kUnits] = {};
+    const bool stores = me.has_row(t);
+    const int64_t row = row_of(s.steps, t) + me.b;
+    if (stores) {
+      const At at(s.steps, t, me.b);
+      if (at.active) {
+        float gh[kGates][kUnits] = {};
+#pragma unroll
+        for (int q = 0; q < kGates; ++q) add_slices(gh[q], own_sums + q * shape.units, shape.slices, layout.sums_slice);
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) {
+          if (i >= me.units) continue;
+          if (at.fresh) h[i] = c[i] = 0;
+          float gh_i[kGates], pre[kPre];
+#pragma unroll
+          for (int q = 0; q < kGates; ++q) gh_i[q] = gh[q][i];
+          forward_cell<Cell>(s, me.u + i, bias[i], gx[i], gh_i, h[i], c[i], pre);
+          y[i] = h[i], kept_c[i] = c[i];
+#pragma unroll
+          for (int p = 0; p < kPre; ++p) gates[p][i] = pre[p];
+        }
+      }
+    }
+    if (runs && more) {
+      __syncwarp();  // the next sums go where lanes have read theirs, once all words of the block have come
+      const bool fresh = me.units > 0 && s.steps.reset && At(s.steps, next, me.b).fresh;
+      float seen[kUnits];
+#pragma unroll
+      for (int i = 0; i < kUnits; ++i) seen[i] = fresh ? 0 : h[i];
+      exchange.send(me.column < me.rows, me.column, me.u, 0, state_word<Tile>(seen));
+    }
+    if (stores) {
+      exchange.store(s.y + row * s.y_stride + me.u, y, me.units);
+      if (Cell::kHasC && s.kept_c) store_word(s.kept_c + row * s.H + me.u, kept_c, me.units);
+      if (Cell::kSavesGates && s.gates)
+#pragma unroll
+        for (int p = 0; p < kPre; ++p) store_word(s.gates + row * (kPre * s.H) + p * s.H + me.u, gates[p], me.units);
+    }
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i)
+#pragma unroll
+      for (int q = 0; q < kGates; ++q) gx[i][q] = next_gx[i][q];
+  }
+
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    if (i >= me.units) continue;
+    s.h[me.b * s.H + me.u + i] = h[i];
+    if (Cell::kHasC) s.c[me.b * s.H + me.u + i] = c[i];
+  }
+}
+
+template <class Cell, class T, class Tile, class Exchange>
+__global__ void __launch_bounds__(kTeamThreads, 1)
+    team_backward(const __grid_constant__ Directions<BackwardScan<T>> directions, const TeamShape shape,
+                  int64_t first_team, unsigned most_polls) {
+  constexpr int kUnits = word_units(Tile::kArithmetic), kGates = Cell::kGates, kPre = Cell::kPre;
+  const BackwardScan<T>& s = directions.of[blockIdx.z];
+  const Member<Tile> me(s.steps, s.H, shape, first_team);
+  ADL_DYNAMIC_SHARED(shared);
+  const TeamLayout layout = team_layout(shape, s.H, kGates, Tile::kArithmetic, true, Exchange::kBuffers);
+  const Share<Cell, T, Tile, true> w(s.w_hh, s.H, shape, blockIdx.x * shape.units, reinterpret_cast<uint4*>(shared),
+                                     reinterpret_cast<uint4*>(shared + layout.spilled));
+  Exchange exchange(shared, layout, shape, s.H, me.rows, most_polls);
+  if (exchange.is_idle(me.runs(s.steps.begin) || me.runs(s.steps.end - 1))) return;
+  float* const sums = reinterpret_cast<float*>(shared + layout.sums);
+  const float* const own_sums = sums + me.column * layout.sums_stride + me.at;
+
+  float dh[kUnits] = {}, dc[kUnits] = {};
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    if (i >= me.units) continue;
+    dh[i] = s.dh[me.b * s.H + me.u + i];
+    if (Cell::kHasC) dc[i] = s.dc[me.b * s.H + me.u + i];
+  }
+  Kept<Cell, T> kept[kUnits] = {}, next_kept[kUnits] = {};
+  const auto load = [&](int64_t t, Kept<Cell, T>(&to)[kUnits]) {
+    if (!me.has_row(t)) return;
+    const At at(s.steps, t, me.b);
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i)
+      if (at.active && i < me.units) load_kept(s, at, me.u + i, to[i]);
+  };
+  // The gradients of the gates of step t of the team's sequence `column`; none where it has no such step.
+  const auto announce = [&](int64_t t, int column) {
+    const At at(s.steps, t, me.first + column);
+    if (at.active && at.b < count_of(s.steps, t))
+      exchange.announce(column, s.dgates + at.row * (kPre * s.H), true);
+    else
+      exchange.announce(column, nullptr, false);
+  };
+  bool cut = false;  // between the step before, in the order of this kernel, and this one
+  const auto add_product = [&](const auto& meanwhile) {
+    const typename Tile::State* states = exchange.receive();
+    meanwhile();
+    w.multiply(shape.wide, states, layout.stride, me.rows, sums, layout.sums_stride, layout.sums_slice);
+    __syncthreads();
+    float sum[kUnits] = {};
+    if (me.units > 0) add_slices(sum, own_sums, shape.slices, layout.sums_slice);
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) dh[i] = cut ? 0 : dh[i] + sum[i];
+  };
+
+  bool begun = false;
+  load(step_of(s.steps, s.steps.T - 1), kept);
+  for (int64_t n = s.steps.T - 1; n >= 0; --n) {
+    const int64_t t = step_of(s.steps, n);
+    const bool runs = me.runs(n), stores = me.has_row(t);
+    if (n > 0) load(step_of(s.steps, n - 1), next_kept);
+    if (runs) {
+      if (!begun && threadIdx.x < unsigned(me.rows)) exchange.announce(threadIdx.x, nullptr, false);
+      begun = true;
+      add_product([&] {
+        if (Exchange::kPolls && threadIdx.x < unsigned(me.rows)) announce(t, threadIdx.x);
+      });
+    }
+
+    float gates[kPre][kUnits] = {};
+    const int64_t row = row_of(s.steps, t) + me.b;
+    T* const to = s.dgates + row * (kPre * s.H) + me.u;
+    cut = false;
+    if (stores) {
+      const At at(s.steps, t, me.b);
+      if (at.active) {
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) {
+          if (i >= me.units) continue;
+          backward_cell(s, me.b, me.u + i, kept[i], dh[i], dc[i]);
+          if (at.cut) dc[i] = 0;
+#pragma unroll
+          for (int p = 0; p < kPre; ++p) gates[p][i] = kept[i].gates[p];
+        }
+        cut = at.cut;
+      }
+    }
+    if (runs) {
+      __syncwarp();  // as in forward
+#pragma unroll
+      for (int q = 0; q < kGates; ++q) {
+        float one[kUnits];
+#pragma unroll
+        for (int i = 0; i < kUnits; ++i) one[i] = gates[hh<Cell>(q)][i];
+        exchange.send(me.column < me.rows, me.column, me.u, q, state_word<Tile>(one));
+      }
+    }
+    if (stores)
+#pragma unroll
+      for (int p = 0; p < kPre; ++p) exchange.store(to + p * s.H, gates[p], me.units);
+#pragma unroll
+    for (int i = 0; i < kUnits; ++i) kept[i] = next_kept[i];
+  }
+  if (begun) add_product([] {});
+
+#pragma unroll
+  for (int i = 0; i < kUnits; ++i) {
+    if (i >= me.units) continue;
+    s.dh[me.b * s.H + me.u + i] = dh[i];
+    if (Cell::kHasC) s.dc[me.b * s.H + me.u + i] = dc[i];
+  }
+}
+
+}  // namespace adl

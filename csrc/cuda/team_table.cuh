@@ -1,0 +1,71 @@
+// Launches the kernels for teams of blocks of one number type and fills their table.
+#pragma once
+
+#include "cuda/kernels.h"
+#include "cuda/team.cuh"
+
+namespace adl::cuda {
+
+// What T is multiplied by.
+template <class T>
+struct TileOf {
+  using type = HalfTile<T>;
+};
+template <>
+struct TileOf<float> {
+  using type = Tf32Tile;
+};
+
+template <class Cell, class T, bool backward, template <class, class, class, bool> class Exchange>
+constexpr auto team_kernel() {
+  using Tile = typename TileOf<T>::type;
+  using Between = Exchange<Cell, T, Tile, backward>;
+  if constexpr (backward)
+    return team_backward<Cell, T, Tile, Between>;
+  else
+    return team_forward<Cell, T, Tile, Between>;
+}
+
+template <class Cell, class T, bool backward, class Scan>
+cudaError_t start_team(const Directions<Scan>& d, const Plan& plan, unsigned most_polls, cudaStream_t stream) {
+  const bool cluster = plan.tier == Tier::kCluster;
+  LaunchOptions options;
+  options.shared_bytes = plan.shared_bytes;
+  options.cooperative = !cluster;
+  options.cluster = cluster ? plan.blocks : 1;
+  const auto kernel = cluster ? team_kernel<Cell, T, backward, Cluster>() : team_kernel<Cell, T, backward, Grid>();
+  const int64_t teams = (d.of[0].steps.B + plan.team.rows - 1) / plan.team.rows;
+  for (int64_t first = 0; first < teams; first += plan.teams) {
+    const int64_t some = teams - first < plan.teams ? teams - first : plan.teams;
+    const dim3 grid(unsigned(plan.blocks), unsigned(some), unsigned(d.count));
+    const cudaError_t error = launch(kernel, grid, kTeamThreads, stream, options, d, plan.team, first, most_polls);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+template <class Cell, class T>
+bool runs_at_once(const Plan& plan, bool backward, int directions) {
+  const auto kernel = backward ? reinterpret_cast<const void*>(team_kernel<Cell, T, true, Grid>())
+                               : reinterpret_cast<const void*>(team_kernel<Cell, T, false, Grid>());
+  return plan.blocks * plan.teams * directions <= active_blocks(kernel, kTeamThreads, plan.shared_bytes);
+}
+
+template <class Cell, class T>
+constexpr TeamKernels<T> team_kernels_of() {
+  if constexpr (Cell::kResetsBefore)
+    return {};
+  else
+    return {start_team<Cell, T, false, ForwardScan<T>>, start_team<Cell, T, true, BackwardScan<T>>,
+            runs_at_once<Cell, T>};
+}
+
+template <class T>
+const TeamKernels<T>& team_kernels(int cell) {
+#define ADL_TEAM_KERNELS(Cell) team_kernels_of<Cell, T>(),
+  static constexpr TeamKernels<T> kTable[] = {ADL_CELLS(ADL_TEAM_KERNELS)};
+#undef ADL_TEAM_KERNELS
+  return kTable[cell];
+}
+
+}  // namespace adl::cuda

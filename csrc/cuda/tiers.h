@@ -1,0 +1,168 @@
+// Which tier scans a layer, and in what shape: by a model of the time of a step, in microseconds. No CUDA here.
+//
+// docs/cuda_tiers.md says where the numbers of the model come from, and what it chooses for common shapes.
+#pragma once
+
+#include "cuda/launch.h"
+
+namespace adl {
+
+constexpr double kNever = 1e30;
+
+enum class Tier { kStreaming, kBlock, kCluster, kGrid };
+
+// What is to be scanned.
+struct Scanned {
+  int64_t B, H;
+  int directions, gates, pre;
+  Arithmetic arithmetic;
+  bool backward;
+  // Whether these tiers know what the layer asks for; streaming knows everything.
+  bool by_blocks, by_teams;
+};
+
+struct Plan {
+  Tier tier = Tier::kStreaming;
+  double microseconds = 0;  // predicted, of a step of all sequences
+  // Of teams:
+  TeamShape team{};
+  int blocks = 0;     // that are launched for a team: in a cluster, more than have units
+  int64_t teams = 0;  // of a direction that are launched at once
+  size_t shared_bytes = 0;
+};
+
+// Estimates until they are measured (tests/gpu begins with that): cycles of 1.98 GHz, bytes and cycles of them.
+struct Costs {
+  double per_microsecond = 1980;
+  double product = 6.6;      // of a tensor-core product 16 x 8 x 16, on one of four
+  double shared_rate = 128;  // shared memory
+  double cluster_latency = 250, cluster_rate = 18;
+  double grid_latency = 800, grid_rate = 64, grid_rate_of_all = 4500;
+  double fixed = 220;  // barriers, loads of fragments, packing
+  double forward_cell = 220, backward_cell = 300;
+  double overlap = 0.35;  // of what is not the longest of product, shared memory and exchange
+  double launch = 0.9;    // microseconds, of each of the two kernels of a streamed step
+  double least_gemm = 2.8, gemm_start = 1.5, pointwise = 1.6, memory_rate = 4e6, gemm_rate = 3.2e8;
+};
+
+constexpr double larger(double a, double b) { return a > b ? a : b; }
+
+// Cycles of one step of a block that multiplies down x across tiles with `rows` sequences and then owns `words`.
+constexpr double step_cycles(const Scanned& s, const TeamShape& t, size_t spilled, double latency, double exchange,
+                             const Costs& k = {}) {
+  const Arithmetic& a = s.arithmetic;
+  const int columns = (t.rows + 7) / 8, groups = kTeamWarps / t.slices;
+  const double turns = double(t.wide) * t.deep * columns, steps = a.words / 4.0;
+  const double product = turns * steps * k.product * ((groups * t.slices + 3) / 4);
+  const double down = tiles(s.backward ? t.units : s.gates * t.units) * kTile;
+  const double operands = double(kTeamWarps) * t.deep * columns * 8 * kTile * a.state_bytes;
+  const double shared =
+      (double(spilled) * columns + operands + 2.0 * t.slices * columns * 8 * down * 4) / k.shared_rate;
+  const double longest = larger(product, larger(shared, exchange));
+  const double cell = (s.backward ? k.backward_cell : k.forward_cell) + double(t.units) * t.rows * 10 / 16;
+  return latency + longest + k.overlap * (product + shared + exchange - longest) + cell + k.fixed;
+}
+
+// Teams have tensor cores only.
+constexpr bool teams_serve(const Scanned& s) { return s.by_teams && s.arithmetic.rows == 8; }
+
+constexpr Plan no_plan(Tier tier) {
+  Plan plan;
+  plan.tier = tier, plan.microseconds = kNever;
+  return plan;
+}
+
+// A team of so many blocks, or a plan that takes for ever where it does not fit.
+constexpr Plan team_plan(const Scanned& s, Tier tier, int blocks, const Gpu& gpu, const Costs& k = {}) {
+  const Arithmetic& a = s.arithmetic;
+  const bool cluster = tier == Tier::kCluster;
+  Plan best = no_plan(tier);
+  const int units = team_units(s.H, blocks, cluster), used = static_cast<int>((s.H + units - 1) / units);
+  const int at_once = cluster ? (blocks == 8 ? gpu.clusters_of_8 : gpu.clusters_of_16) : gpu.multiprocessors / used;
+  const int64_t directions_at_once = cluster ? at_once : at_once / s.directions * s.directions;
+  if (directions_at_once < 1 || most_team_rows(units, a) < 1) return best;
+  // As many sequences as let all teams run at once; or in two or three rounds.
+  for (int round = 1; round <= 3; ++round) {
+    const int64_t wanted = (s.B * s.directions + directions_at_once * round - 1) / (directions_at_once * round);
+    const int64_t most = most_team_rows(units, a);
+    const int rows = static_cast<int>(wanted > most ? most : wanted);
+    const TeamShape team = team_shape(s.H, s.gates, s.backward, used, units, rows);
+    if (team.wide == 0) continue;
+    const int beyond = team.wide * team.deep - held_tiles(a);
+    const size_t spilled = beyond > 0 ? size_t(kTeamWarps) * beyond * 32 * a.words * 4 : 0;
+    const TeamLayout layout = team_layout(team, s.H, s.gates, a, s.backward, cluster ? 2 : 1);
+    if (layout.all > gpu.shared_bytes) continue;
+    const double bytes = double(s.H) * rows * a.state_bytes * (s.backward ? s.gates : 1);
+    const double grid_rate = k.grid_rate_of_all / (used * at_once);
+    const double rate = cluster ? k.cluster_rate : grid_rate < k.grid_rate ? grid_rate : k.grid_rate;
+    const double cycles = step_cycles(s, team, spilled, cluster ? k.cluster_latency : k.grid_latency, bytes / rate, k);
+    const int64_t teams = (s.B + rows - 1) / rows,
+                  rounds = (teams * s.directions + directions_at_once - 1) / directions_at_once;
+    const double microseconds = rounds * cycles / k.per_microsecond;
+    if (microseconds >= best.microseconds) continue;
+    best.microseconds = microseconds, best.team = team, best.shared_bytes = layout.all;
+    best.blocks = cluster ? blocks : used;
+    // Clusters wait for their turn by themselves; a grid has to be under way as a whole.
+    best.teams = cluster ? 65535 : directions_at_once / s.directions;
+  }
+  return best;
+}
+
+constexpr Plan cluster_plan(const Scanned& s, const Gpu& gpu) {
+  if (!teams_serve(s)) return no_plan(Tier::kCluster);
+  const Plan a = team_plan(s, Tier::kCluster, 8, gpu), b = team_plan(s, Tier::kCluster, 16, gpu);
+  return b.microseconds < a.microseconds ? b : a;
+}
+
+constexpr Plan grid_plan(const Scanned& s, const Gpu& gpu) {
+  Plan best = no_plan(Tier::kGrid);
+  if (!teams_serve(s) || s.H % 8 != 0) return best;  // 16 bytes are loaded at once
+  for (int blocks : {4, 8, 16, 24, 32, 48, 64, 96, 128}) {
+    const Plan one = team_plan(s, Tier::kGrid, blocks, gpu);
+    if (one.microseconds < best.microseconds) best = one;
+  }
+  return best;
+}
+
+constexpr Plan block_plan(const Scanned& s, const Gpu& gpu, const Costs& k = {}) {
+  Plan plan = no_plan(Tier::kBlock);
+  const Arithmetic& a = s.arithmetic;
+  if (!s.by_blocks || !block_fits(s.H, s.gates, s.pre, a, s.backward, gpu)) return plan;
+  const int rows = block_rows(s.B, s.directions, a, gpu);
+  const int64_t blocks = (s.B + rows - 1) / rows * s.directions;
+  // As a team of one block, whose warps do not share rows of the product.
+  const int across = tiles(s.H) * (s.backward ? s.gates : 1), down = s.backward ? 1 : s.gates;
+  const TeamShape team{1, tiles(s.H) * kTile, rows, down, across, 1};
+  const double cycles = step_cycles(s, team, spilled_bytes(s.H, s.gates, a), 0, 0, k);
+  plan.microseconds = cycles / k.per_microsecond * ((blocks + gpu.multiprocessors - 1) / gpu.multiprocessors);
+  return plan;
+}
+
+constexpr Plan streaming_plan(const Scanned& s, const Costs& k = {}) {
+  Plan plan;
+  const double size = double(s.arithmetic.state_bytes) * s.gates * s.H * s.H, numbers = double(s.B) * s.H;
+  const double gemm = larger(k.least_gemm, larger(k.gemm_start + size / k.memory_rate,
+                                                  k.gemm_start + 2 * s.gates * s.H * numbers / k.gemm_rate));
+  const double step = gemm + k.pointwise + numbers * (s.gates + 3) * 4 / 3e6 + 2 * k.launch;
+  plan.microseconds = s.directions * step * (s.backward ? 1.2 : 1);
+  return plan;
+}
+
+constexpr Plan plan_of(Tier tier, const Scanned& s, const Gpu& gpu) {
+  return tier == Tier::kBlock     ? block_plan(s, gpu)
+         : tier == Tier::kCluster ? cluster_plan(s, gpu)
+         : tier == Tier::kGrid    ? grid_plan(s, gpu)
+                                  : streaming_plan(s);
+}
+
+// The fastest by the model.
+constexpr Plan choose(const Scanned& s, const Gpu& gpu) {
+  Plan best = streaming_plan(s);
+  for (const Tier tier : {Tier::kBlock, Tier::kCluster, Tier::kGrid}) {
+    const Plan one = plan_of(tier, s, gpu);
+    if (one.microseconds < best.microseconds) best = one;
+  }
+  return best;
+}
+
+}  // namespace adl

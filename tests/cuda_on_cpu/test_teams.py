@@ -1,0 +1,148 @@
+"""The tiers of teams of blocks, emulated: the blocks of a cluster, and those of a whole grid."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from layers import Case, make
+from test_extras import CHOOSERS, Asked, assert_as_defined
+from test_ops import assert_layer_is_accurate, gradients, widened
+
+from adl_kernels._cells import CELLS
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+SERVED = [name for name, cell in CELLS.items() if name != "gru_reset_before"]
+OF_TORCH = [name for name in SERVED if hasattr(torch._VF, name)]
+OWN = [name for name in SERVED if name not in OF_TORCH]
+RAGGED = (4, 4, 3, 1, 1)
+TF32_ERROR = 3e-3  # of the largest value; its own unit in the last place is 1e-3
+
+PLAIN = [
+    *(Case(cell, 3, 3, 2, 64, BF16) for cell in OF_TORCH),
+    *(Case(cell, 4, 5, 3, 72, F16, D=2, lengths=RAGGED) for cell in OF_TORCH),
+    Case("lstm", 1, 1, 1, 40, BF16, bias=False),
+    # More sequences than tiles of eight, and than the threads of a team own.
+    Case("lstm", 3, 70, 1, 64, BF16),
+    # Weights that do not fit into registers.
+    Case("lstm", 2, 2, 1, 512, BF16),
+]
+ODD = [
+    Case("lstm", 3, 3, 2, 133, BF16, D=2),
+    Case("gru", 3, 3, 2, 66, F16),
+    Case("rnn_relu", 3, 2, 2, 5, F16),
+]
+ASKED = [
+    *(
+        Asked(Case(cell, 5, 4, 3, 64, BF16, D=2), "lengths reset bptt")
+        for cell in ("lstm", "gru", "rnn_tanh")
+    ),
+    *(Asked(Case(cell, 3, 2, 2, 64, BF16)) for cell in OWN),
+    *(Asked(Case(cell, 3, 2, 2, 64, BF16), "peephole sigmoid") for cell in CHOOSERS),
+    Asked(Case("lstm", 5, 4, 3, 64, F16, lengths=(5, 5, 3, 1)), "bptt1"),
+    Asked(Case("gru", 5, 4, 3, 64, F16), "lengths"),
+    Asked(Case("lstm", 5, 4, 3, 64, F16, D=2), "reset"),
+]
+
+
+@pytest.fixture(params=["cluster", "grid"])
+def tier(request, monkeypatch):
+    monkeypatch.setenv("ADL_CUDA_TIER", request.param)
+    monkeypatch.setenv("ADL_EMULATED_SMS", "16")
+    return request.param
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    monkeypatch.setenv("ADL_CUDA_TIER", "cluster")
+    monkeypatch.setenv("ADL_EMULATED_SMS", "16")
+
+
+@pytest.mark.parametrize("case", PLAIN, ids=str)
+def test_layers(case, tier):
+    assert_layer_is_accurate(case)
+
+
+@pytest.mark.parametrize("case", ODD, ids=str)
+def test_any_hidden_size_in_a_cluster(case, cluster):
+    assert_layer_is_accurate(case)
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=str)
+def test_what_else_is_asked_for(asked, tier):
+    assert_as_defined(asked)
+
+
+@pytest.mark.parametrize("cell", SERVED)
+@pytest.mark.parametrize("hidden_size", [40, 320])
+def test_tf32(cell, hidden_size, tier, monkeypatch):
+    monkeypatch.setenv("ADL_EMULATED_TF32", "1")
+    # Few steps: errors of the gradients grow with each.
+    layer = make(Case(cell, 3 if hidden_size < 100 else 2, 2, 3, hidden_size, F32))
+    cotangents = [torch.randn_like(t) for t in layer.ours()]
+    exact = gradients(widened(layer), type(layer).reference, [c.double() for c in cotangents])
+    ours = gradients(layer, type(layer).ours, cotangents)
+    for a, b in zip([*ours[0], *ours[1]], [*exact[0], *exact[1]], strict=True):
+        assert (a - b).abs().max() <= TF32_ERROR * b.abs().max()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("lengths", [(), RAGGED], ids=["padded", "packed"])
+def test_a_scan_in_pieces(cell, lengths, tier, monkeypatch):
+    layer = make(Case(cell, 4, 5, 3, 64, BF16, D=2, lengths=lengths))
+    whole = layer.ours()
+    bytes_of_a_step = 2 * 5 * CELLS[cell].gates * 64 * 4
+    for steps in (1, 3):  # which does not divide four
+        monkeypatch.setenv("ADL_EMULATED_PROJECTED", str(steps * bytes_of_a_step))
+        for a, b in zip(layer.ours(), whole, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_nan_stays_in_its_sequence(tier):
+    layer = make(Case("lstm", 3, 9, 2, 64, BF16))
+    clean = layer.ours()
+    layer.x[1, 3, 0] = float("nan")
+    dirty = layer.ours()
+    others = [b for b in range(9) if b != 3]
+    for a, b in zip(clean, dirty, strict=True):
+        assert torch.equal(a[:, others], b[:, others])
+        assert b[:, 3].isnan().any()
+
+
+def test_the_same_bits_again(tier):
+    layer = make(Case("lstm", 3, 9, 2, 64, BF16))
+    cotangents = [torch.randn_like(t) for t in layer.ours()]
+    once, again = (gradients(layer, type(layer).ours, cotangents) for _ in range(2))
+    for a, b in zip([*once[0], *once[1]], [*again[0], *again[1]], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_too_small_a_gpu_streams_what_a_grid_would_serve(monkeypatch):
+    """Where the blocks of a grid cannot be under way at once."""
+    monkeypatch.setenv("ADL_CUDA_TIER", "grid")
+    monkeypatch.setenv("ADL_EMULATED_SMS", "16")
+    monkeypatch.setenv("ADL_EMULATOR_SMS", "2")
+    assert_layer_is_accurate(Case("lstm", 3, 2, 2, 64, BF16))
+
+
+@pytest.mark.parametrize(
+    "name, case",
+    [
+        ("grid", Case("lstm", 2, 2, 2, 65, BF16)),
+        ("grid", Case("lstm", 2, 2, 2, 64, F32)),
+        ("cluster", Case("lstm", 2, 2, 2, 64, F32)),
+        ("cluster", Case("gru_reset_before", 2, 2, 2, 64, BF16)),
+        ("cluster", Case("lstm", 2, 2, 2, 64, BF16, P=32)),
+    ],
+    ids=str,
+)
+def test_a_tier_that_does_not_serve_says_so(name, case, monkeypatch):
+    monkeypatch.setenv("ADL_CUDA_TIER", name)
+    monkeypatch.setenv("ADL_EMULATED_SMS", "16")
+    with pytest.raises(RuntimeError, match=f"ADL_CUDA_TIER={name} does not serve hidden size"):
+        make(case).ours()
+
+
+def test_a_tier_that_is_none_says_so(monkeypatch):
+    monkeypatch.setenv("ADL_CUDA_TIER", "blocks")
+    with pytest.raises(RuntimeError, match="must be streaming, block, cluster or grid, got blocks"):
+        make(Case("lstm", 2, 2, 2, 9, BF16)).ours()
