@@ -78,7 +78,7 @@ Figure measure(const Exchange& e, int steps) {
   const auto kernel = e.bulk ? push<true> : push<false>;
   const unsigned threads = e.alone ? 32 : 256;
   if (e.shared_bytes() + 64 > static_cast<size_t>(device().shared_bytes)) return absent();
-  const int fit = fitting_clusters(kernel, e.P, threads, e.shared_bytes());
+  const int fit = clusters_of(kernel, e.P, threads, e.shared_bytes());
   if (fit == 0) return absent();
   adl::LaunchOptions options;
   options.shared_bytes = e.shared_bytes();
@@ -101,14 +101,14 @@ void latencies(int steps) {
     }
 }
 
-void bandwidths(int steps) {
+void bandwidths(const Effort& effort) {
   for (int P : {8, 16})
     for (bool bulk : {false, true}) {
       const std::string how = std::string(bulk ? "bulk copy" : "st.async") + ", " + std::to_string(P) + " blocks";
       std::vector<double> bytes, cycles;
-      for (int kilobytes : {1, 4, 12, 24, 48, 98}) {
+      for (int kilobytes : effort.sizes()) {
         const Exchange e{bulk, P, std::max(1, 64 * kilobytes / (P - 1)), false};
-        const Figure figure = measure(e, steps);
+        const Figure figure = measure(e, std::min(effort.steps, 1000));
         line("exchange of " + std::to_string(kilobytes) + " KB, " + how, "us/step", figure);
         if (figure.note.empty()) bytes.push_back(e.bytes()), cycles.push_back(figure.cycles);
       }
@@ -123,7 +123,7 @@ void barriers(int steps) {
       const std::string name =
           std::string(relaxed ? "relaxed cluster barrier" : "cluster.sync") + ", " + std::to_string(P) + " blocks";
       const auto kernel = relaxed ? cluster_barriers<true> : cluster_barriers<false>;
-      if (fitting_clusters(kernel, P, 256, 0) == 0) {
+      if (clusters_of(kernel, P, 256, 0) == 0) {
         line(name, "us/step", absent());
         continue;
       }
@@ -140,13 +140,13 @@ void barriers(int steps) {
 }  // namespace calibrate
 
 int main(int count, char** arguments) {
-  const int steps = count > 1 ? atoi(arguments[1]) : 10000;
+  const calibrate::Effort effort(count, arguments);
   if (calibrate::device().capability < 90) {
     calibrate::line("exchange within clusters", "us/step", calibrate::absent());
     return 0;
   }
-  calibrate::latencies(steps);
-  calibrate::barriers(steps);
-  calibrate::bandwidths(std::min(steps, 1000));
+  calibrate::latencies(effort.steps);
+  calibrate::barriers(effort.steps);
+  calibrate::bandwidths(effort);
   return calibrate::failures != 0;
 }

@@ -111,14 +111,14 @@ void latencies(int steps) {
   }
 }
 
-void bandwidths(int steps) {
+void bandwidths(const Effort& effort) {
   for (bool scatter : {false, true})
     for (int P : {32, 64}) {
       std::vector<double> bytes, cycles;
       Exchange e{scatter, P, 128 / P, 1};
-      for (int kilobytes : {1, 4, 12, 24, 48, 98}) {
+      for (int kilobytes : effort.sizes()) {
         e.chunks = std::max(1, 64 * kilobytes / P);
-        const Figure figure = measure(e, steps);
+        const Figure figure = measure(e, effort.steps);
         line("exchange of " + std::to_string(kilobytes) + " KB, " + words(e), "us/step", figure);
         if (figure.note.empty()) bytes.push_back(e.bytes()), cycles.push_back(figure.cycles);
       }
@@ -143,9 +143,9 @@ void barriers(int steps) {
 }  // namespace calibrate
 
 int main(int count, char** arguments) {
-  const int steps = count > 1 ? atoi(arguments[1]) : 10000;
-  calibrate::latencies(steps);
-  calibrate::barriers(steps);
-  calibrate::bandwidths(steps);
+  const calibrate::Effort effort(count, arguments);
+  calibrate::latencies(effort.steps);
+  calibrate::barriers(effort.steps);
+  calibrate::bandwidths(effort);
   return calibrate::failures != 0;
 }

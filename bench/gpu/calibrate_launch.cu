@@ -93,7 +93,7 @@ void legality(bool clusters) {
     const std::string how = graph ? ", memset and launch in a graph" : "";
     line("cooperative launch" + how, "works", works<true, false>(all, 1, graph));
     line("clusters of 8" + how, "works", clusters ? works<false, true>(64, 8, graph) : absent());
-    const bool fit = clusters && fitting_clusters(meet<false, true>, 16, 64, 0) > 0;
+    const bool fit = clusters && clusters_of(meet<false, true>, 16, 64, 0) > 0;
     line("clusters of 16" + how, "works", fit ? works<false, true>(64, 16, graph) : absent());
     line("cooperative launch of clusters of 8" + how, "works",
          clusters ? works<true, true>(eights / 8 * 8, 8, graph) : absent());
@@ -106,7 +106,7 @@ void occupancy() {
       const std::string name =
           "clusters of " + std::to_string(P) + " with " + std::to_string(kilobytes) + " KB a block";
       const int fit = kilobytes << 10 <= device().shared_bytes
-                          ? fitting_clusters(meet<false, true>, P, 256, size_t(kilobytes) << 10)
+                          ? clusters_of(meet<false, true>, P, 256, size_t(kilobytes) << 10)
                           : 0;
       line(name, "at a time", fit ? Figure{double(fit), P == 8 ? 15.0 : 7.0, NAN, ""} : absent());
     }
@@ -125,7 +125,7 @@ void neighbours() {
   };
   std::set<unsigned> seen;
   for (unsigned P : {2u, 4u, 8u, 16u}) {
-    if (fitting_clusters(places, P, 64, 0) == 0) continue;
+    if (clusters_of(places, P, 64, 0) == 0) continue;
     adl::LaunchOptions options;
     options.cluster = P;
     if (adl::launch(places, static_cast<unsigned>(blocks), 64, nullptr, options, of_block) != cudaSuccess) continue;

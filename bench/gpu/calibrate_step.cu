@@ -15,7 +15,6 @@ constexpr int kPairs = kH / kWarps / 32;  // of the 16 states that an instructio
 constexpr int kTries = 100000;
 enum Stage : unsigned { kExchange = 1, kProduct = 2, kCell = 4, kStores = 8, kAll = 15 };
 
-__device__ __forceinline__ bool is_there(uint4 v) { return v.x != ~0u && v.y != ~0u && v.z != ~0u && v.w != ~0u; }
 __device__ __forceinline__ float logistic(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 __device__ __forceinline__ float tangent(float x) { return 1.0f - 2.0f * logistic(-2.0f * x); }
 
@@ -64,9 +63,9 @@ __global__ void __launch_bounds__(256, 1)
 #pragma unroll
       for (int n = 0; n < kColumns; ++n) {
         if (stages & kExchange)
-          for (int tries = 0; !__all_sync(~0u, late || is_there(v[n][k])); late = late || ++tries == kTries) {
+          for (int tries = 0; !__all_sync(~0u, late || adl::arrived(v[n][k])); late = late || ++tries == kTries) {
             v[n][k] = adl::load_relaxed(reinterpret_cast<const uint4*>(h + n * 8 * kH + 32 * k));
-            if (!is_there(v[n][k])) adl::spin();
+            if (!adl::arrived(v[n][k])) adl::spin();
           }
         if (stages & kProduct) {
           // The columns of W are permuted as h is: 8 states in a row are the lane's parts of two fragments.

@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/device.cuh"
+#include "ptx.cuh"
 
 namespace calibrate {
 
@@ -76,16 +76,6 @@ struct Times {
   unsigned late = 0, wrong = 0;  // threads that gave up waiting; that have got something else than was sent
 };
 
-constexpr long long kPatience = 100000000;  // cycles; a wait that never ends would take the whole run with it
-
-__device__ __forceinline__ long long cycles_now() { return clock64(); }
-
-__device__ __forceinline__ long long nanoseconds_now() {
-  long long ns;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns)::"memory");
-  return ns;
-}
-
 // In every thread; one of them writes down the time between start and stop.
 struct Stopwatch {
   long long cycles = 0, ns = 0;
@@ -102,13 +92,19 @@ __device__ __forceinline__ void judge(Times* times, bool late, bool wrong) {
   if (!late && wrong) atomicAdd(&times->wrong, 1u);
 }
 
+#ifdef ADL_CUDA_ON_CPU
+constexpr int kRounds = 1;  // time stands for nothing there
+#else
+constexpr int kRounds = 4;
+#endif
+
 using Launch = std::function<cudaError_t(Times*)>;
 
 // The fastest of some launches; `prepare` comes before each.
 inline Times fastest(const Launch& run, std::string& problem, const std::function<void()>& prepare = [] {}) {
   Times best, *times = nullptr;
   cudaError_t error = cudaMalloc(&times, sizeof *times);
-  for (int round = 0; round < 4 && error == cudaSuccess; ++round) {
+  for (int round = 0; round < kRounds && error == cudaSuccess; ++round) {
     Times now;
     prepare();
     error = cudaMemcpy(times, &now, sizeof now, cudaMemcpyHostToDevice);
