@@ -1,8 +1,9 @@
-"""csrc/cuda/launch.h: which tier serves what, on GPUs that this machine does not have."""
+"""csrc/cuda/launch.h and tiers.h: what serves a layer, on GPUs that this machine does not have."""
 
 from __future__ import annotations
 
 import subprocess
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,6 +73,48 @@ def test_sequences_of_a_block(choices):
 
 def test_rows_of_states_lie_in_different_banks(choices):
     assert choices("banks") == []
+
+
+def test_every_plan_for_a_team_can_run(choices):
+    """Units, threads, tiles, shared memory and blocks, on GPUs of every architecture."""
+    assert choices("teams") == []
+
+
+@pytest.fixture(scope="module")
+def chosen(choices: Choices) -> dict[tuple, list[str]]:
+    """The tiers by growing hidden size, for each GPU, cell, direction and batch."""
+    found: dict[tuple, list[str]] = defaultdict(list)
+    for line in choices("choices"):
+        gpu, cell, backward, batch, _, tier = line.split(",")
+        found[gpu, cell, bool(int(backward)), int(batch)].append(tier)
+    return found
+
+
+def test_tiers_follow_each_other_with_the_hidden_size(chosen):
+    order = ["block", "cluster", "grid", "streaming"]
+    for layer, tiers in chosen.items():
+        assert tiers == sorted(tiers, key=order.index), layer
+        assert tiers[0] == "block", layer
+
+
+@pytest.mark.parametrize("gpu", SHARED)
+def test_clusters_only_where_there_are_any(gpu, chosen):
+    tiers = {tier for layer, found in chosen.items() if layer[0] == gpu for tier in found}
+    assert ("cluster" in tiers) == (gpu not in ("sm_80", "sm_86"))
+    assert tiers >= {"block", "grid"}
+
+
+def test_tiers_on_an_h200(chosen):
+    """Of 64, 128, 256, 512, 768, 1024, 1536 and 2048 units, 16 sequences in half precision."""
+    assert chosen["sm_90", "LSTM", False, 16] == ["block", *["cluster"] * 3, *["grid"] * 4]
+    assert chosen["sm_90", "GRU", True, 16] == ["block", *["cluster"] * 3, *["grid"] * 4]
+
+
+def test_the_documented_predictions_are_those_of_the_code(choices):
+    table = choices("markdown")
+    documented = (ROOT / "docs/cuda_tiers.md").read_text().splitlines()
+    assert len(table) > 40
+    assert [line for line in table if line not in documented] == []
 
 
 def test_tiles_of_convolutions(tmp_path):

@@ -183,27 +183,25 @@ class Grid : States<Cell, T, Tile, backward> {
     const unsigned per_part = this->H_ / kNumbers, per_row = per_part * Base::kParts, all = this->rows_ * per_row;
     for (unsigned k = threadIdx.x; k < all; k += kAtOnce * kTeamThreads) {
       uint4 v[kAtOnce];
-      const uint4* from[kAtOnce];
-      State* to[kAtOnce];
-      bool mail[kAtOnce];
+      const uint4* from[kAtOnce];  // null: nothing to wait for
+      unsigned to[kAtOnce];
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
         const unsigned at = k + i * kTeamThreads;
-        mail[i] = false;
+        from[i] = nullptr;
         if (at >= all) continue;
         const unsigned column = at / per_row, q = at % per_row / per_part, unit = at % per_part * kNumbers;
         const Source<T> source = sources[column];
-        from[i] = reinterpret_cast<const uint4*>(source.row + this->part_of_row(q) + unit);
-        to[i] = this->of_ + column * this->stride_ + q * this->part_ + unit;
-        mail[i] = source.mail;
-        if (mail[i])
-          v[i] = load_relaxed(from[i]);
+        const T* row = source.row ? source.row + this->part_of_row(q) + unit : nullptr;
+        to[i] = column * this->stride_ + q * this->part_ + unit;
+        if (source.mail)
+          from[i] = reinterpret_cast<const uint4*>(row), v[i] = load_relaxed(from[i]);
         else
-          put(to[i], source.row, this->part_of_row(q) + unit);
+          put(this->of_ + to[i], row);
       }
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
-        if (!mail[i]) continue;
+        if (!from[i]) continue;
         for (unsigned polls = 0; !arrived(v[i]); ++polls) {
           if (polls >= most_polls_) {
             most_polls_ = 0;  // what is late once comes no more
@@ -212,7 +210,7 @@ class Grid : States<Cell, T, Tile, backward> {
           spin();
           v[i] = load_relaxed(from[i]);
         }
-        put(to[i], v[i]);
+        put(this->of_ + to[i], v[i]);
       }
     }
     __syncthreads();
@@ -244,10 +242,10 @@ class Grid : States<Cell, T, Tile, backward> {
     }
     *reinterpret_cast<uint4*>(to) = v;
   }
-  // Of a row at hand, aligned or not; null: zeros.
-  static __device__ __forceinline__ void put(State* to, const T* row, unsigned at) {
+  // Of numbers at hand, aligned or not; null: zeros.
+  static __device__ __forceinline__ void put(State* to, const T* row) {
 #pragma unroll
-    for (unsigned i = 0; i < kNumbers; ++i) to[i] = Tile::state(row ? to_acc(row[at + i]) : 0.0f);
+    for (unsigned i = 0; i < kNumbers; ++i) to[i] = Tile::state(row ? to_acc(row[i]) : 0.0f);
   }
 
   unsigned most_polls_;

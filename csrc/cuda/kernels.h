@@ -36,7 +36,7 @@ struct TeamKernels {
   cudaError_t (*forward)(const Directions<ForwardScan<T>>&, const Plan&, unsigned most_polls, cudaStream_t);
   cudaError_t (*backward)(const Directions<BackwardScan<T>>&, const Plan&, unsigned most_polls, cudaStream_t);
   // Whether the device can have all blocks of a launch under way at once.
-  bool (*runs_at_once)(const Plan&, bool backward, int directions);
+  bool (*runs_at_once)(const Plan&, bool backward);
 };
 
 template <class T>

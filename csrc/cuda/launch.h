@@ -106,7 +106,7 @@ constexpr int held_tiles(Arithmetic a) { return kRegisterWords / a.words; }
 
 // Where things lie in the shared memory of a block, and how many bytes it needs.
 struct TeamLayout {
-  size_t states, sums, sources, spilled, all;
+  size_t states, sums, sources, spilled, spilled_bytes, all;
   int stride, sums_stride, sums_slice;  // of a row of states, of the sums of a sequence and of a slice, in numbers
 };
 
@@ -122,25 +122,20 @@ constexpr TeamLayout team_layout(const TeamShape& t, int64_t H, int gates, Arith
   l.sums_slice = (t.rows + 7) / 8 * 8 * l.sums_stride;
   l.sums = at, at += size_t(t.slices) * l.sums_slice * 4;
   l.sources = at, at += size_t(2) * t.rows * 16;
-  l.spilled = (at + 15) / 16 * 16, at = l.spilled + (beyond > 0 ? size_t(kTeamWarps) * beyond * 32 * a.words * 4 : 0);
+  l.spilled = (at + 15) / 16 * 16;
+  l.spilled_bytes = beyond > 0 ? size_t(kTeamWarps) * beyond * 32 * a.words * 4 : 0;
+  at = l.spilled + l.spilled_bytes;
   const size_t staging = size_t(kTeamWarps) * 4 * 32 * a.words * 4;  // of what goes to registers, before all that
   l.all = at > staging ? at : staging;
   return l;
 }
 
-// How a block with so many units cuts its product: the fewest tiles for a warp, then the fewest slices to add up.
-constexpr TeamShape team_shape(int64_t H, int gates, bool backward, int blocks, int units, int rows) {
+// How a block with so many units cuts its product among its warps, each `wide`; no slices where they are too few.
+constexpr TeamShape team_shape(int64_t H, int gates, bool backward, int blocks, int units, int rows, int wide) {
   const int down = tiles(backward ? units : gates * units), across = tiles(H) * (backward ? gates : 1);
-  TeamShape best{blocks, units, rows, 0, 0, 0};
-  for (int wide = 4; wide >= 1; wide /= 2) {
-    const int groups = (down + wide - 1) / wide;
-    if (groups > kTeamWarps) continue;
-    const int deep = (across + kTeamWarps / groups - 1) / (kTeamWarps / groups), slices = (across + deep - 1) / deep;
-    const bool better = best.wide == 0 || wide * deep < best.wide * best.deep ||
-                        (wide * deep == best.wide * best.deep && slices < best.slices);
-    if (better) best.wide = wide, best.deep = deep, best.slices = slices;
-  }
-  return best;
+  const int groups = (down + wide - 1) / wide, most = kTeamWarps / groups;
+  const int deep = most ? (across + most - 1) / most : 0;
+  return {blocks, units, rows, wide, deep, deep ? (across + deep - 1) / deep : 0};
 }
 
 // Units of a block: of a cluster whole groups of 16 bytes, of a grid whole words.

@@ -35,20 +35,23 @@ cudaError_t start_team(const Directions<Scan>& d, const Plan& plan, unsigned mos
   options.cluster = cluster ? plan.blocks : 1;
   const auto kernel = cluster ? team_kernel<Cell, T, backward, Cluster>() : team_kernel<Cell, T, backward, Grid>();
   const int64_t teams = (d.of[0].steps.B + plan.team.rows - 1) / plan.team.rows;
-  for (int64_t first = 0; first < teams; first += plan.teams) {
-    const int64_t some = teams - first < plan.teams ? teams - first : plan.teams;
-    const dim3 grid(unsigned(plan.blocks), unsigned(some), unsigned(d.count));
-    const cudaError_t error = launch(kernel, grid, kTeamThreads, stream, options, d, plan.team, first, most_polls);
-    if (error != cudaSuccess) return error;
+  for (int k = 0; k < d.count; k += plan.directions) {
+    const Directions<Scan> some{plan.directions, {d.of[k], d.of[plan.directions - 1]}};
+    for (int64_t first = 0; first < teams; first += plan.teams) {
+      const int64_t left = teams - first;
+      const dim3 grid(unsigned(plan.blocks), unsigned(left < plan.teams ? left : plan.teams), unsigned(some.count));
+      const cudaError_t error = launch(kernel, grid, kTeamThreads, stream, options, some, plan.team, first, most_polls);
+      if (error != cudaSuccess) return error;
+    }
   }
   return cudaSuccess;
 }
 
 template <class Cell, class T>
-bool runs_at_once(const Plan& plan, bool backward, int directions) {
+bool runs_at_once(const Plan& plan, bool backward) {
   const auto kernel = backward ? reinterpret_cast<const void*>(team_kernel<Cell, T, true, Grid>())
                                : reinterpret_cast<const void*>(team_kernel<Cell, T, false, Grid>());
-  return plan.blocks * plan.teams * directions <= active_blocks(kernel, kTeamThreads, plan.shared_bytes);
+  return plan.blocks * plan.teams * plan.directions <= active_blocks(kernel, kTeamThreads, plan.shared_bytes);
 }
 
 template <class Cell, class T>

@@ -3,11 +3,14 @@
 // docs/cuda_tiers.md says where the numbers of the model come from, and what it chooses for common shapes.
 #pragma once
 
+#include <initializer_list>
+
 #include "cuda/launch.h"
 
 namespace adl {
 
 constexpr double kNever = 1e30;
+constexpr int64_t kMostTeams = 65535;  // of a launch
 
 enum class Tier { kStreaming, kBlock, kCluster, kGrid };
 
@@ -26,8 +29,9 @@ struct Plan {
   double microseconds = 0;  // predicted, of a step of all sequences
   // Of teams:
   TeamShape team{};
-  int blocks = 0;     // that are launched for a team: in a cluster, more than have units
-  int64_t teams = 0;  // of a direction that are launched at once
+  int blocks = 0;      // that are launched for a team: in a cluster, more than have units
+  int directions = 0;  // that are launched at once
+  int64_t teams = 0;   // of each of these
   size_t shared_bytes = 0;
 };
 
@@ -46,18 +50,19 @@ struct Costs {
 };
 
 constexpr double larger(double a, double b) { return a > b ? a : b; }
+constexpr double smaller(double a, double b) { return a < b ? a : b; }
+constexpr const Plan& faster(const Plan& a, const Plan& b) { return b.microseconds < a.microseconds ? b : a; }
 
-// Cycles of one step of a block that multiplies down x across tiles with `rows` sequences and then owns `words`.
+// Cycles of a step of a block, which waits so long for states and so long for all their bytes.
 constexpr double step_cycles(const Scanned& s, const TeamShape& t, size_t spilled, double latency, double exchange,
                              const Costs& k = {}) {
   const Arithmetic& a = s.arithmetic;
-  const int columns = (t.rows + 7) / 8, groups = kTeamWarps / t.slices;
-  const double turns = double(t.wide) * t.deep * columns, steps = a.words / 4.0;
-  const double product = turns * steps * k.product * ((groups * t.slices + 3) / 4);
-  const double down = tiles(s.backward ? t.units : s.gates * t.units) * kTile;
-  const double operands = double(kTeamWarps) * t.deep * columns * 8 * kTile * a.state_bytes;
-  const double shared =
-      (double(spilled) * columns + operands + 2.0 * t.slices * columns * 8 * down * 4) / k.shared_rate;
+  const int columns = (t.rows + 7) / 8, down = tiles(s.backward ? t.units : s.gates * t.units);
+  const int groups = (down + t.wide - 1) / t.wide, warps = groups * t.slices;
+  const double product = double(t.wide) * t.deep * columns * (a.words / 4) * k.product * ((warps + 3) / 4);
+  const double operands = double(warps) * t.deep * columns * 8 * kTile * a.state_bytes;
+  const double sums = 2.0 * t.slices * columns * 8 * down * kTile * 4;
+  const double shared = (double(spilled) * columns + operands + sums) / k.shared_rate;
   const double longest = larger(product, larger(shared, exchange));
   const double cell = (s.backward ? k.backward_cell : k.forward_cell) + double(t.units) * t.rows * 10 / 16;
   return latency + longest + k.overlap * (product + shared + exchange - longest) + cell + k.fixed;
@@ -72,55 +77,53 @@ constexpr Plan no_plan(Tier tier) {
   return plan;
 }
 
-// A team of so many blocks, or a plan that takes for ever where it does not fit.
-constexpr Plan team_plan(const Scanned& s, Tier tier, int blocks, const Gpu& gpu, const Costs& k = {}) {
+// The best shape for teams of so many blocks, of which so many run at once; some for each of `directions`.
+constexpr Plan team_plan(const Scanned& s, Tier tier, int blocks, int64_t at_once, int directions, const Gpu& gpu,
+                         const Costs& k = {}) {
   const Arithmetic& a = s.arithmetic;
   const bool cluster = tier == Tier::kCluster;
   Plan best = no_plan(tier);
   const int units = team_units(s.H, blocks, cluster), used = static_cast<int>((s.H + units - 1) / units);
-  const int at_once = cluster ? (blocks == 8 ? gpu.clusters_of_8 : gpu.clusters_of_16) : gpu.multiprocessors / used;
-  const int64_t directions_at_once = cluster ? at_once : at_once / s.directions * s.directions;
-  if (directions_at_once < 1 || most_team_rows(units, a) < 1) return best;
-  // As many sequences as let all teams run at once; or in two or three rounds.
+  const int64_t teams_at_once = cluster ? at_once : at_once / used / directions * directions;
+  if (teams_at_once < 1 || most_team_rows(units, a) < 1) return best;
+  // As many sequences as let all teams run at once; or fewer, in two or three rounds.
   for (int round = 1; round <= 3; ++round) {
-    const int64_t wanted = (s.B * s.directions + directions_at_once * round - 1) / (directions_at_once * round);
-    const int64_t most = most_team_rows(units, a);
-    const int rows = static_cast<int>(wanted > most ? most : wanted);
-    const TeamShape team = team_shape(s.H, s.gates, s.backward, used, units, rows);
-    if (team.wide == 0) continue;
-    const int beyond = team.wide * team.deep - held_tiles(a);
-    const size_t spilled = beyond > 0 ? size_t(kTeamWarps) * beyond * 32 * a.words * 4 : 0;
-    const TeamLayout layout = team_layout(team, s.H, s.gates, a, s.backward, cluster ? 2 : 1);
-    if (layout.all > gpu.shared_bytes) continue;
+    const int64_t wanted = (s.B * directions + teams_at_once * round - 1) / (teams_at_once * round);
+    const int64_t rows = wanted < most_team_rows(units, a) ? wanted : most_team_rows(units, a);
+    const int64_t teams = (s.B + rows - 1) / rows * directions;
+    const int64_t rounds = (teams + teams_at_once - 1) / teams_at_once * (s.directions / directions);
+    const int64_t blocks_at_once = used * (teams < teams_at_once ? teams : teams_at_once);
     const double bytes = double(s.H) * rows * a.state_bytes * (s.backward ? s.gates : 1);
-    const double grid_rate = k.grid_rate_of_all / (used * at_once);
-    const double rate = cluster ? k.cluster_rate : grid_rate < k.grid_rate ? grid_rate : k.grid_rate;
-    const double cycles = step_cycles(s, team, spilled, cluster ? k.cluster_latency : k.grid_latency, bytes / rate, k);
-    const int64_t teams = (s.B + rows - 1) / rows,
-                  rounds = (teams * s.directions + directions_at_once - 1) / directions_at_once;
-    const double microseconds = rounds * cycles / k.per_microsecond;
-    if (microseconds >= best.microseconds) continue;
-    best.microseconds = microseconds, best.team = team, best.shared_bytes = layout.all;
-    best.blocks = cluster ? blocks : used;
-    // Clusters wait for their turn by themselves; a grid has to be under way as a whole.
-    best.teams = cluster ? 65535 : directions_at_once / s.directions;
+    const double rate = cluster ? k.cluster_rate : smaller(k.grid_rate, k.grid_rate_of_all / blocks_at_once);
+    for (int wide : {1, 2, 4}) {
+      const TeamShape team = team_shape(s.H, s.gates, s.backward, used, units, static_cast<int>(rows), wide);
+      if (team.slices == 0) continue;
+      const TeamLayout layout = team_layout(team, s.H, s.gates, a, s.backward, cluster ? 2 : 1);
+      if (layout.all > gpu.shared_bytes) continue;
+      const double cycles =
+          step_cycles(s, team, layout.spilled_bytes, cluster ? k.cluster_latency : k.grid_latency, bytes / rate, k);
+      if (rounds * cycles / k.per_microsecond >= best.microseconds) continue;
+      best.microseconds = rounds * cycles / k.per_microsecond, best.team = team, best.shared_bytes = layout.all;
+      best.blocks = cluster ? blocks : used, best.directions = directions;
+      // Clusters wait for their turn by themselves; a grid has to be under way as a whole.
+      best.teams = cluster ? kMostTeams : teams_at_once / directions;
+    }
   }
   return best;
 }
 
 constexpr Plan cluster_plan(const Scanned& s, const Gpu& gpu) {
   if (!teams_serve(s)) return no_plan(Tier::kCluster);
-  const Plan a = team_plan(s, Tier::kCluster, 8, gpu), b = team_plan(s, Tier::kCluster, 16, gpu);
-  return b.microseconds < a.microseconds ? b : a;
+  return faster(team_plan(s, Tier::kCluster, 8, gpu.clusters_of_8, s.directions, gpu),
+                team_plan(s, Tier::kCluster, 16, gpu.clusters_of_16, s.directions, gpu));
 }
 
 constexpr Plan grid_plan(const Scanned& s, const Gpu& gpu) {
   Plan best = no_plan(Tier::kGrid);
   if (!teams_serve(s) || s.H % 8 != 0) return best;  // 16 bytes are loaded at once
-  for (int blocks : {4, 8, 16, 24, 32, 48, 64, 96, 128}) {
-    const Plan one = team_plan(s, Tier::kGrid, blocks, gpu);
-    if (one.microseconds < best.microseconds) best = one;
-  }
+  for (int blocks : {4, 8, 16, 24, 32, 48, 64, 96, 128})
+    for (int directions = 1; directions <= s.directions; ++directions)
+      best = faster(best, team_plan(s, Tier::kGrid, blocks, gpu.multiprocessors, directions, gpu));
   return best;
 }
 
@@ -158,10 +161,7 @@ constexpr Plan plan_of(Tier tier, const Scanned& s, const Gpu& gpu) {
 // The fastest by the model.
 constexpr Plan choose(const Scanned& s, const Gpu& gpu) {
   Plan best = streaming_plan(s);
-  for (const Tier tier : {Tier::kBlock, Tier::kCluster, Tier::kGrid}) {
-    const Plan one = plan_of(tier, s, gpu);
-    if (one.microseconds < best.microseconds) best = one;
-  }
+  for (Tier tier : {Tier::kBlock, Tier::kCluster, Tier::kGrid}) best = faster(best, plan_of(tier, s, gpu));
   return best;
 }
 

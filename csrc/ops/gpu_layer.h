@@ -164,7 +164,7 @@ struct GpuLayer {
                                : "");
     }
     if constexpr (!std::is_same_v<T, double>)
-      if (best.tier == Tier::kGrid && !cuda::team_kernels<T>(index_of<Cell>()).runs_at_once(best, backward, int(s.D)))
+      if (best.tier == Tier::kGrid && !cuda::team_kernels<T>(index_of<Cell>()).runs_at_once(best, backward))
         best = streaming_plan(scanned);
     return best;
   }

@@ -50,9 +50,16 @@ PROGRAMS = {
     "driver": Program(
         [
             *(f"csrc/cuda/recurrent_{number}.cu" for number in ("bf16", "f16", "f32", "f64")),
-            *(f"csrc/cuda/team_{number}.cu" for number in ("bf16", "f16", "f32")),
+            "csrc/cuda/numbers.cu",
         ],
         ["tests/cuda_on_cpu/driver.cu"],
+    ),
+    "team_driver": Program(
+        [
+            *(f"csrc/cuda/team_{number}.cu" for number in ("bf16", "f16", "f32")),
+            "csrc/cuda/numbers.cu",
+        ],
+        ["tests/cuda_on_cpu/team_driver.cu"],
     ),
     "conv_driver": Program(
         [f"csrc/cuda/conv_{number}.cu" for number in ("bf16", "f16", "f32", "f64")],

@@ -1,9 +1,9 @@
-// Prints what csrc/cuda/launch.h decides, for tests/test_launch.py.
+// Prints what csrc/cuda/launch.h and tiers.h decide, for tests/test_launch.py.
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
 
-#include "cuda/launch.h"
+#include "cuda/tiers.h"
 
 using namespace adl;
 
@@ -35,6 +35,98 @@ void print_banks() {
       std::printf("%d ", width);
 }
 
+// Multiprocessors, shared memory and clusters of GPUs of every architecture that is compiled for. How many clusters run
+// at once differs from one die to the next: a kernel's launcher asks.
+struct Named {
+  const char* name;
+  Gpu gpu;
+};
+constexpr Named kGpus[] = {{"sm_80", {108, 163 << 10}},
+                           {"sm_86", {82, 99 << 10}},
+                           {"sm_90", {132, 227 << 10, 15, 7}},
+                           {"sm_100", {148, 227 << 10, 16, 7}},
+                           {"sm_120", {170, 99 << 10, 20, 0}}};
+struct Cell {
+  const char* name;
+  int gates, pre;
+  Arithmetic arithmetic;
+};
+constexpr Cell kLstm{"LSTM", 4, 4, kHalfTensorCores}, kGru{"GRU", 3, 4, kHalfTensorCores};
+constexpr Cell kCells[] = {kLstm, kGru, {"LSTM tf32", 4, 4, kTf32TensorCores}, {"RNN", 1, 1, kHalfTensorCores}};
+constexpr const char* kTiers[] = {"streaming", "block", "cluster", "grid"};
+
+constexpr Scanned scanned(const Cell& cell, int64_t B, int64_t H, int directions, bool backward) {
+  return {B, H, directions, cell.gates, cell.pre, cell.arithmetic, backward, true, true};
+}
+
+// Says what a kernel could not do.
+void check_team(const char* gpu_name, const Gpu& gpu, const Scanned& s, const Plan& p) {
+  const TeamShape& t = p.team;
+  const auto complain = [&](const char* what) {
+    std::printf("%s B%ld H%ld D%d gates %d %s %s: %s\n", gpu_name, long(s.B), long(s.H), s.directions, s.gates,
+                s.backward ? "backward" : "forward", kTiers[int(p.tier)], what);
+  };
+  const bool cluster = p.tier == Tier::kCluster;
+  const int down = tiles(s.backward ? t.units : s.gates * t.units), across = tiles(s.H) * (s.backward ? s.gates : 1);
+  if (int64_t(t.blocks) * t.units < s.H || int64_t(t.blocks - 1) * t.units >= s.H) complain("a block without units");
+  if (t.units % (cluster ? 8 : 4)) complain("units that are no whole words");
+  if (t.units / word_units(s.arithmetic) * t.rows > kTeamThreads) complain("more words than threads");
+  if (t.rows < 1 || t.rows > kMostTeamRows) complain("rows");
+  if ((down + t.wide - 1) / t.wide * t.slices > kTeamWarps || t.slices * t.deep < across) complain("tiles");
+  if (p.shared_bytes > gpu.shared_bytes) complain("shared memory");
+  if (cluster && (t.blocks > p.blocks || (p.blocks == 16 && !gpu.clusters_of_16) || !gpu.clusters_of_8))
+    complain("a cluster that does not exist");
+  if (!cluster && p.blocks * p.teams * p.directions > gpu.multiprocessors) complain("more blocks than run at once");
+  if (p.teams < 1 || p.directions < 1 || s.directions % p.directions) complain("teams");
+}
+
+// `teams`: every plan for teams, on every GPU.
+void print_mistakes() {
+  for (const auto& [name, gpu] : kGpus)
+    for (const Cell& cell : kCells)
+      for (int directions : {1, 2})
+        for (bool backward : {false, true})
+          for (int64_t B : {1, 2, 3, 7, 8, 9, 16, 33, 64, 100, 500, 70000})
+            for (int64_t H = 8; H <= 2304; H += H < 300 ? 4 : 56)
+              for (Tier tier : {Tier::kCluster, Tier::kGrid}) {
+                const Scanned s = scanned(cell, B, H, directions, backward);
+                const Plan p = plan_of(tier, s, gpu);
+                if (p.microseconds < kNever) check_team(name, gpu, s, p);
+              }
+}
+
+// `choices`: the tier for each GPU, cell, direction, batch and hidden size.
+void print_choices() {
+  for (const auto& [name, gpu] : kGpus)
+    for (const Cell& cell : kCells)
+      for (bool backward : {false, true})
+        for (int64_t B : {1, 16, 64, 128})
+          for (int64_t H : {64, 128, 256, 512, 768, 1024, 1536, 2048}) {
+            const Plan p = choose(scanned(cell, B, H, 1, backward), gpu);
+            std::printf("%s,%s,%d,%ld,%ld,%s\n", name, cell.name, backward, long(B), long(H), kTiers[int(p.tier)]);
+          }
+}
+
+// `markdown`: the predictions in docs/cuda_tiers.md.
+void print_markdown() {
+  const Gpu gpu = kGpus[2].gpu;
+  const auto text = [&](const Plan& p) {
+    if (p.tier == Tier::kCluster || p.tier == Tier::kGrid)
+      std::printf(" %s, %d blocks x %d | %.2f |", kTiers[int(p.tier)], p.blocks, p.team.rows, p.microseconds);
+    else
+      std::printf(" %s | %.2f |", kTiers[int(p.tier)], p.microseconds);
+  };
+  for (const Cell& cell : {kLstm, kGru, kCells[2]})
+    for (int directions : {1, 2})
+      for (int64_t B : {16, 64})
+        for (int64_t H : {128, 256, 512, 768, 1024}) {
+          if (directions == 2 && B != 16) continue;
+          std::printf("| %s%s | %ld | %ld |", cell.name, directions == 2 ? ", bidirectional" : "", long(B), long(H));
+          for (bool backward : {false, true}) text(choose(scanned(cell, B, H, directions, backward), gpu));
+          std::printf("\n");
+        }
+}
+
 int main(int, char** arguments) {
   const long number = arguments[2] ? std::atol(arguments[2]) : 0;
   switch (arguments[1][0]) {
@@ -43,6 +135,15 @@ int main(int, char** arguments) {
       break;
     case 'r':
       print_rows({static_cast<int>(number), 227 << 10});
+      break;
+    case 't':
+      print_mistakes();
+      break;
+    case 'c':
+      print_choices();
+      break;
+    case 'm':
+      print_markdown();
       break;
     default:
       print_banks();

@@ -84,7 +84,6 @@ void end_thread() {
   for (const Meeting* m : t->warp->meetings)
     if (!m->complete() && (m->mask >> t->lane & 1))
       fail("a thread has exited, but %s at line %d waits for its lane", m->site.what, m->site.line);
-  publish(nullptr);
   if (!current.grid.waiting.empty()) fail("a thread has exited, but others wait for it at a grid barrier");
   if (!current.clusters[block.cluster].waiting.empty())
     fail("a thread has exited, but others wait for it at a cluster barrier");

@@ -106,11 +106,14 @@ class Verdict:
 
 
 OF_CONV = ("conv", "filter", "pixel", "plane", "separable", "weight", "window")
+OF_TEAMS = ("exchange", "share", "team")
 
 
 def program_of(file: Path) -> str:
     if file.parts[0] == "tests":
         return "wrappers"
+    if file.name.startswith(OF_TEAMS):
+        return "team_driver"
     return "conv_driver" if file.name.startswith(OF_CONV) else "driver"
 
 

@@ -191,10 +191,16 @@ def programs(_: float) -> Stage:
     nvcc = str(home / "bin/nvcc") if home else ""
     flags = ["-std=c++20", "-O2", "-arch=native", "--threads=0", "--expt-relaxed-constexpr"]
     commands: list[Command] = []
-    for name, kernels in (("wrappers", "none"), ("driver", "recurrent"), ("conv_driver", "conv")):
+    kernels = {
+        "wrappers": (),
+        "driver": ("recurrent_*", "numbers"),
+        "team_driver": ("team_*", "numbers"),
+        "conv_driver": ("conv_*",),
+    }
+    for name, files in kernels.items():
         sources = [
             TESTS / f"cuda_on_cpu/{name}.cu",
-            *sorted(ROOT.glob(f"csrc/cuda/{kernels}_*.cu")),
+            *(path for file in files for path in sorted(ROOT.glob(f"csrc/cuda/{file}.cu"))),
         ]
         program = str(folder / name)
         commands += [
