@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import store
+from bench import gpu_model, store
 from build_backend import choices
 from build_backend.compile import NVCC_FLAGS
 
@@ -59,10 +59,14 @@ def architecture() -> str:
     command = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return "native"
-    digits = done.stdout.splitlines()[0].strip().replace(".", "")
-    return f"sm_{digits}{'a' * (digits == '90')}" if digits.isdigit() else "native"
+        digits = done.stdout.splitlines()[0].strip().replace(".", "")
+    except (OSError, IndexError, subprocess.SubprocessError):
+        import torch
+
+        if not torch.cuda.is_available():
+            return "native"
+        digits = "".join(map(str, torch.cuda.get_device_capability()))
+    return f"sm_{digits}{'a' * (digits == '90')}"
 
 
 def build(nvcc: Path, sources: Sequence[Path], folder: Path, arch: str) -> list[str]:
@@ -132,6 +136,13 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         yield (text + f" {row.get('note', '')}").rstrip()
 
 
+def cost_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """What the constants of csrc/cuda/tiers.h, by which kernels are chosen, would be."""
+    assumed = gpu_model.Constants()
+    for name, value in gpu_model.costs(rows).items():
+        yield f"Costs::{name}: measured {_number(value)}, assumed {getattr(assumed, name):g}"
+
+
 def _number(value: float) -> str:
     return f"{value:.4g}"
 
@@ -179,6 +190,7 @@ def main(arguments: Sequence[str], path: Path | None, results: Path, compiled: b
     for problem in problems:
         print(f"FAILED {problem}")
     if rows:
+        print("\n".join(cost_lines(rows)))
         path = path or results / f"{store.slug(known.get('gpu', 'gpu'))}-calibration.json"
         store.write_json(path, {"machine": known, "problems": problems, "calibration": rows})
         print(f"written: {path}")

@@ -3,7 +3,9 @@
 A team of P blocks holds all of W_hh and serves one slice of the batch; G teams run side by side. A
 step is the exchange of the state, the product, reading shared memory, the cell, and what is the
 same for all (barriers of a block, packing). Of product, reading and bytes exchanged the longest
-counts in full, the others by a third, as they overlap. Times are cycles but in `predict`.
+counts in full, the others by a third, as they overlap. Times are cycles but in `predict`. The
+kernels choose by a finer model of the same kind (docs/cuda_tiers.md); this one takes what a
+calibration found.
 """
 
 from __future__ import annotations
@@ -20,20 +22,21 @@ KB = 1024
 
 @dataclass(frozen=True)
 class Constants:
-    """Rates per multiprocessor in bytes per cycle, latencies in cycles, of published figures."""
+    """The first twelve are `Costs` of csrc/cuda/tiers.h: cycles, and bytes per cycle."""
 
-    megahertz: float = 1980
-    mma: float = 6.6 / 4  # a product of 16 x 16 by 16 x 8
+    per_microsecond: float = 1980
+    product: float = 6.6  # of 16 x 16 by 16 x 8, on one of four tensor cores
     shared_rate: float = 128
-    push_latency: float = 250  # within a cluster
-    push_rate: float = 18
-    words_latency: float = 800  # through L2
-    words_rate: float = 64
-    words_total: float = 4500  # of all multiprocessors
+    cluster_latency: float = 250
+    cluster_rate: float = 18
+    grid_latency: float = 800
+    grid_rate: float = 64
+    grid_rate_of_all: float = 4500
     fixed: float = 220
-    cell: Mapping[str, float] = field(default_factory=lambda: {"f": 220, "b": 300})
+    forward_cell: float = 220
+    backward_cell: float = 300
     overlap: float = 0.35
-    clusters: Mapping[int, int] = field(default_factory=lambda: {8: 15, 16: 7})
+    clusters: Mapping[int, int] = field(default_factory=lambda: {8: 15, 16: 7})  # at a time
     multiprocessors: int = 132
     grid_blocks: int = 128
     shared_bytes: int = 227 * KB
@@ -67,53 +70,49 @@ def register_bytes(columns: int) -> int:
     return (160 if columns <= 16 else 128 if columns <= 64 else 96) * KB
 
 
-def cycles(layer: Layer, tier: str, P: int, G: int, way: str, k: Constants) -> float | None:
-    """Of one step by G teams of P blocks; None where it does not fit.
+def cycles(layer: Layer, direction: str, tier: str, P: int, G: int, k: Constants) -> float | None:
+    """Of one step forward ("f") or backward ("b") by G teams of P blocks; None if it does not fit.
 
-    way: "f", forward; backward by "gather" of all dgates, or by "scatter" of partial sums of dh.
+    Forward gathers h, backward the gradients of all gates.
     """
-    gates, H, units = layer.gates, layer.H, math.ceil(layer.H / P)
+    forward = direction == "f"
+    units = math.ceil(layer.H / P)
     rows = math.ceil(layer.B / (G // layer.directions))
     N = 8 * math.ceil(rows / 8)
     depth = 32 // layer.bytes  # states that one instruction takes
-    height, length = {
-        "f": (gates * units, H),
-        "gather": (units, gates * H),
-        "scatter": (H, gates * units),
-    }[way]
+    height, length = layer.gates * units, layer.H
+    if not forward:
+        height, length = units, layer.gates * layer.H
     fragments = math.ceil(height / 16) * math.ceil(length / depth)
-    weights = 512 * fragments
-    state = 4 if way == "scatter" else layer.bytes * (gates if way == "gather" else 1)
-    received = H * rows * state
-    out = 0 if way == "scatter" else height * N * 4  # partial sums of a warp
-    held = 96 * KB if way == "scatter" and N > 16 else register_bytes(N)
+    weights, held = 512 * fragments, register_bytes(N)
+    received = length * rows * layer.bytes
+    out = height * N * 4  # partial sums of a warp
     free = k.shared_bytes - min(2 * received, 64 * KB) - min(2 * out, 32 * KB) - 4 * KB
     if weights > held + free:
         return None
 
-    product = fragments * (N // 8) * k.mma + 60
+    product = fragments * (N // 8) * k.product / 4 + 60
     streamed = max(0, weights - held) * math.ceil(N / 64)
-    reading = (streamed + _operands(layer, way, height, length, N, out) + received) / k.shared_rate
-    if way == "scatter":
-        reading += 2 * H * N * 4 / k.shared_rate
+    operands = _operands(layer, forward, height, length, N, out)
+    reading = (streamed + operands + received) / k.shared_rate
     latency = exchange = 0.0
     if tier == "cluster":
-        latency, exchange = k.push_latency, received * (P - 1) / P / k.push_rate
+        latency, exchange = k.cluster_latency, received * (P - 1) / P / k.cluster_rate
     elif tier == "grid":
-        rate = min(k.words_rate, k.words_total / (P * G))
-        latency, exchange = k.words_latency, received * (2 if way == "scatter" else 1) / rate
+        latency = k.grid_latency
+        exchange = received / min(k.grid_rate, k.grid_rate_of_all / (P * G))
     longest = max(product, reading, exchange)
     core = longest + k.overlap * (product + reading + exchange - longest)
-    numbers = 10 if way == "f" and layer.cell == "lstm" else 6 if way == "f" else 4
-    cell = k.cell["f" if way == "f" else "b"] + units * rows * numbers / 16
+    numbers = (10 if layer.cell == "lstm" else 6) if forward else 4
+    cell = (k.forward_cell if forward else k.backward_cell) + units * rows * numbers / 16
     return latency + core + k.fixed + cell
 
 
-def _operands(layer: Layer, way: str, height: int, length: int, N: int, out: int) -> float:
+def _operands(layer: Layer, forward: bool, height: int, length: int, N: int, out: int) -> float:
     """Bytes of states and partial sums that 8 warps read, in the better way to share the work."""
     once = length * N * layer.bytes
     tiles = math.ceil(height / 16)
-    most = max(1, tiles // (2 if layer.gates == 4 else 3) if way == "f" else tiles)
+    most = max(1, tiles // (2 if layer.gates == 4 else 3) if forward else tiles)
     return min(
         groups * once + (0 if groups == 8 else (8 // groups) * 2 * out)
         for groups in (1, 2, 4, 8)
@@ -135,13 +134,11 @@ def teams(layer: Layer, k: Constants) -> Iterator[tuple[str, int, int]]:
 
 def best(layer: Layer, direction: str, k: Constants) -> tuple[float, str] | None:
     """Cycles of the fastest resident kernel, forward ("f") or backward ("b"), and its tier."""
-    ways = ("f",) if direction == "f" else ("gather", "scatter")
     found = [
         (cost, tier)
         for tier, P, G in teams(layer, k)
         if layer.B * layer.directions >= G
-        for way in ways
-        if (cost := cycles(layer, tier, P, G, way, k)) is not None
+        if (cost := cycles(layer, direction, tier, P, G, k)) is not None
     ]
     return min(found) if found else None
 
@@ -163,9 +160,9 @@ def scan_us(layer: Layer, direction: str, k: Constants) -> tuple[float, str]:
     """Of a step without the products outside the scan, and the tier."""
     streamed = streaming_us(layer, direction, k)
     resident = best(layer, direction, k)
-    if resident is None or resident[0] / k.megahertz > streamed:
+    if resident is None or resident[0] / k.per_microsecond > streamed:
         return streamed, "streaming"
-    return resident[0] / k.megahertz, resident[1]
+    return resident[0] / k.per_microsecond, resident[1]
 
 
 # Rows of a result file
@@ -196,30 +193,35 @@ def predict(row: Mapping[str, Any], k: Constants | None = None) -> float:
 def exchange_us(row: Mapping[str, Any], k: Constants) -> float:
     """The latency of the exchanges that follow each other in a step of a row."""
     tier = scan_us(layer_of(row), "f", k)[1]
-    latency = {"cluster": k.push_latency, "grid": k.words_latency}.get(tier, 0.0)
-    return row["layers"] * (1 if row["mode"] == "infer" else 2) * latency / k.megahertz
+    latency = {"cluster": k.cluster_latency, "grid": k.grid_latency}.get(tier, 0.0)
+    return row["layers"] * (1 if row["mode"] == "infer" else 2) * latency / k.per_microsecond
 
 
 CALIBRATED = {
-    "clock": ("megahertz", 1.0),
-    "mma.sync bf16, N = 16, A in registers, 4 sums": ("mma", 0.5),
-    "exchange latency, st.async, 16 blocks": ("push_latency", 1.0),
-    "exchange rate, st.async, 16 blocks": ("push_rate", 1.0),
-    "exchange latency, words in L2, 1 x 64 blocks": ("words_latency", 1.0),
-    "exchange rate, words in L2, 2 x 64 blocks": ("words_total", 128.0),
+    "clock": ("per_microsecond", 1.0),
+    "mma.sync bf16, N = 16, A in registers, 4 sums": ("product", 2.0),
+    "exchange latency, st.async, 16 blocks": ("cluster_latency", 1.0),
+    "exchange rate, st.async, 16 blocks": ("cluster_rate", 1.0),
+    "exchange latency, words in L2, 1 x 64 blocks": ("grid_latency", 1.0),
+    "exchange rate, words in L2, 2 x 64 blocks": ("grid_rate_of_all", 128.0),
 }
 
 
-def calibrated(rows: Sequence[Mapping[str, Any]]) -> Constants:
-    """The model with what a calibration found; latencies are told in cycles."""
+def costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What a calibration says of the constants, by name; latencies are told in cycles."""
     found = {}
     for row in rows:
         if row["name"] in CALIBRATED and row["value"]:
             name, times = CALIBRATED[row["name"]]
             found[name] = times * row.get("cycles", row["value"])
+    return found
+
+
+def calibrated(rows: Sequence[Mapping[str, Any]]) -> Constants:
+    """The model with what a calibration found."""
     clusters = dict(Constants().clusters)
     for P in clusters:
         for row in rows:
             if row["name"] == f"clusters of {P} with 200 KB a block" and row["value"]:
                 clusters[P] = int(row["value"])
-    return replace(Constants(), clusters=clusters, **found)
+    return replace(Constants(), clusters=clusters, **costs(rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,10 +77,10 @@ def test_goals_command_without_a_gpu(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("layer", "forward", "backward", "tier"),
     [
-        (gpu_model.Layer("gru", 64, 128, 2), 0.37, 0.35, "block"),
-        (gpu_model.Layer("lstm", 256, 16, 2), 0.51, 0.54, "cluster"),
-        (gpu_model.Layer("lstm", 768, 16, 2), 0.96, 1.21, "grid"),
-        (gpu_model.Layer("lstm", 512, 16, 4), 1.00, 1.06, "grid"),
+        (gpu_model.Layer("gru", 64, 128, 2), 0.37, 0.38, "block"),
+        (gpu_model.Layer("lstm", 256, 16, 2), 0.51, 0.63, "cluster"),
+        (gpu_model.Layer("lstm", 768, 16, 2), 0.96, 1.38, "grid"),
+        (gpu_model.Layer("lstm", 512, 16, 4), 1.00, 1.38, "grid"),
         (gpu_model.Layer("gru", 1536, 64, 4), 11.18, 13.41, "streaming"),
     ],
 )
@@ -94,7 +95,7 @@ def test_model(layer: gpu_model.Layer, forward: float, backward: float, tier: st
 def test_model_of_rows() -> None:
     box = {row["mode"]: row for row in made_up_rows(1.0) if row["case"] == gpu_grid.BOX.name}
     assert gpu_model.predict(box["infer"]) == pytest.approx(1.08, abs=0.005)
-    assert gpu_model.predict(box["train"]) == pytest.approx(2.64, abs=0.005)
+    assert gpu_model.predict(box["train"]) == pytest.approx(2.81, abs=0.005)
     by_case = {
         (row["cell"], row["case"]): row for row in made_up_rows(1.0) if row["dtype"] == "bf16"
     }
@@ -114,8 +115,18 @@ def test_calibration_moves_the_model() -> None:
     absent = {"name": "exchange rate, st.async, 16 blocks", "value": None}
     clusters = {"name": "clusters of 16 with 200 KB a block", "value": 6}
     slower = gpu_model.calibrated([latency, absent, clusters])
-    assert (slower.words_latency, slower.push_rate, slower.clusters) == (1980, 18, {8: 15, 16: 6})
+    assert (slower.grid_latency, slower.cluster_rate, slower.clusters) == (1980, 18, {8: 15, 16: 6})
     assert gpu_model.predict(row, slower) > 1.4 > gpu_model.predict(row)
+
+
+def test_constants_are_those_that_the_kernels_are_chosen_by() -> None:
+    text = (calibration.ROOT / "csrc/cuda/tiers.h").read_text()
+    body = text.partition("struct Costs {")[2].partition("};")[0]
+    theirs = {name: float(value) for name, value in re.findall(r"(\w+) = ([\d.e]+)", body)}
+    ours = vars(gpu_model.Constants())
+    shared = [name for name in theirs if name in ours]
+    assert len(shared) == 12 and all(theirs[name] == ours[name] for name in shared)
+    assert {name for name, _ in gpu_model.CALIBRATED.values()} <= set(shared)
 
 
 def test_calibration_is_of_figures_that_exist() -> None:
@@ -179,6 +190,17 @@ def test_calibrate_command(monkeypatch, tmp_path: Path, capsys) -> None:
     assert capsys.readouterr().out.count("predicted") == len(calibration.programs())
     assert main(["table", str(path)]) == 0
     assert capsys.readouterr().out.count("predicted") == len(calibration.programs())
+
+
+@pytest.mark.parametrize(
+    ("said", "arch"), [("9.0", "sm_90a"), ("8.0", "sm_80"), ("12.0\n12.0", "sm_120")]
+)
+def test_architecture(monkeypatch, tmp_path: Path, said: str, arch: str) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\necho '{said}'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert calibration.architecture() == arch
 
 
 def test_every_calibrating_program_is_run() -> None:

@@ -53,7 +53,7 @@ def test_right_kernels(programs, program, variant):
 
 # With how many steps and KB, on how many multiprocessors; figures that there are.
 CALIBRATION = {
-    "cluster": ((3, 1), 132, 16),
+    "cluster": ((3, 1), 132, 12),
     "l2": ((2, 1), 132, 9),
     "mma": ((2,), 1, 20),
     "step": ((2,), 132, 10),

@@ -103,6 +103,7 @@ void time_products(const uint4* W, int rounds) {
       problem);
   const double value = static_cast<double>(times.cycles) / rounds / (kGroups * kRepeats * kHeld * 4);
   const double predicted = std::max(N / 8.0, shared ? 4.0 : 0.0);
+  if (problem.empty() && times.cycles == 0) return line(name, "cycles/fragment/SM", absent());  // compiled without
   line(name, "cycles/fragment/SM", problem.empty() ? Figure{value, predicted, NAN, ""} : failed(problem));
 }
 
