@@ -7,7 +7,7 @@ namespace calibrate {
 
 inline long long cycles_now() {
   static long long now = 0;
-  return now += 1000;
+  return __atomic_add_fetch(&now, 1000, __ATOMIC_RELAXED);
 }
 inline long long nanoseconds_now() { return cycles_now(); }
 
