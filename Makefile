@@ -15,7 +15,7 @@ CUDA_STAMP := $(VENV_CUDA)/.stamp-env-$(subst /,_,$(TORCH_CUDA))
 
 BUILD_SOURCES := setup.py pyproject.toml $(wildcard build_backend/*.py)
 CSRC := $(shell find csrc -type f)
-FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/cpu_driver/* tests/cuda_on_cpu/*))
+FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/cpu_driver/* tests/cuda_on_cpu/* bench/gpu/*))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test bench bench-conv bench-variants cuda-env cuda-check cuda-build gpu lint format clean
@@ -50,8 +50,8 @@ cuda-build: $(CUDA_STAMP) ## build and import against a CUDA torch, in .venv-cud
 	ADL_CUDA=1 $(VENV_CUDA)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
 	cd $(VENV_CUDA) && bin/python -m adl_kernels.info
 
-gpu: ## build, test and measure on a GPU with the Python at hand, no network (8 minutes)
-	$(PYTHON) tests/gpu
+gpu: ## calibrate, build, test and measure on a GPU with the Python at hand, no network (25 minutes); STAGES=...
+	$(PYTHON) tests/gpu $(addprefix --stage ,$(STAGES))
 
 lint: $(BUILD_STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The command line: `python -m bench rnn`, `conv`, `gpu`, `demo`, `flow`, `table`, `picture`."""
+"""The command line: `python -m bench rnn`, `conv`, `gpu`, `calibrate`, `demo` and others."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ def parser() -> argparse.ArgumentParser:
     _add_rnn(commands)
     _add_conv(commands)
     _add_gpu(commands)
+    _add_calibrate(commands)
     _add_demo(commands)
     _add_flow(commands)
     commands.add_parser(
@@ -69,8 +70,11 @@ def parser() -> argparse.ArgumentParser:
     )
     picture = commands.add_parser(
         "picture",
-        help="draw a JSON file of `rnn`",
-        description="Ratios and shares of the peak of every case, as a PNG beside the file.",
+        help="draw a JSON file of `rnn` or `gpu`",
+        description=(
+            "As a PNG beside the file: of `rnn` ratios and shares of the peak; of `gpu` times per "
+            "step, predictions and bounds, with what `calibrate` found if its file is there."
+        ),
     )
     for command in (table, picture):
         command.add_argument("path", type=Path, help="such as bench/results/cpu-rnn.json")
@@ -216,6 +220,12 @@ def _add_gpu(commands) -> None:
         metavar="LIST",
         help="of f32,bf16,tf32,f16 (default: all); tf32 is float32 that may be rounded to it",
     )
+    add(
+        "--grid",
+        choices=("wide", "goals"),
+        default="wide",
+        help="goals: the shapes of bench/gpu_goals.py, to <name of GPU>-goals.json",
+    )
     add("--cases", metavar="LIST", help="names of cases or shapes TxBxIxH (default: the grid)")
     add(
         "--seconds",
@@ -225,6 +235,21 @@ def _add_gpu(commands) -> None:
         help="for all rows together; 0: three samples each (default: %(default)s)",
     )
     add("--json", type=Path, metavar="PATH", help="write to PATH instead")
+
+
+def _add_calibrate(commands) -> None:
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure on a GPU what the model of a step rests on (a minute)",
+        description=(
+            "Compiles and runs the programs of bench/gpu: what launches a GPU allows, how long "
+            "blocks take to hand each other a state, products with few columns, and a step with "
+            "its stages left out; each figure beside what the model predicts for an H200. Writes "
+            "bench/results/<name of GPU>-calibration.json. Needs nvcc."
+        ),
+    )
+    calibrate.add_argument("--json", type=Path, metavar="PATH", help="write to PATH instead")
+    calibrate.add_argument("--compile-only", action="store_true", help="for sm_90a; needs no GPU")
 
 
 def _add_demo(commands) -> None:
@@ -416,14 +441,28 @@ def run_conv(options: argparse.Namespace) -> int:
 
 
 def run_gpu(options: argparse.Namespace) -> int:
-    from bench import gpu, gpu_grid
+    from bench import gpu, gpu_goals, gpu_grid
 
+    wide = options.grid == "wide"
+    grid = gpu_grid if wide else gpu_goals
     if options.cases is None:
-        chosen = gpu_grid.grid(options.cells, options.dtypes)
+        chosen = grid.grid(options.cells, options.dtypes)
     else:
-        chosen = jobs(parse_cases(options.cases, gpu_grid.NAMED), options.cells, options.dtypes)
-    settings = gpu.Settings(chosen, options.device, options.seconds)
+        chosen = jobs(parse_cases(options.cases, grid.NAMED), options.cells, options.dtypes)
+    settings = gpu.Settings(
+        chosen,
+        options.device,
+        options.seconds,
+        goals=grid.GOALS,
+        name="" if wide else options.grid,
+    )
     return gpu.main(settings, options.arguments, options.json, RESULTS)
+
+
+def run_calibrate(options: argparse.Namespace) -> int:
+    from bench import calibration
+
+    return calibration.main(options.arguments, options.json, RESULTS, options.compile_only)
 
 
 def run_recompute(options: argparse.Namespace) -> int:
@@ -460,23 +499,37 @@ def run_variants(options: argparse.Namespace) -> int:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    from bench import report
+    from bench import store
 
-    report.write_json(path, content)
+    store.write_json(path, content)
     print(f"written: {path}")
 
 
 def _draw(path: Path) -> None:
-    from bench import picture
+    """With what a calibration of the same GPU found, if there is one beside the file."""
+    content, to = json.loads(path.read_text()), path.with_suffix(".png")
+    if "ceilings" in content:
+        from bench import gpu_picture
 
-    picture.draw(path.with_suffix(".png"), json.loads(path.read_text()))
-    print(f"written: {path.with_suffix('.png')}")
+        beside = path.with_stem(path.stem.removesuffix("-goals") + "-calibration")
+        found = json.loads(beside.read_text())["calibration"] if beside.exists() else ()
+        gpu_picture.draw(to, content, found)
+    else:
+        from bench import picture
+
+        picture.draw(to, content)
+    print(f"written: {to}")
 
 
 def run_table(options: argparse.Namespace) -> int:
     from bench import conv_goals, gpu_report, machine, report, variants
 
     content = json.loads(options.path.read_text())
+    if "calibration" in content:
+        from bench import calibration
+
+        print("\n".join(calibration.table(content["calibration"])))
+        return 0
     if "ceilings" in content:
         print(gpu_report.markdown(content))
         return 0
@@ -521,6 +574,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "rnn": run_rnn,
             "conv": run_conv,
             "gpu": run_gpu,
+            "calibrate": run_calibrate,
             "demo": run_demo,
             "flow": run_flow,
             "recompute": run_recompute,

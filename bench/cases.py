@@ -68,7 +68,12 @@ class Case:
     def __str__(self) -> str:
         sizes = f"{self.T}, {self.B}, {self.I}, {self.H}"
         both = " bidirectional" if self.bidirectional else ""
-        more = {"stack": f"{self.num_layers}{both} layers", "packed": "packed", "cell": "cell"}
+        plural = "s" * (self.num_layers > 1)
+        more = {
+            "stack": f"{self.num_layers}{both} layer{plural}",
+            "packed": "packed",
+            "cell": "cell",
+        }
         return f"{sizes}; {more[self.kind]}" if self.kind in more else sizes
 
 

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 import adl_kernels
-from bench import curves, machine, report
+from bench import curves, machine, store
 from bench.charmodel import CharModel, Corpus, Side, read_corpus
 
 BLOCK = 20  # steps of one side before the other's turn
@@ -185,7 +185,7 @@ def main(options: argparse.Namespace) -> int:
         f"{corpus.valid.numel():,} held out, {len(corpus.characters)} different ones"
     )
     found = [run_cell(cell, corpus, options) for cell in options.cells]
-    report.write_json(options.out / "demo.json", {"machine": facts, "cells": found})
+    store.write_json(options.out / "demo.json", {"machine": facts, "cells": found})
     curves.draw(options.out / "demo.png", found)
     print(f"\nwritten: {options.out / 'demo.json'}, {options.out / 'demo.png'}")
     return int(not all(cell["agree"] for cell in found))

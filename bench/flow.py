@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from adl_kernels.diagnostics import GradientFlow
-from bench import machine, report
+from bench import machine, store
 from examples import adding
 
 
@@ -27,7 +27,7 @@ def main(options: argparse.Namespace) -> int:
         )
     path = options.out / "gradient-flow.json"
     sizes = {"length": options.length, "steps": options.steps, "hidden": adding.HIDDEN}
-    report.write_json(path, {"machine": facts} | sizes | {"guessing": 1 / 6, "cells": cells})
+    store.write_json(path, {"machine": facts} | sizes | {"guessing": 1 / 6, "cells": cells})
     adding.draw(path.with_suffix(".png"), flows, options.steps)
     print(f"written: {path}, {path.with_suffix('.png')}")
     return 0

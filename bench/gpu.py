@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import gate, gpu_report, machine, report
+from bench import gate, gpu_report, machine, store
 from bench.cases import MODES, Job, flops
-from bench.gpu_grid import NUMBERS, Row, goal_lines
+from bench.gpu_grid import GOALS, NUMBERS, Goal, Row, goal_lines
 from bench.run import Step, build, check, make_step, quantiles
 
 SAMPLE_S = 4e-3  # shorter calls are repeated, so that the GPU has work queued while it is timed
@@ -30,6 +29,8 @@ class Settings:
     seconds: float = 200.0  # for all rows together
     sample_s: float = SAMPLE_S
     modes: Sequence[str] = MODES
+    goals: Sequence[Goal] = GOALS
+    name: str = ""  # of the grid, as the result file has it
 
 
 # Time
@@ -125,6 +126,7 @@ def _rows_of(job: Job, settings: Settings, clock: Clock, seconds: float) -> Iter
     case = job.case
     key = {"cell": job.cell, "dtype": job.dtype, "case": case.name, "shape": str(case)}
     key |= {"kind": case.kind, "T": case.T, "B": case.B, "I": case.I, "H": case.H}
+    key |= {"layers": case.num_layers, "directions": case.directions, "tokens": case.tokens}
     torch.backends.cudnn.allow_tf32 = job.dtype == "tf32"
     try:
         *modules, problem = pair(job, settings.device)
@@ -203,29 +205,30 @@ def facts(arguments: Sequence[str], device: str) -> dict[str, Any]:
     }
 
 
-def slug(name: str) -> str:
-    """NVIDIA H200 -> nvidia-h200."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
 def main(settings: Settings, arguments: Sequence[str], path: Path | None, results: Path) -> int:
     """Prints the tables; on a GPU, or where a path is given, writes them down, too."""
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("bench: torch finds no GPU here")
     known = facts(arguments, settings.device)
     found = ceilings(settings.device, 8192 if known["gpu"] else 64)
+    if path is None and known["gpu"]:
+        path = results / f"{store.slug(' '.join([known['gpu'], settings.name]))}.json"
     rows: list[Row] = []
     start = time.perf_counter()
+
+    def content() -> dict[str, Any]:
+        goals = goal_lines(rows, settings.goals)
+        return {"machine": known, "ceilings": found, "goals": goals, "rows": rows}
+
     for row in measure(settings):
         rows.append(row)
         if row["status"] != "ok":
             print(gpu_report.problem_line(row), flush=True)
-    content = {"machine": known, "ceilings": found, "goals": goal_lines(rows), "rows": rows}
-    print(gpu_report.markdown(content))
+        if path is not None:  # now, in case this is the last that is heard of the GPU
+            store.write_json(path, content())
+    print(gpu_report.markdown(content()))
     print(f"\n{len(rows)} rows in {time.perf_counter() - start:.0f} s")
-    if path is None and known["gpu"]:
-        path = results / f"{slug(known['gpu'])}.json"
     if path is not None:
-        report.write_json(path, content)
+        store.write_json(path, content())
         print(f"written: {path}")
     return int(any(row["status"] != "ok" for row in rows))

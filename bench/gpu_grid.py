@@ -96,7 +96,7 @@ GOALS = (
 )
 
 
-def goal_lines(rows: Sequence[Row]) -> list[list[str]]:
+def goal_lines(rows: Sequence[Row], goals: Sequence[Goal] = GOALS) -> list[list[str]]:
     """Geometric mean / minimum of the ratios (the goal of the minimum), met or MISSED."""
-    lines = [[goal.label, *(goal.judge(rows, mode) for mode in MODES)] for goal in GOALS]
+    lines = [[goal.label, *(goal.judge(rows, mode) for mode in MODES)] for goal in goals]
     return [line for line in lines if any(line[1:])]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from bench.goals import COLUMNS, GOALS, LIMITS, WORDS, Content, Row, judge, judge_limit, summary
@@ -139,15 +137,3 @@ def _by_column(names: tuple[str, ...], entries: list[tuple[tuple[str, ...], Row,
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     table = [heads, ["---"] * len(heads), *lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in table)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """One entry or row per line, so that two runs can be compared line by line."""
-    parts = []
-    for key, value in content.items():
-        text = json.dumps(value)
-        if isinstance(value, list):
-            text = "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
-        parts.append(f"{json.dumps(key)}: {text}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")

@@ -153,10 +153,15 @@ class Outcome:
         return found + [f"sm_{self.unit.arch}: {name} has {usage}" for name, usage in bad]
 
 
+def sources() -> list[Path]:
+    """The package's kernels, and those that calibrate the model of a step."""
+    return [*cuda_sources(ROOT), *sorted(ROOT.glob("bench/gpu/*.cu"))]
+
+
 def sources_digest() -> str:
     """Of everything that a kernel can include."""
     digest = hashlib.sha256()
-    folders = [ROOT / "csrc/cuda", ROOT / "csrc/cells"]
+    folders = [ROOT / "csrc/cuda", ROOT / "csrc/cells", ROOT / "bench/gpu"]
     for path in sorted(p for folder in folders for p in folder.rglob("*") if p.is_file()):
         digest.update(path.name.encode() + path.read_bytes())
     for header in ("convolution.h", "philox.h", "recurrent.h"):
@@ -212,13 +217,13 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
 def check_kernels(cuda_home: Path) -> list[str]:
     """Prints the table; returns what is wrong."""
     start = time.monotonic()
-    sources = cuda_sources(ROOT)
-    units = [Unit(source, arch) for source in sources for arch in choices.CUDA_ARCHS]
+    files = sources()
+    units = [Unit(source, arch) for source in files for arch in choices.CUDA_ARCHS]
     outcomes = compile_all(units, cuda_home / "bin/nvcc")
     print("\n".join(table(outcomes)))
     kernels = {name for outcome in outcomes for name in parse(outcome.text)}
     print(
-        f"{len(kernels)} kernels from {len(sources)} files x {len(choices.CUDA_ARCHS)} "
+        f"{len(kernels)} kernels from {len(files)} files x {len(choices.CUDA_ARCHS)} "
         f"architectures in {time.monotonic() - start:.0f} s, "
         f"{sum(outcome.reused for outcome in outcomes)} of {len(units)} reused"
     )

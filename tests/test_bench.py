@@ -16,7 +16,7 @@ import adl_kernels
 # bench is not installed. Appended, so that it cannot shadow an installed adl_kernels.
 sys.path.append(str(Path(__file__).parents[1]))
 
-from bench import cases, gate, goals, gpu, gpu_grid, limits, machine, report, run, variants
+from bench import cases, gate, goals, gpu, gpu_grid, limits, machine, report, run, store, variants
 from bench.__main__ import main
 from bench.peak import Peak
 
@@ -319,7 +319,7 @@ def test_picture(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "rnn.json"
     rows = [row(job, mode=mode) for job in cases.GRIDS["full"] for mode in cases.MODES]
-    report.write_json(path, content(rows, "full"))
+    store.write_json(path, content(rows, "full"))
     assert main(["picture", str(path)]) == 0
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
@@ -539,7 +539,7 @@ def test_gpu_grid() -> None:
     assert {job.dtype for job in grid if job.case == gpu_grid.BOX} == {"f16"}
     packed = gpu_grid.NAMED["packed-128"].batch_sizes
     assert packed[101] == 64 > packed[103] and packed[-1] == 1  # 20 % of 512 steps is 102.4
-    assert gpu.slug("NVIDIA H200") == "nvidia-h200"
+    assert store.slug("NVIDIA H200") == "nvidia-h200"
 
 
 def gpu_row(job: cases.Job, ratio: float, mode: str = "infer", status: str = "ok") -> run.Row:

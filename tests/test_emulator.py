@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -21,6 +22,7 @@ def programs() -> dict[str, Path]:
         f"{name}-{variant}": build_program(name, variant, ROOT / f"build/emulator-{variant}/{name}")
         for variant in VARIANTS
         for name in PROGRAMS
+        if not name.startswith("calibrate_")
     }
 
 
@@ -47,6 +49,29 @@ def test_right_kernels(programs, program, variant):
         done = run(programs[f"{program}-{variant}"], schedule=schedule, seed=seed)
         assert done.returncode == 0, f"{schedule} {seed}: {done.stdout}"
         assert done.stdout.count(": ok\n") == CHECKS[program]
+
+
+# With how many steps and KB, on how many multiprocessors; figures that there are.
+CALIBRATION = {
+    "cluster": ((3, 1), 132, 16),
+    "l2": ((2, 1), 132, 9),
+    "mma": ((2,), 1, 20),
+    "step": ((2,), 132, 10),
+}
+
+
+@pytest.mark.parametrize("name", CALIBRATION)
+def test_calibration(name):
+    """What was sent came, nobody waited in vain, and the figures are what a reader expects."""
+    arguments, multiprocessors, count = CALIBRATION[name]
+    output = ROOT / f"build/emulator-fast/calibrate_{name}"
+    program = build_program(f"calibrate_{name}", "fast", output)
+    done = run(program, *arguments, ADL_EMULATOR_SMS=multiprocessors)
+    assert done.returncode == 0, done.stdout
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all({"name", "value", "unit", "predicted"} <= set(row) for row in rows)
+    assert len({row["name"] for row in rows}) == len(rows)
+    assert sum(row["value"] is not None for row in rows) == count, done.stdout
 
 
 def test_wrappers_without_cuda_headers():

@@ -60,7 +60,8 @@ def test_stages_name_what_is_missing(monkeypatch) -> None:
     monkeypatch.setattr(make_gpu, "has", lambda module: False)
     monkeypatch.setattr(make_gpu.shutil, "which", lambda name: None)
     monkeypatch.setattr(make_gpu, "cuda_home", lambda: None)
-    missing = {stage.name: stage.missing for stage in (make(300.0) for make in make_gpu.stages())}
+    missing = {stage.name: stage.missing for stage in (make(300.0) for make in make_gpu.STAGES)}
+    assert missing["calibrate"] == "no CUDA toolkit was found"
     assert missing["build"].endswith("has no setuptools and no ninja")
     assert missing["tests on the GPU"].endswith("has no pytest")
     assert missing["compute-sanitizer"] == "compute-sanitizer was not found"
@@ -72,3 +73,34 @@ def test_stages_name_what_is_missing(monkeypatch) -> None:
 def test_bench_takes_what_time_is_left() -> None:
     assert "'--seconds', '200'" in make_gpu.bench(400.0).commands[0][2]
     assert "'--seconds', '56'" in make_gpu.bench(100.0).commands[0][2]
+    assert "'--grid', 'goals', '--seconds', '300'" in make_gpu.goals(500.0).commands[0][2]
+
+
+def test_stages_can_be_chosen() -> None:
+    names = [stage.__name__ for stage in make_gpu.chosen(None)]
+    assert names[0] == "calibrate" and names[-2:] == ["goals", "bench"]
+    asked = make_gpu.options(["--stage", "goals", "build", "--stage", "calibrate"])
+    stages = make_gpu.chosen(asked.stage)
+    assert stages == [make_gpu.goals, make_gpu.build, make_gpu.calibrate]
+    with pytest.raises(SystemExit):
+        make_gpu.options(["--stage", "nothing"])
+
+
+def test_no_stage_is_longer_than_ten_minutes(monkeypatch) -> None:
+    monkeypatch.setattr(make_gpu, "cuda_home", lambda: None)
+    assert max(make(1e6).limit_s for make in make_gpu.STAGES) < 540
+
+
+def test_time_is_kept_for_measurements(monkeypatch) -> None:
+    lefts = {}
+
+    def record(name: str):
+        def make(left: float) -> Stage:
+            lefts[name] = left
+            return Stage(name, [], 20)
+
+        make.__name__ = name
+        return make
+
+    make_gpu.run_all([record("tests"), record("goals"), record("bench")], 500)
+    assert [round(left, -1) for left in lefts.values()] == [230, 410, 500]

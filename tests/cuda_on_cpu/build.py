@@ -65,6 +65,10 @@ PROGRAMS = {
         [f"csrc/cuda/conv_{number}.cu" for number in ("bf16", "f16", "f32", "f64")],
         ["tests/cuda_on_cpu/conv_driver.cu"],
     ),
+    **{
+        f"calibrate_{name}": Program([f"bench/gpu/calibrate_{name}.cu"])
+        for name in ("cluster", "l2", "mma", "step")
+    },
 }
 
 

@@ -1,0 +1,226 @@
+"""What surrounds a GPU run, tried without one: goals, the model of a step, calibration, picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import calibration, cases, gpu_goals, gpu_grid, gpu_model, run
+from bench.__main__ import main
+
+pytestmark = pytest.mark.cpu_only
+
+ALL = tuple(cases.CLASSES), ("f32", "bf16", "tf32", "f16")
+
+
+def made_up_row(job: cases.Job, mode: str, ratio: float) -> run.Row:
+    case = job.case
+    key = {"cell": job.cell, "dtype": job.dtype, "case": case.name, "shape": str(case)}
+    key |= {"kind": case.kind, "T": case.T, "B": case.B, "I": case.I, "H": case.H}
+    key |= {"layers": case.num_layers, "directions": case.directions, "tokens": case.tokens}
+    sides = {"ours": {"us_per_step": 2.0}, "torch": {"us_per_step": 2.0 * ratio}}
+    return key | sides | {"mode": mode, "status": "ok", "check": "", "ratio": ratio}
+
+
+def made_up_rows(ratio: float) -> list[run.Row]:
+    grid = gpu_goals.grid(*ALL)
+    return [made_up_row(job, mode, ratio) for job in grid for mode in cases.MODES]
+
+
+# Goals
+
+
+def test_goal_shapes() -> None:
+    grid = gpu_goals.grid(*ALL)
+    assert len(set(grid)) == len(grid)
+    assert all(gpu_goals.NAMED[job.case.name] == job.case for job in grid)
+    assert grid[0] == cases.Job("lstm", "f16", gpu_grid.BOX)
+    assert all(job.case.I == job.case.H for job in grid)
+    assert {str(case).split("; ")[-1] for case in gpu_goals.BOTH_WAYS} == {
+        "1 bidirectional layer",
+        "2 bidirectional layers",
+    }
+    lengths = gpu_goals.NAMED["packed-64x256"].batch_sizes
+    assert lengths[101] == 64 > lengths[103] and lengths[-1] == 1  # 20 % of 512 steps is 102.4
+
+
+def test_every_goal_is_about_something() -> None:
+    rows = made_up_rows(3.0)
+    lines = gpu_grid.goal_lines(rows, gpu_goals.GOALS)
+    assert len(lines) == len(gpu_goals.GOALS)
+    assert all(cell.endswith(" met") for line in lines for cell in line[1:])
+    counts = [sum(goal.about(row) for goal in gpu_goals.GOALS) for row in rows]
+    assert set(counts) == {1}
+    missed = gpu_grid.goal_lines(made_up_rows(2.0), gpu_goals.GOALS)
+    assert sum("MISSED" in line[1] for line in missed) == 5
+    assert missed[1] == ["LSTM bf16, H 256, 512, 1024, B 16, 64", *["2.00 / 2.00 (2.00) met"] * 2]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_goals_command_without_a_gpu(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "goals.json"
+    few = ["--grid", "goals", "--cases", "30x2x5x7", "--cells", "lstm", "--dtypes", "tf32"]
+    command = ["gpu", "--device", "cpu", "--seconds", "0", *few, "--json", str(path)]
+    assert main(command) == 0
+    found = json.loads(path.read_text())
+    assert [row["mode"] for row in found["rows"]] == ["infer", "train"]
+    assert found["rows"][0]["tokens"] == 60 and found["goals"] == []
+    assert "ours, torch in µs/step" in capsys.readouterr().out
+
+
+# The model
+
+
+@pytest.mark.parametrize(
+    ("layer", "forward", "backward", "tier"),
+    [
+        (gpu_model.Layer("gru", 64, 128, 2), 0.37, 0.35, "block"),
+        (gpu_model.Layer("lstm", 256, 16, 2), 0.51, 0.54, "cluster"),
+        (gpu_model.Layer("lstm", 768, 16, 2), 0.96, 1.21, "grid"),
+        (gpu_model.Layer("lstm", 512, 16, 4), 1.00, 1.06, "grid"),
+        (gpu_model.Layer("gru", 1536, 64, 4), 11.18, 13.41, "streaming"),
+    ],
+)
+def test_model(layer: gpu_model.Layer, forward: float, backward: float, tier: str) -> None:
+    """As worked out when it was made."""
+    k = gpu_model.Constants()
+    found = [gpu_model.scan_us(layer, way, k) for way in "fb"]
+    assert [round(time, 2) for time, _ in found] == [forward, backward]
+    assert found[0][1] == tier
+
+
+def test_model_of_rows() -> None:
+    box = {row["mode"]: row for row in made_up_rows(1.0) if row["case"] == gpu_grid.BOX.name}
+    assert gpu_model.predict(box["infer"]) == pytest.approx(1.08, abs=0.005)
+    assert gpu_model.predict(box["train"]) == pytest.approx(2.64, abs=0.005)
+    by_case = {
+        (row["cell"], row["case"]): row for row in made_up_rows(1.0) if row["dtype"] == "bf16"
+    }
+    one, two, four = (by_case["lstm", f"{n}-16x512"] for n in ("layer", "two", "four"))
+    times = [gpu_model.predict(row) for row in (one, two, four)]
+    assert times[1] == pytest.approx(2 * times[0]) and times[2] == pytest.approx(4 * times[0])
+    # Both directions side by side: dearer than one, cheaper than two.
+    both = gpu_model.predict(by_case["lstm", "bi-16x512"])
+    assert times[0] < both < times[1]
+    packed = gpu_model.predict(by_case["lstm", "packed-16x512"])
+    assert packed <= times[0]
+
+
+def test_calibration_moves_the_model() -> None:
+    row = next(row for row in made_up_rows(1.0) if row["case"] == gpu_grid.BOX.name)
+    latency = {"name": "exchange latency, words in L2, 1 x 64 blocks", "value": 1.0, "cycles": 1980}
+    absent = {"name": "exchange rate, st.async, 16 blocks", "value": None}
+    clusters = {"name": "clusters of 16 with 200 KB a block", "value": 6}
+    slower = gpu_model.calibrated([latency, absent, clusters])
+    assert (slower.words_latency, slower.push_rate, slower.clusters) == (1980, 18, {8: 15, 16: 6})
+    assert gpu_model.predict(row, slower) > 1.4 > gpu_model.predict(row)
+
+
+def test_calibration_is_of_figures_that_exist() -> None:
+    """By the names that the programs print, as far as these are told in one piece."""
+    text = "".join(path.read_text() for path in calibration.FOLDER.iterdir())
+    for name in gpu_model.CALIBRATED:
+        for part in ("exchange latency, ", "exchange rate, ", "mma.sync ", ", A in ", " in L2, "):
+            assert part not in name or part in text
+
+
+# Calibration
+
+
+def program(folder: Path, script: str) -> Path:
+    path = folder / "calibrate_made_up"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+FIGURE = '{"name": "a", "value": 3, "unit": "us/step", "predicted": 1.5, "cycles": 9}'
+ABSENT = '{"name": "b", "value": null, "unit": "us", "predicted": 2, "note": "not on this GPU"}'
+FAILED = '{"name": "c", "value": null, "unit": "us", "predicted": null, "note": "FAILED: why"}'
+
+
+def test_a_program_is_read(tmp_path: Path) -> None:
+    found = calibration.run(program(tmp_path, f"echo '{FIGURE}'; echo '{ABSENT}'"))
+    assert [row["name"] for row in found.rows] == ["a", "b"] and not found.failed
+    lines = list(calibration.table(found.rows))
+    assert lines[0].split() == "a 3 us/step predicted 1.5 (2.00 of it)".split()
+    assert lines[1].split() == "b not on this GPU".split()
+
+
+def test_what_goes_wrong_is_told_and_the_rest_kept(tmp_path: Path) -> None:
+    found = calibration.run(program(tmp_path, f"echo '{FIGURE}'; echo '{FAILED}'; echo oh; exit 3"))
+    assert found.failed == ["c: FAILED: why", "calibrate_made_up: exit status 3; oh"]
+    found = calibration.run(program(tmp_path, f"echo '{FIGURE}'; exec sleep 60"), limit_s=1)
+    assert found.failed == ["calibrate_made_up: stopped after 1 s"] and len(found.rows) == 1
+
+
+def test_calibrate_command(monkeypatch, tmp_path: Path, capsys) -> None:
+    """With a compiler that makes the same program of every source."""
+    device = '{"gpu": "NVIDIA Made Up", "capability": "9.0"}'
+    (tmp_path / "bin").mkdir()
+    nvcc = tmp_path / "bin/nvcc"
+    nvcc.write_text(
+        "#!/bin/sh\n"
+        'for last; do :; done\n[ "$last" = --version ] && echo "release 13.0, V1" && exit\n'
+        f'cp {tmp_path}/program "$last"\n'
+    )
+    nvcc.chmod(0o755)
+    program(tmp_path, f"echo '{device}'\necho '{FIGURE}'").rename(tmp_path / "program")
+    monkeypatch.setattr(calibration.choices, "find_cuda_home", lambda *_: tmp_path)
+    monkeypatch.setattr("bench.__main__.RESULTS", tmp_path)
+    assert main(["calibrate"]) == 0
+    path = tmp_path / "nvidia-made-up-calibration.json"
+    content = json.loads(path.read_text())
+    assert content["machine"]["command"] == "python -m bench calibrate"
+    assert content["machine"]["nvcc"] == "release 13.0, V1"
+    assert len(content["calibration"]) == len(calibration.programs()) and not content["problems"]
+    assert capsys.readouterr().out.count("predicted") == len(calibration.programs())
+    assert main(["table", str(path)]) == 0
+    assert capsys.readouterr().out.count("predicted") == len(calibration.programs())
+
+
+def test_every_calibrating_program_is_run() -> None:
+    assert set(calibration.programs()) == set(calibration.FOLDER.glob("*.cu"))
+
+
+def test_calibrate_needs_a_toolkit(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(calibration.choices, "find_cuda_home", lambda *_: None)
+    assert main(["calibrate"]) == 2
+    assert "no CUDA toolkit was found" in capsys.readouterr().err
+
+
+# The picture
+
+
+def test_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    ceilings = {"copy GB/s": 4000.0, "matmul bf16 TFLOP/s": 700.0}
+    machine = {"gpu": "NVIDIA Made Up", "cpu": "a processor"}
+    content = {"machine": machine, "ceilings": ceilings, "rows": made_up_rows(2.0)}
+    path = tmp_path / "nvidia-made-up-goals.json"
+    path.write_text(json.dumps(content))
+    beside = tmp_path / "nvidia-made-up-calibration.json"
+    beside.write_text(json.dumps({"calibration": [json.loads(FIGURE), json.loads(ABSENT)]}))
+    assert main(["picture", str(path)]) == 0
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    for row in content["rows"]:
+        row["status"] = "WRONG"
+    path.write_text(json.dumps(content))
+    assert main(["picture", str(path)]) == 2
+
+
+def test_bounds_of_a_row() -> None:
+    gpu_picture = pytest.importorskip("bench.gpu_picture", exc_type=ImportError)
+    box = {row["mode"]: row for row in made_up_rows(1.0) if row["case"] == gpu_grid.BOX.name}
+    ceilings = {"copy GB/s": 4000.0, "matmul f16 TFLOP/s": 500.0}
+    k = gpu_model.Constants()
+    found = gpu_picture.bounds(box["infer"], ceilings, k)
+    assert found["products"] == pytest.approx(2 * 2 * 4 * 768 * 768 * 16 / 500e6)
+    assert found["exchange"] == pytest.approx(800 / 1980)
+    assert found["floor"] == found["products"] + found["exchange"] < found["predicted"]
+    assert found["from memory"] == pytest.approx(8 * 768 * 768 / 4e6)
+    twice = gpu_picture.bounds(box["train"], ceilings, k)
+    assert twice["exchange"] == 2 * found["exchange"]
+    assert twice["products"] == pytest.approx(3 * found["products"])
