@@ -291,7 +291,8 @@ class Grid : States<Cell, T, Tile, backward> {
   }
 
  private:
-  static constexpr unsigned kNumbers = 16 / sizeof(T), kAtOnce = 4;
+  static constexpr unsigned kNumbers = 16 / sizeof(T);
+  static constexpr int kAtOnce = 4;
   static constexpr uint32_t kOtherNaN = sizeof(T) == 2 ? 0x7fff7fffu : 0x7fffffffu;
 
   static __device__ __forceinline__ void put(State* to, uint4 v) {
