@@ -21,3 +21,17 @@ def eager(
 def set_definition(
     definition: Callable[[str, list[Tensor], list[Tensor | None], list[bool]], list[Tensor | None]],
 ) -> None: ...
+def cuda_plan(
+    *,
+    gates: int,
+    pre_activations: int,
+    hidden_size: int,
+    sequences: int,
+    directions: int,
+    half: bool,
+    backward: bool,
+    multiprocessors: int = ...,
+    shared_bytes: int = ...,
+    clusters_of_8: int = ...,
+    clusters_of_16: int = ...,
+) -> dict[str, Any]: ...

@@ -3,6 +3,7 @@
 
 #include "cells/cells.h"
 #include "cpu/kernels.h"
+#include "cuda/tiers.h"
 #include "ops/eager.h"
 
 namespace py = pybind11;
@@ -26,6 +27,18 @@ py::list cells() {
   return list;
 }
 
+py::dict cuda_plan(int gates, int pre_activations, int64_t hidden_size, int64_t sequences, int directions, bool half,
+                   bool backward, int multiprocessors, size_t shared_bytes, int clusters_of_8, int clusters_of_16) {
+  using namespace py::literals;
+  constexpr const char* kTiers[] = {"streaming", "block", "cluster", "grid"};
+  const adl::Arithmetic arithmetic = half ? adl::kHalfTensorCores : adl::kTf32TensorCores;
+  const adl::Plan p =
+      adl::choose({sequences, hidden_size, directions, gates, pre_activations, arithmetic, backward, true, true},
+                  {multiprocessors, shared_bytes, clusters_of_8, clusters_of_16});
+  return py::dict("tier"_a = kTiers[int(p.tier)], "microseconds"_a = p.microseconds, "blocks"_a = p.blocks,
+                  "rows"_a = p.team.rows, "units"_a = p.team.units);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -33,6 +46,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_definition", &adl::set_definition, "What eager calls for gradients that are batched by vmap.");
   m.def("cells", &cells, "The cells of this build, with the facts that fix the shapes of their ops.");
   m.def("isa", &adl::instruction_set, "The CPU instruction set in use: default, avx2, avx512 or avx512bf16.");
+  m.def("cuda_plan", &cuda_plan, py::kw_only(), py::arg("gates"), py::arg("pre_activations"), py::arg("hidden_size"),
+        py::arg("sequences"), py::arg("directions"), py::arg("half"), py::arg("backward"),
+        py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 227 << 10, py::arg("clusters_of_8") = 15,
+        py::arg("clusters_of_16") = 7,
+        "Which CUDA kernels would scan a plain layer on such a GPU, by default an H200, and the predicted time of a "
+        "step in microseconds: csrc/cuda/tiers.h. half: bfloat16 or float16, else tf32.");
   m.def("fma_gflops", &adl::fma_gflops, py::arg("threads"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),
         "Measured peak of float32 fused multiply-adds in GFLOP/s: the ceiling of any product.");

@@ -94,7 +94,7 @@ def test_tiers_follow_each_other_with_the_hidden_size(chosen):
     order = ["block", "cluster", "grid", "streaming"]
     for layer, tiers in chosen.items():
         assert tiers == sorted(tiers, key=order.index), layer
-        assert tiers[0] == "block", layer
+        assert tiers[0] in ("block", "cluster"), layer
 
 
 @pytest.mark.parametrize("gpu", SHARED)

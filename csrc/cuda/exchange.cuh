@@ -3,6 +3,7 @@
 //
 // Cluster: the blocks of a cluster push their states into each other's memory, where a barrier counts bytes. Two
 // buffers are enough: who sends the state after next has received all of the next, so everyone has used this one.
+// Scatter: in backward they push what they have summed for the units of each other, see TeamProduct.
 //
 // Grid: any blocks, all under way at once. States lie in global memory, where they are results anyhow, and every word
 // of them is its own flag: it is kAbsent until it is stored, once. So nothing is inferred from one word about another,
@@ -80,10 +81,38 @@ class States {
   unsigned turn_ = 0;
 };
 
-template <class Cell, class T, class Tile, bool backward>
-class Cluster : States<Cell, T, Tile, backward> {
+// A barrier for each of two buffers, into which the blocks of a cluster push so many bytes each turn.
+class Arrivals {
  public:
-  using Base = States<Cell, T, Tile, backward>;
+  __device__ __forceinline__ Arrivals(unsigned char* shared, const TeamShape& shape, unsigned bytes)
+      : barriers_(reinterpret_cast<uint64_t*>(shared)), blocks_(shape.blocks), bytes_(bytes) {
+    if (threadIdx.x != 0) return;
+    for (int k = 0; k < 2; ++k) arrivals_init(barriers_ + k), arrivals_expect(barriers_ + k, bytes_);
+  }
+
+  // Once, before anything is pushed, if there is anything to do; for a block without units that is all.
+  __device__ __forceinline__ void meet() const { cluster_barrier(); }
+  __device__ __forceinline__ bool is_idle() const { return blockIdx.x >= unsigned(blocks_); }
+
+ protected:
+  // All that was pushed for this turn; then the barrier is ready for the next but one.
+  __device__ __forceinline__ void wait(unsigned turn) const {
+    arrivals_wait(barriers_ + (turn & 1), turn / 2 & 1);
+    if (threadIdx.x == 0) arrivals_expect(barriers_ + (turn & 1), bytes_);
+  }
+  __device__ __forceinline__ void push(void* to, const uint4& v, unsigned turn, int rank) const {
+    store_async(to, v, barriers_ + (turn & 1), rank);
+  }
+
+  uint64_t* barriers_;
+  int blocks_;
+  unsigned bytes_;
+};
+
+template <class Cell, class T, class Tile>
+class Cluster : States<Cell, T, Tile, false>, public Arrivals {
+ public:
+  using Base = States<Cell, T, Tile, false>;
   using State = typename Tile::State;
   static constexpr int kBuffers = 2;
   static constexpr bool kPolls = false;
@@ -91,55 +120,41 @@ class Cluster : States<Cell, T, Tile, backward> {
   __device__ __forceinline__ Cluster(unsigned char* shared, const TeamLayout& layout, const TeamShape& shape, int64_t H,
                                      int rows, unsigned)
       : Base(shared, layout, H, rows, kBuffers),
-        barriers_(reinterpret_cast<uint64_t*>(shared)),
-        size_(shape.rows * layout.stride),
-        blocks_(shape.blocks) {
-    constexpr int kUnits = 16 / sizeof(State);
-    bytes_ = (unsigned(H) + kUnits - 1) / kUnits * 16 * Base::kParts * rows;
-    if (threadIdx.x != 0) return;
-    for (int k = 0; k < kBuffers; ++k) arrivals_init(barriers_ + k), arrivals_expect(barriers_ + k, bytes_);
-  }
-
-  // Whether this block has no units; then it has met the others, if they have anything to do.
-  __device__ __forceinline__ bool is_idle(bool meets) const {
-    const bool idle = blockIdx.x >= unsigned(blocks_);
-    if (idle && meets) meet();
-    return idle;
-  }
+        Arrivals(shared, shape, (unsigned(H) + kPushed - 1) / kPushed * 16 * rows),
+        size_(shape.rows * layout.stride) {}
 
   // Before the first receive, where sequence `column` begins.
   __device__ __forceinline__ void announce(int column, const T* row, bool) { this->sources_[column] = {row, false}; }
 
   __device__ __forceinline__ const State* receive() {
-    State* const states = this->of_ + (this->turn_ & 1) * size_;
-    uint64_t* const barrier = barriers_ + (this->turn_ & 1);
-    if (this->turn_ == 0) {
-      __syncthreads();
-      for (int k = threadIdx.x; !backward && k < this->rows_ * int(this->H_); k += kTeamThreads) {
-        const T* row = this->sources_[k / this->H_].row;
-        if (row) states[k / this->H_ * this->stride_ + k % this->H_] = Tile::state(to_acc(row[k % this->H_]));
-      }
-      meet();
-    } else {
-      arrivals_wait(barrier, (this->turn_ - 1) / 2 & 1);
-      if (threadIdx.x == 0) arrivals_expect(barrier, bytes_);
+    const unsigned turn = this->turn_++;
+    State* const states = this->of_ + (turn & 1) * size_;
+    if (turn > 0) {
+      wait(turn - 1);
+      return states;
     }
-    ++this->turn_;
+    __syncthreads();
+    for (int k = threadIdx.x; k < this->rows_ * int(this->H_); k += kTeamThreads) {
+      const T* row = this->sources_[k / this->H_].row;
+      if (row) states[k / this->H_ * this->stride_ + k % this->H_] = Tile::state(to_acc(row[k % this->H_]));
+    }
+    meet();
     return states;
   }
 
-  // By all threads: the thread's word of part q, if it has one, of units from u on. Four neighbours make 16 bytes,
-  // which each sends to a quarter of the blocks.
-  __device__ __forceinline__ void send(bool has, int column, unsigned u, int q, uint32_t word) {
+  // By all threads: the thread's word, if it has one, of units from u on. Four neighbours make 16 bytes, which each
+  // sends to a quarter of the blocks.
+  __device__ __forceinline__ void send(bool has, int column, unsigned u, uint32_t word) {
     const int lane = threadIdx.x % 32, quarter = lane % 4;
+    __syncwarp();  // the next sums go where lanes have read theirs, once all words of the block have come
     uint32_t v[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) v[k] = __shfl_sync(0xffffffffu, word, lane - quarter + k);
     const unsigned first = u - quarter * (4 / sizeof(State));
     if (!has || first >= this->H_) return;
-    State* to = this->of_ + (this->turn_ & 1) * size_ + column * this->stride_ + q * this->part_ + first;
-    for (int rank = quarter; rank < blocks_; rank += 4)
-      store_async(to, make_uint4(v[0], v[1], v[2], v[3]), barriers_ + (this->turn_ & 1), rank);
+    State* to = this->of_ + (this->turn_ & 1) * size_ + column * this->stride_ + first;
+    for (int rank = quarter; rank < this->blocks_; rank += 4)
+      push(to, make_uint4(v[0], v[1], v[2], v[3]), this->turn_ - 1, rank);
   }
 
   // Results.
@@ -149,12 +164,55 @@ class Cluster : States<Cell, T, Tile, backward> {
   }
 
  private:
-  // Once: the barriers are ready.
-  __device__ __forceinline__ void meet() const { cluster_barrier(); }
+  static constexpr unsigned kPushed = 16 / sizeof(State);  // numbers at once
 
-  uint64_t* barriers_;
-  int size_, blocks_;
-  unsigned bytes_;
+  int size_;
+};
+
+// Sums [2, blocks that sent them, sequences, units of this block].
+class Scatter : public Arrivals {
+ public:
+  __device__ __forceinline__ Scatter(unsigned char* shared, const TeamLayout& layout, const TeamShape& shape, int64_t H,
+                                     int rows)
+      : Arrivals(shared, shape, shape.blocks * rows * 16 * ((own_units(shape, H) + 3) / 4)),
+        sums_(reinterpret_cast<float*>(shared + layout.sums)),
+        H_(unsigned(H)),
+        units_(shape.units),
+        slice_(layout.sums_slice),
+        rows_(rows) {}
+
+  // What each block has summed for this block's units, for the latest push: [blocks, sequences, units].
+  __device__ __forceinline__ const float* receive() {
+    wait(turn_);
+    return sums_ + (turn_++ & 1) * blocks_ * slice_;
+  }
+
+  // By a warp: its lanes' sums of 16 units from 16 down on, sequences n to n + 7. Neighbours exchange, so that each has
+  // four units of one sequence.
+  __device__ __forceinline__ void send(int down, int n, const float (&c)[4]) const {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const bool odd = g & 1;
+    const float kept[2] = {odd ? c[1] : c[0], odd ? c[3] : c[2]}, given[2] = {odd ? c[0] : c[1], odd ? c[2] : c[3]};
+    const float got[2] = {__shfl_xor_sync(0xffffffffu, given[0], 4), __shfl_xor_sync(0xffffffffu, given[1], 4)};
+    const unsigned unit = down * kTile + 2 * (g - odd);
+    const int column = n + 2 * t + odd;
+    if (column >= rows_ || unit >= H_) return;
+    const float v[4] = {odd ? got[0] : kept[0], odd ? got[1] : kept[1], odd ? kept[0] : got[0], odd ? kept[1] : got[1]};
+    float* to = sums_ + ((turn_ & 1) * blocks_ + blockIdx.x) * slice_ + column * units_ + unit % units_;
+    push(to, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])),
+         turn_, unit / units_);
+  }
+
+ private:
+  static __device__ __forceinline__ unsigned own_units(const TeamShape& shape, int64_t H) {
+    const int64_t left = H - int64_t(blockIdx.x) * shape.units;
+    return left < 0 ? 0 : left < shape.units ? left : shape.units;
+  }
+
+  float* sums_;
+  unsigned H_, units_;
+  int slice_, rows_;
+  unsigned turn_ = 0;
 };
 
 template <class Cell, class T, class Tile, bool backward>
@@ -169,7 +227,8 @@ class Grid : States<Cell, T, Tile, backward> {
                                   int rows, unsigned most_polls)
       : Base(shared, layout, H, rows, kBuffers), most_polls_(most_polls) {}
 
-  __device__ __forceinline__ bool is_idle(bool) const { return false; }
+  __device__ __forceinline__ bool is_idle() const { return false; }
+  __device__ __forceinline__ void meet() const {}
 
   // For the next receive: where the states of sequence `column` stand.
   __device__ __forceinline__ void announce(int column, const T* row, bool mail) {
@@ -218,7 +277,7 @@ class Grid : States<Cell, T, Tile, backward> {
   }
 
   // What others need they get by store().
-  __device__ __forceinline__ void send(bool, int, unsigned, int, uint32_t) const {}
+  __device__ __forceinline__ void send(bool, int, unsigned, uint32_t) const {}
 
   // Results, which others wait for.
   template <int n>
@@ -232,7 +291,8 @@ class Grid : States<Cell, T, Tile, backward> {
   }
 
  private:
-  static constexpr unsigned kNumbers = 16 / sizeof(T), kAtOnce = 4;
+  static constexpr unsigned kNumbers = 16 / sizeof(T);
+  static constexpr int kAtOnce = 4;
   static constexpr uint32_t kOtherNaN = sizeof(T) == 2 ? 0x7fff7fffu : 0x7fffffffu;
 
   static __device__ __forceinline__ void put(State* to, uint4 v) {

@@ -92,14 +92,36 @@ constexpr unsigned kMostPolls = 1u << 24;
 // The numbers of a word, which a thread owns.
 constexpr int word_units(Arithmetic a) { return 4 / a.state_bytes; }
 
+// What a block multiplies with its part of W_hh, all gates of its units:
+//   kForward  the states of all units; the sums are the gates of its own
+//   kGather   the gradients of all gates; the sums are dL/dh of its own units (its part is one of W_hh^T then)
+//   kScatter  the gradients of its own gates; the sums are a part of dL/dh of all units
+enum class TeamProduct { kForward, kGather, kScatter };
+
+// Tiles of rows and of columns of a block's part.
+constexpr int tiles_down(TeamProduct p, int64_t H, int gates, int units) {
+  return p == TeamProduct::kForward ? tiles(gates * units) : p == TeamProduct::kGather ? tiles(units) : tiles(H);
+}
+constexpr int tiles_across(TeamProduct p, int64_t H, int gates, int units) {
+  return p == TeamProduct::kForward ? tiles(H) : p == TeamProduct::kGather ? gates * tiles(H) : tiles(gates * units);
+}
+
 struct TeamShape {
   int blocks;  // of a team that have units; a cluster may have more
   int units;   // of a block
   int rows;    // sequences of a team
-  // The product of a block has rows (all gates of its units; in backward its units) by columns (all states; in
-  // backward the gradients of all gates). Of the tiles, a warp has `wide` times `deep`; `slices` warps share a row.
+  // A warp has `wide` times `deep` tiles of the block's part; `slices` warps share rows of it.
   int wide, deep, slices;
 };
+
+// How a block with so many units cuts its product among its warps, each `wide`; no slices where they are too few.
+constexpr TeamShape team_shape(TeamProduct p, int64_t H, int gates, int blocks, int units, int rows, int wide) {
+  const int down = tiles_down(p, H, gates, units), across = tiles_across(p, H, gates, units);
+  const int groups = (down + wide - 1) / wide,
+            most = p == TeamProduct::kScatter ? groups <= kTeamWarps : kTeamWarps / groups;
+  const int deep = most ? (across + most - 1) / most : 0;
+  return {blocks, units, rows, wide, deep, deep ? (across + deep - 1) / deep : 0};
+}
 
 // Words that the lane of a warp holds in registers, whole tiles of them.
 constexpr int held_tiles(Arithmetic a) { return kRegisterWords / a.words; }
@@ -107,20 +129,21 @@ constexpr int held_tiles(Arithmetic a) { return kRegisterWords / a.words; }
 // Where things lie in the shared memory of a block, and how many bytes it needs.
 struct TeamLayout {
   size_t states, sums, sources, spilled, spilled_bytes, all;
-  int stride, sums_stride, sums_slice;  // of a row of states, of the sums of a sequence and of a slice, in numbers
+  // In numbers: a row of states; the sums of a sequence; all sums of one slice, or of one block that scatters.
+  int stride, sums_stride, sums_slice;
 };
 
-// A cluster has two buffers of states, a grid one.
-constexpr TeamLayout team_layout(const TeamShape& t, int64_t H, int gates, Arithmetic a, bool backward, int buffers) {
+// `buffers` of states, or with kScatter of sums.
+constexpr TeamLayout team_layout(TeamProduct p, const TeamShape& t, int64_t H, int gates, Arithmetic a, int buffers) {
   TeamLayout l{};
-  const int product_rows = tiles(backward ? t.units : gates * t.units);
-  l.stride = state_stride(state_width(H, gates, backward), a);
-  l.sums_stride = product_rows * kTile + 4;  // so that stores of sums meet different banks
+  const bool scatters = p == TeamProduct::kScatter;
+  l.stride = state_stride(tiles_across(p, H, gates, t.units) * kTile, a);
+  l.sums_stride = scatters ? t.units : tiles_down(p, H, gates, t.units) * kTile + 4;  // stores meet different banks
+  l.sums_slice = (scatters ? t.rows : (t.rows + 7) / 8 * 8) * l.sums_stride;
   const int beyond = t.wide * t.deep - held_tiles(a);
   size_t at = 64;  // barriers
   l.states = at, at += size_t(buffers) * t.rows * l.stride * a.state_bytes;
-  l.sums_slice = (t.rows + 7) / 8 * 8 * l.sums_stride;
-  l.sums = at, at += size_t(t.slices) * l.sums_slice * 4;
+  l.sums = at, at += size_t(scatters ? buffers * t.blocks : t.slices) * l.sums_slice * 4;
   l.sources = at, at += size_t(2) * t.rows * 16;
   l.spilled = (at + 15) / 16 * 16;
   l.spilled_bytes = beyond > 0 ? size_t(kTeamWarps) * beyond * 32 * a.words * 4 : 0;
@@ -128,14 +151,6 @@ constexpr TeamLayout team_layout(const TeamShape& t, int64_t H, int gates, Arith
   const size_t staging = size_t(kTeamWarps) * 4 * 32 * a.words * 4;  // of what goes to registers, before all that
   l.all = at > staging ? at : staging;
   return l;
-}
-
-// How a block with so many units cuts its product among its warps, each `wide`; no slices where they are too few.
-constexpr TeamShape team_shape(int64_t H, int gates, bool backward, int blocks, int units, int rows, int wide) {
-  const int down = tiles(backward ? units : gates * units), across = tiles(H) * (backward ? gates : 1);
-  const int groups = (down + wide - 1) / wide, most = kTeamWarps / groups;
-  const int deep = most ? (across + most - 1) / most : 0;
-  return {blocks, units, rows, wide, deep, deep ? (across + deep - 1) / deep : 0};
 }
 
 // Units of a block: of a cluster whole groups of 16 bytes, of a grid whole words.

@@ -6,19 +6,23 @@
 namespace adl {
 
 // Tiles of its product, for each warp `wide` by `deep`, see TeamShape.
-template <class Cell, class T, class Tile, bool backward>
+template <class Cell, class T, class Tile, TeamProduct product>
 class Share {
  public:
   static constexpr int kHeld = held_tiles(Tile::kArithmetic);
   using State = typename Tile::State;
 
   // `staging`: shared memory that nobody uses yet; `spilled` may overlap it.
-  __device__ __forceinline__ Share(const T* w_hh, int64_t H, const TeamShape& shape, int first_unit, uint4* staging,
-                                   uint4* spilled)
-      : w_hh_(w_hh), H_(unsigned(H)), per_gate_(tiles(H) * kTile), units_(shape.units), first_unit_(first_unit) {
-    const int warp = threadIdx.x / 32, across = tiles(H) * (backward ? Cell::kGates : 1);
+  __device__ __forceinline__ Share(const T* w_hh, int64_t H, const TeamShape& shape, uint4* staging, uint4* spilled)
+      : w_hh_(w_hh),
+        H_(unsigned(H)),
+        per_gate_(tiles(H) * kTile),
+        units_(shape.units),
+        first_unit_(blockIdx.x * shape.units),
+        wide_(shape.wide) {
+    const int warp = threadIdx.x / 32, across = tiles_across(product, H, Cell::kGates, shape.units);
     lane_ = threadIdx.x % 32, slice_ = warp % shape.slices, group_ = warp / shape.slices;
-    down_ = tiles(backward ? shape.units : Cell::kGates * shape.units);
+    down_ = tiles_down(product, H, Cell::kGates, shape.units);
     first_ = slice_ * shape.deep;
     deep_ = group_ * shape.wide < down_ ? min(shape.deep, across - first_) : 0;
     const int all = shape.wide * shape.deep, beyond = all - kHeld;
@@ -39,31 +43,34 @@ class Share {
     for (int i = kHeld; i < all; ++i) put(spilled_ + (i - kHeld) * kParts * 32, load(i, shape.wide));
   }
 
-  // sums [slices, columns, stride] = the product with states [rows, stride].
-  __device__ __forceinline__ void multiply(int wide, const State* states, int stride, int rows, float* sums,
-                                           int sums_stride, int sums_slice) const {
+  // The product with states [rows, stride], tile by tile: done(slice, tile down, sequence n, sums) has the lane's sums
+  // of 16 rows by sequences n .. n + 7.
+  template <class F>
+  __device__ __forceinline__ void multiply(const State* states, int stride, int rows, const F& done) const {
     if (deep_ <= 0) return;
-    float* own = sums + slice_ * sums_slice;
-    if (wide == 1)
-      multiply<1>(states, stride, rows, own, sums_stride);
-    else if (wide == 2)
-      multiply<2>(states, stride, rows, own, sums_stride);
+    if (wide_ == 1)
+      multiply<1>(states, stride, rows, done);
+    else if (wide_ == 2)
+      multiply<2>(states, stride, rows, done);
     else
-      multiply<4>(states, stride, rows, own, sums_stride);
+      multiply<4>(states, stride, rows, done);
   }
 
  private:
   static constexpr int kParts = Tile::kArithmetic.words / 4;  // of 16 bytes
   static constexpr int kStaged = 4, kSums = 4;
 
-  // Element of W_hh (its transpose) at a row and a column of the block's product.
+  // Element of W_hh (its transpose) at a row and a column of the block's part.
   __device__ __forceinline__ T element(int row, int column) const {
-    const int q = backward ? column / per_gate_ : row / units_;
-    const unsigned u = first_unit_ + (backward ? row : row % units_);
-    const unsigned state = backward ? column % per_gate_ : column;
-    const bool inside = u < H_ && state < H_ && q < Cell::kGates && (!backward || row < units_);
-    const unsigned gate_row = q * H_ + (backward ? state : u);
-    return inside ? w_hh_[int64_t(gate_row) * H_ + (backward ? u : state)] : from_acc<T>(0);
+    const int of_gates = product == TeamProduct::kForward ? row : column;  // and the other of units
+    const bool own = product != TeamProduct::kGather;                      // whose gates
+    const int per_gate = own ? units_ : per_gate_, q = of_gates / per_gate, at = of_gates % per_gate;
+    const int other = product == TeamProduct::kForward ? column : row;
+    const unsigned gate = own ? first_unit_ + at : at,
+                   unit = product == TeamProduct::kGather ? first_unit_ + other : other;
+    const bool inside =
+        q < Cell::kGates && gate < H_ && unit < H_ && (product != TeamProduct::kGather || other < units_);
+    return inside ? w_hh_[int64_t(q * H_ + gate) * H_ + unit] : from_acc<T>(0);
   }
 
   __device__ __forceinline__ Tile load(int i, int wide) const {
@@ -92,9 +99,8 @@ class Share {
 
   // A few sums side by side do not wait for each other: with less than kSums tiles of rows, neighbours along the states
   // have their own.
-  template <int wide>
-  __device__ __forceinline__ void multiply(const State* states, int stride, int rows, float* sums,
-                                           int sums_stride) const {
+  template <int wide, class F>
+  __device__ __forceinline__ void multiply(const State* states, int stride, int rows, const F& done) const {
     constexpr int kTurn = kSums / wide;  // tiles along the states until the first sum comes again
     const int g = lane_ / 4, t = lane_ % 4;
     for (int n = 0; n < rows; n += 8) {
@@ -124,14 +130,12 @@ class Share {
 #pragma unroll
       for (int m = 0; m < wide; ++m) {
         const int down = group_ * wide + m;
-        if (down >= down_) break;
+        if (down >= down_) break;  // so for all lanes
 #pragma unroll
         for (int i = 1; i < kTurn; ++i)
 #pragma unroll
           for (int r = 0; r < 4; ++r) sum[m].c[r] += sum[i * wide + m].c[r];
-        float* to = sums + (n + 2 * t) * sums_stride + down * kTile + 2 * g;
-        *reinterpret_cast<float2*>(to) = make_float2(sum[m].c[0], sum[m].c[2]);
-        *reinterpret_cast<float2*>(to + sums_stride) = make_float2(sum[m].c[1], sum[m].c[3]);
+        done(slice_, down, n, sum[m].c);
       }
     }
   }
@@ -140,7 +144,7 @@ class Share {
   uint4* spilled_;  // [tiles beyond kHeld, parts, 32 lanes], this lane's
   const T* w_hh_;
   unsigned H_;
-  int per_gate_, units_, first_unit_, lane_, slice_, group_, down_, first_, deep_;
+  int per_gate_, units_, first_unit_, wide_, lane_, slice_, group_, down_, first_, deep_;
 };
 
 }  // namespace adl

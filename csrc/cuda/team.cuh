@@ -52,6 +52,15 @@ struct Member {
   __device__ __forceinline__ bool has_row(int64_t t) const { return units > 0 && b < count_of(s, t); }
 };
 
+// Where a warp of a slice leaves its sums of 16 rows by sequences n .. n + 7: [slices, sequences, rows].
+__device__ __forceinline__ void put_sums(float* sums, const TeamLayout& layout, int slice, int down, int n,
+                                         const float (&c)[4]) {
+  const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  float* to = sums + slice * layout.sums_slice + (n + 2 * t) * layout.sums_stride + down * kTile + 2 * g;
+  *reinterpret_cast<float2*>(to) = make_float2(c[0], c[2]);
+  *reinterpret_cast<float2*>(to + layout.sums_stride) = make_float2(c[1], c[3]);
+}
+
 // Adds to `to` what the warps of each slice have summed for a thread's word; `from` at the first slice's.
 template <int n>
 __device__ __forceinline__ void add_slices(float (&to)[n], const float* from, int slices, int apart) {
@@ -70,11 +79,15 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
   const ForwardScan<T>& s = directions.of[blockIdx.z];
   const Member<Tile> me(s.steps, s.H, shape, first_team);
   ADL_DYNAMIC_SHARED(shared);
-  const TeamLayout layout = team_layout(shape, s.H, kGates, Tile::kArithmetic, false, Exchange::kBuffers);
-  const Share<Cell, T, Tile, false> w(s.w_hh, s.H, shape, blockIdx.x * shape.units, reinterpret_cast<uint4*>(shared),
-                                      reinterpret_cast<uint4*>(shared + layout.spilled));
+  const TeamLayout layout =
+      team_layout(TeamProduct::kForward, shape, s.H, kGates, Tile::kArithmetic, Exchange::kBuffers);
+  const Share<Cell, T, Tile, TeamProduct::kForward> w(s.w_hh, s.H, shape, reinterpret_cast<uint4*>(shared),
+                                                      reinterpret_cast<uint4*>(shared + layout.spilled));
   Exchange exchange(shared, layout, shape, s.H, me.rows, most_polls);
-  if (exchange.is_idle(me.runs(s.steps.begin) || me.runs(s.steps.end - 1))) return;
+  if (exchange.is_idle()) {
+    if (me.runs(s.steps.begin) || me.runs(s.steps.end - 1)) exchange.meet();
+    return;
+  }
   float* const sums = reinterpret_cast<float*>(shared + layout.sums);
   const float* const own_sums = sums + me.column * layout.sums_stride + me.at;
 
@@ -114,7 +127,8 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
       begun = true;
       const typename Tile::State* states = exchange.receive();
       if (Exchange::kPolls && more && threadIdx.x < unsigned(me.rows)) announce(next, threadIdx.x);
-      w.multiply(shape.wide, states, layout.stride, me.rows, sums, layout.sums_stride, layout.sums_slice);
+      w.multiply(states, layout.stride, me.rows,
+                 [&](int slice, int down, int n, const float (&c)[4]) { put_sums(sums, layout, slice, down, n, c); });
       __syncthreads();
     }
 
@@ -142,12 +156,11 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
       }
     }
     if (runs && more) {
-      __syncwarp();  // the next sums go where lanes have read theirs, once all words of the block have come
       const bool fresh = me.units > 0 && s.steps.reset && At(s.steps, next, me.b).fresh;
       float seen[kUnits];
 #pragma unroll
       for (int i = 0; i < kUnits; ++i) seen[i] = fresh ? 0 : h[i];
-      exchange.send(me.column < me.rows, me.column, me.u, 0, state_word<Tile>(seen));
+      exchange.send(me.column < me.rows, me.column, me.u, state_word<Tile>(seen));
     }
     if (stores) {
       exchange.store(s.y + row * s.y_stride + me.u, y, me.units);
@@ -167,115 +180,6 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
     if (i >= me.units) continue;
     s.h[me.b * s.H + me.u + i] = h[i];
     if (Cell::kHasC) s.c[me.b * s.H + me.u + i] = c[i];
-  }
-}
-
-template <class Cell, class T, class Tile, class Exchange>
-__global__ void __launch_bounds__(kTeamThreads, 1)
-    team_backward(const __grid_constant__ Directions<BackwardScan<T>> directions, const TeamShape shape,
-                  int64_t first_team, unsigned most_polls) {
-  constexpr int kUnits = word_units(Tile::kArithmetic), kGates = Cell::kGates, kPre = Cell::kPre;
-  const BackwardScan<T>& s = directions.of[blockIdx.z];
-  const Member<Tile> me(s.steps, s.H, shape, first_team);
-  ADL_DYNAMIC_SHARED(shared);
-  const TeamLayout layout = team_layout(shape, s.H, kGates, Tile::kArithmetic, true, Exchange::kBuffers);
-  const Share<Cell, T, Tile, true> w(s.w_hh, s.H, shape, blockIdx.x * shape.units, reinterpret_cast<uint4*>(shared),
-                                     reinterpret_cast<uint4*>(shared + layout.spilled));
-  Exchange exchange(shared, layout, shape, s.H, me.rows, most_polls);
-  if (exchange.is_idle(me.runs(s.steps.begin) || me.runs(s.steps.end - 1))) return;
-  float* const sums = reinterpret_cast<float*>(shared + layout.sums);
-  const float* const own_sums = sums + me.column * layout.sums_stride + me.at;
-
-  float dh[kUnits] = {}, dc[kUnits] = {};
-#pragma unroll
-  for (int i = 0; i < kUnits; ++i) {
-    if (i >= me.units) continue;
-    dh[i] = s.dh[me.b * s.H + me.u + i];
-    if (Cell::kHasC) dc[i] = s.dc[me.b * s.H + me.u + i];
-  }
-  Kept<Cell, T> kept[kUnits] = {}, next_kept[kUnits] = {};
-  const auto load = [&](int64_t t, Kept<Cell, T>(&to)[kUnits]) {
-    if (!me.has_row(t)) return;
-    const At at(s.steps, t, me.b);
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i)
-      if (at.active && i < me.units) load_kept(s, at, me.u + i, to[i]);
-  };
-  // The gradients of the gates of step t of the team's sequence `column`; none where it has no such step.
-  const auto announce = [&](int64_t t, int column) {
-    const At at(s.steps, t, me.first + column);
-    if (at.active && at.b < count_of(s.steps, t))
-      exchange.announce(column, s.dgates + at.row * (kPre * s.H), true);
-    else
-      exchange.announce(column, nullptr, false);
-  };
-  bool cut = false;  // between the step before, in the order of this kernel, and this one
-  const auto add_product = [&](const auto& meanwhile) {
-    const typename Tile::State* states = exchange.receive();
-    meanwhile();
-    w.multiply(shape.wide, states, layout.stride, me.rows, sums, layout.sums_stride, layout.sums_slice);
-    __syncthreads();
-    float sum[kUnits] = {};
-    if (me.units > 0) add_slices(sum, own_sums, shape.slices, layout.sums_slice);
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) dh[i] = cut ? 0 : dh[i] + sum[i];
-  };
-
-  bool begun = false;
-  load(step_of(s.steps, s.steps.T - 1), kept);
-  for (int64_t n = s.steps.T - 1; n >= 0; --n) {
-    const int64_t t = step_of(s.steps, n);
-    const bool runs = me.runs(n), stores = me.has_row(t);
-    if (n > 0) load(step_of(s.steps, n - 1), next_kept);
-    if (runs) {
-      if (!begun && threadIdx.x < unsigned(me.rows)) exchange.announce(threadIdx.x, nullptr, false);
-      begun = true;
-      add_product([&] {
-        if (Exchange::kPolls && threadIdx.x < unsigned(me.rows)) announce(t, threadIdx.x);
-      });
-    }
-
-    float gates[kPre][kUnits] = {};
-    const int64_t row = row_of(s.steps, t) + me.b;
-    T* const to = s.dgates + row * (kPre * s.H) + me.u;
-    cut = false;
-    if (stores) {
-      const At at(s.steps, t, me.b);
-      if (at.active) {
-#pragma unroll
-        for (int i = 0; i < kUnits; ++i) {
-          if (i >= me.units) continue;
-          backward_cell(s, me.b, me.u + i, kept[i], dh[i], dc[i]);
-          if (at.cut) dc[i] = 0;
-#pragma unroll
-          for (int p = 0; p < kPre; ++p) gates[p][i] = kept[i].gates[p];
-        }
-        cut = at.cut;
-      }
-    }
-    if (runs) {
-      __syncwarp();  // as in forward
-#pragma unroll
-      for (int q = 0; q < kGates; ++q) {
-        float one[kUnits];
-#pragma unroll
-        for (int i = 0; i < kUnits; ++i) one[i] = gates[hh<Cell>(q)][i];
-        exchange.send(me.column < me.rows, me.column, me.u, q, state_word<Tile>(one));
-      }
-    }
-    if (stores)
-#pragma unroll
-      for (int p = 0; p < kPre; ++p) exchange.store(to + p * s.H, gates[p], me.units);
-#pragma unroll
-    for (int i = 0; i < kUnits; ++i) kept[i] = next_kept[i];
-  }
-  if (begun) add_product([] {});
-
-#pragma unroll
-  for (int i = 0; i < kUnits; ++i) {
-    if (i >= me.units) continue;
-    s.dh[me.b * s.H + me.u + i] = dh[i];
-    if (Cell::kHasC) s.dc[me.b * s.H + me.u + i] = dc[i];
   }
 }
 

@@ -5,7 +5,7 @@ template const adl::cuda::TeamKernels<adl::BFloat>& adl::cuda::team_kernels(int)
 namespace adl::cuda {
 
 int clusters_at_once(int blocks) {
-  const auto kernel = reinterpret_cast<const void*>(team_kernel<Lstm, BFloat, false, Cluster>());
+  const auto kernel = reinterpret_cast<const void*>(team_kernel<Lstm, BFloat, false>(true));
   return active_clusters(kernel, blocks, kTeamThreads, 64 << 10);
 }
 

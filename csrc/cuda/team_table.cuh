@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/kernels.h"
-#include "cuda/team.cuh"
+#include "cuda/team_backward.cuh"
 
 namespace adl::cuda {
 
@@ -16,14 +16,14 @@ struct TileOf<float> {
   using type = Tf32Tile;
 };
 
-template <class Cell, class T, bool backward, template <class, class, class, bool> class Exchange>
-constexpr auto team_kernel() {
+template <class Cell, class T, bool backward>
+constexpr auto team_kernel(bool cluster) {
   using Tile = typename TileOf<T>::type;
-  using Between = Exchange<Cell, T, Tile, backward>;
   if constexpr (backward)
-    return team_backward<Cell, T, Tile, Between>;
+    return cluster ? cluster_backward<Cell, T, Tile> : grid_backward<Cell, T, Tile>;
   else
-    return team_forward<Cell, T, Tile, Between>;
+    return cluster ? team_forward<Cell, T, Tile, Cluster<Cell, T, Tile>>
+                   : team_forward<Cell, T, Tile, Grid<Cell, T, Tile, false>>;
 }
 
 template <class Cell, class T, bool backward, class Scan>
@@ -33,7 +33,7 @@ cudaError_t start_team(const Directions<Scan>& d, const Plan& plan, unsigned mos
   options.shared_bytes = plan.shared_bytes;
   options.cooperative = !cluster;
   options.cluster = cluster ? plan.blocks : 1;
-  const auto kernel = cluster ? team_kernel<Cell, T, backward, Cluster>() : team_kernel<Cell, T, backward, Grid>();
+  const auto kernel = team_kernel<Cell, T, backward>(cluster);
   const int64_t teams = (d.of[0].steps.B + plan.team.rows - 1) / plan.team.rows;
   for (int k = 0; k < d.count; k += plan.directions) {
     const Directions<Scan> some{plan.directions, {d.of[k], d.of[plan.directions - 1]}};
@@ -49,8 +49,8 @@ cudaError_t start_team(const Directions<Scan>& d, const Plan& plan, unsigned mos
 
 template <class Cell, class T>
 bool runs_at_once(const Plan& plan, bool backward) {
-  const auto kernel = backward ? reinterpret_cast<const void*>(team_kernel<Cell, T, true, Grid>())
-                               : reinterpret_cast<const void*>(team_kernel<Cell, T, false, Grid>());
+  const auto kernel = backward ? reinterpret_cast<const void*>(team_kernel<Cell, T, true>(false))
+                               : reinterpret_cast<const void*>(team_kernel<Cell, T, false>(false));
   return plan.blocks * plan.teams * plan.directions <= active_blocks(kernel, kTeamThreads, plan.shared_bytes);
 }
 

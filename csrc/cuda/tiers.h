@@ -53,11 +53,11 @@ constexpr double larger(double a, double b) { return a > b ? a : b; }
 constexpr double smaller(double a, double b) { return a < b ? a : b; }
 constexpr const Plan& faster(const Plan& a, const Plan& b) { return b.microseconds < a.microseconds ? b : a; }
 
-// Cycles of a step of a block, which waits so long for states and so long for all their bytes.
-constexpr double step_cycles(const Scanned& s, const TeamShape& t, size_t spilled, double latency, double exchange,
-                             const Costs& k = {}) {
+// Cycles of a step of a block, which waits so long for states or sums and so long for all their bytes.
+constexpr double step_cycles(const Scanned& s, TeamProduct p, const TeamShape& t, size_t spilled, double latency,
+                             double exchange, const Costs& k = {}) {
   const Arithmetic& a = s.arithmetic;
-  const int columns = (t.rows + 7) / 8, down = tiles(s.backward ? t.units : s.gates * t.units);
+  const int columns = (t.rows + 7) / 8, down = tiles_down(p, s.H, s.gates, t.units);
   const int groups = (down + t.wide - 1) / t.wide, warps = groups * t.slices;
   const double product = double(t.wide) * t.deep * columns * (a.words / 4) * k.product * ((warps + 3) / 4);
   const double operands = double(warps) * t.deep * columns * 8 * kTile * a.state_bytes;
@@ -77,11 +77,16 @@ constexpr Plan no_plan(Tier tier) {
   return plan;
 }
 
+constexpr TeamProduct product_of(Tier tier, bool backward) {
+  return !backward ? TeamProduct::kForward : tier == Tier::kCluster ? TeamProduct::kScatter : TeamProduct::kGather;
+}
+
 // The best shape for teams of so many blocks, of which so many run at once; some for each of `directions`.
 constexpr Plan team_plan(const Scanned& s, Tier tier, int blocks, int64_t at_once, int directions, const Gpu& gpu,
                          const Costs& k = {}) {
   const Arithmetic& a = s.arithmetic;
   const bool cluster = tier == Tier::kCluster;
+  const TeamProduct p = product_of(tier, s.backward);
   Plan best = no_plan(tier);
   const int units = team_units(s.H, blocks, cluster), used = static_cast<int>((s.H + units - 1) / units);
   const int64_t teams_at_once = cluster ? at_once : at_once / used / directions * directions;
@@ -93,15 +98,18 @@ constexpr Plan team_plan(const Scanned& s, Tier tier, int blocks, int64_t at_onc
     const int64_t teams = (s.B + rows - 1) / rows * directions;
     const int64_t rounds = (teams + teams_at_once - 1) / teams_at_once * (s.directions / directions);
     const int64_t blocks_at_once = used * (teams < teams_at_once ? teams : teams_at_once);
-    const double bytes = double(s.H) * rows * a.state_bytes * (s.backward ? s.gates : 1);
+    const double bytes = double(s.H) * rows *
+                         (p == TeamProduct::kScatter  ? 4
+                          : p == TeamProduct::kGather ? s.gates * a.state_bytes
+                                                      : a.state_bytes);
     const double rate = cluster ? k.cluster_rate : smaller(k.grid_rate, k.grid_rate_of_all / blocks_at_once);
     for (int wide : {1, 2, 4}) {
-      const TeamShape team = team_shape(s.H, s.gates, s.backward, used, units, static_cast<int>(rows), wide);
+      const TeamShape team = team_shape(p, s.H, s.gates, used, units, static_cast<int>(rows), wide);
       if (team.slices == 0) continue;
-      const TeamLayout layout = team_layout(team, s.H, s.gates, a, s.backward, cluster ? 2 : 1);
+      const TeamLayout layout = team_layout(p, team, s.H, s.gates, a, cluster ? 2 : 1);
       if (layout.all > gpu.shared_bytes) continue;
       const double cycles =
-          step_cycles(s, team, layout.spilled_bytes, cluster ? k.cluster_latency : k.grid_latency, bytes / rate, k);
+          step_cycles(s, p, team, layout.spilled_bytes, cluster ? k.cluster_latency : k.grid_latency, bytes / rate, k);
       if (rounds * cycles / k.per_microsecond >= best.microseconds) continue;
       best.microseconds = rounds * cycles / k.per_microsecond, best.team = team, best.shared_bytes = layout.all;
       best.blocks = cluster ? blocks : used, best.directions = directions;
@@ -134,9 +142,10 @@ constexpr Plan block_plan(const Scanned& s, const Gpu& gpu, const Costs& k = {})
   const int rows = block_rows(s.B, s.directions, a, gpu);
   const int64_t blocks = (s.B + rows - 1) / rows * s.directions;
   // As a team of one block, whose warps do not share rows of the product.
-  const int across = tiles(s.H) * (s.backward ? s.gates : 1), down = s.backward ? 1 : s.gates;
-  const TeamShape team{1, tiles(s.H) * kTile, rows, down, across, 1};
-  const double cycles = step_cycles(s, team, spilled_bytes(s.H, s.gates, a), 0, 0, k);
+  const TeamProduct p = s.backward ? TeamProduct::kGather : TeamProduct::kForward;
+  const int units = tiles(s.H) * kTile, down = s.backward ? 1 : s.gates;
+  const TeamShape team{1, units, rows, down, tiles_across(p, s.H, s.gates, units), 1};
+  const double cycles = step_cycles(s, p, team, spilled_bytes(s.H, s.gates, a), 0, 0, k);
   plan.microseconds = cycles / k.per_microsecond * ((blocks + gpu.multiprocessors - 1) / gpu.multiprocessors);
   return plan;
 }

@@ -67,7 +67,8 @@ void check_team(const char* gpu_name, const Gpu& gpu, const Scanned& s, const Pl
                 s.backward ? "backward" : "forward", kTiers[int(p.tier)], what);
   };
   const bool cluster = p.tier == Tier::kCluster;
-  const int down = tiles(s.backward ? t.units : s.gates * t.units), across = tiles(s.H) * (s.backward ? s.gates : 1);
+  const TeamProduct product = product_of(p.tier, s.backward);
+  const int down = tiles_down(product, s.H, s.gates, t.units), across = tiles_across(product, s.H, s.gates, t.units);
   if (int64_t(t.blocks) * t.units < s.H || int64_t(t.blocks - 1) * t.units >= s.H) complain("a block without units");
   if (t.units % (cluster ? 8 : 4)) complain("units that are no whole words");
   if (t.units / word_units(s.arithmetic) * t.rows > kTeamThreads) complain("more words than threads");

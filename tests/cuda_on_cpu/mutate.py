@@ -167,8 +167,10 @@ def exit_code(program: Path, mutant: int, schedule: str, seed: int = 0) -> int:
         return 1
 
 
-def judge(mutant: Mutant, fast: Path, race: Path, seeds: int) -> Verdict:
+def judge(mutant: Mutant, fast: Path, race: Path, seeds: int, first: bool) -> Verdict:
     code = exit_code(race, mutant.number, "fifo")
+    if first and code:
+        return Verdict(mutant, False, False, 0, "race" if code == RACE_EXIT else "result")
     return Verdict(
         mutant,
         fifo=exit_code(fast, mutant.number, "fifo") != 0,
@@ -180,7 +182,7 @@ def judge(mutant: Mutant, fast: Path, race: Path, seeds: int) -> Verdict:
     )
 
 
-def judge_all(files: list[Path], seeds: int, jobs: int) -> list[Verdict]:
+def judge_all(files: list[Path], seeds: int, jobs: int, first: bool) -> list[Verdict]:
     """Of each mutant, and of each program as it is."""
     mutants: list[Mutant] = []
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
@@ -200,7 +202,7 @@ def judge_all(files: list[Path], seeds: int, jobs: int) -> list[Verdict]:
 
         def verdict(m: Mutant) -> Verdict:
             fast, race = (built[m.program, v].result() for v in ("fast", "race"))
-            return judge(m, fast, race, seeds)
+            return judge(m, fast, race, seeds, first)
 
         for future in built.values():
             future.result()
@@ -237,12 +239,15 @@ def main() -> int:
     parser.add_argument("files", nargs="*", type=Path, help="by default every file with kernels")
     parser.add_argument("--seeds", type=int, default=20, help="of the random schedule")
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument(
+        "--first", action="store_true", help="no other run once the race detector has noticed"
+    )
     args = parser.parse_args()
     files = [f.resolve().relative_to(ROOT) for f in args.files]
     if not files:
         kernels = sorted(p for p in (ROOT / "csrc/cuda").glob("*.cuh") if p.name != "device.cuh")
         files = [p.relative_to(ROOT) for p in [*kernels, HERE / "wrappers.cuh"]]
-    verdicts = judge_all(files, args.seeds, args.jobs)
+    verdicts = judge_all(files, args.seeds, args.jobs, args.first)
     print(table(verdicts, args.seeds))
     wrong = complaints(verdicts)
     for sentence in wrong:

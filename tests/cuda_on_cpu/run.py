@@ -33,7 +33,7 @@ OPS = [
 ]
 JOBS = 2
 KERNELS = re.compile(
-    r"(streaming|block|row|reset)_(forward|backward)<|drop_(out|mask)<|store_(rows|numbers)<"
+    r"(streaming|block|row|reset|team|grid|cluster)_(forward|backward)<|drop_(out|mask)<|store_(rows|numbers)<"
     r"|(seen|projected)_states(_backward)?<|previous_states<"
     r"|filter_\w+<|weight_grad_\w+<|add_pieces<|separable_\w+<"
 )

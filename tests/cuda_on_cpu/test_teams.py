@@ -36,7 +36,7 @@ ASKED = [
         Asked(Case(cell, 5, 4, 3, 64, BF16, D=2), "lengths reset bptt")
         for cell in ("lstm", "gru", "rnn_tanh")
     ),
-    *(Asked(Case(cell, 3, 2, 2, 64, BF16)) for cell in OWN),
+    *(Asked(Case(cell, 3, 2, 2, 64, dtype)) for cell in OWN for dtype in (BF16, F16)),
     *(Asked(Case(cell, 3, 2, 2, 64, BF16), "peephole sigmoid") for cell in CHOOSERS),
     Asked(Case("lstm", 5, 4, 3, 64, F16, lengths=(5, 5, 3, 1)), "bptt1"),
     Asked(Case("gru", 5, 4, 3, 64, F16), "lengths"),
