@@ -138,9 +138,8 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 def cost_lines(rows: Sequence[Row]) -> Iterator[str]:
     """What the constants of csrc/cuda/tiers.h, by which kernels are chosen, would be."""
-    assumed = gpu_model.Constants()
     for name, value in gpu_model.costs(rows).items():
-        yield f"Costs::{name}: measured {_number(value)}, assumed {getattr(assumed, name):g}"
+        yield f"Costs::{name}: measured {_number(value)}, assumed {gpu_model.ASSUMED[name]:g}"
 
 
 def _number(value: float) -> str:

@@ -1,202 +1,25 @@
-"""What a step of a persistent recurrent kernel should cost on an H200: a model, to be calibrated.
-
-A team of P blocks holds all of W_hh and serves one slice of the batch; G teams run side by side. A
-step is the exchange of the state, the product, reading shared memory, the cell, and what is the
-same for all (barriers of a block, packing). Of product, reading and bytes exchanged the longest
-counts in full, the others by a third, as they overlap. Times are cycles but in `predict`. The
-kernels choose by a finer model of the same kind (docs/cuda_tiers.md); this one takes what a
-calibration found.
-"""
+"""What csrc/cuda/tiers.h predicts for a row of `gpu`, and what a calibration says of its model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from bench.cases import GATES
 
-KB = 1024
+Row = Mapping[str, Any]
 
-
-@dataclass(frozen=True)
-class Constants:
-    """The first twelve are `Costs` of csrc/cuda/tiers.h: cycles, and bytes per cycle."""
-
-    per_microsecond: float = 1980
-    product: float = 6.6  # of 16 x 16 by 16 x 8, on one of four tensor cores
-    shared_rate: float = 128
-    cluster_latency: float = 250
-    cluster_rate: float = 18
-    grid_latency: float = 800
-    grid_rate: float = 64
-    grid_rate_of_all: float = 4500
-    fixed: float = 220
-    forward_cell: float = 220
-    backward_cell: float = 300
-    overlap: float = 0.35
-    clusters: Mapping[int, int] = field(default_factory=lambda: {8: 15, 16: 7})  # at a time
-    multiprocessors: int = 132
-    grid_blocks: int = 128
-    shared_bytes: int = 227 * KB
-    tflops: Mapping[int, float] = field(default_factory=lambda: {2: 650.0, 4: 330.0})
-    l2_TBs: float = 5.5  # that a kernel reads weights at
-    hbm_TBs: float = 4.0
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What one scan computes: a layer, all directions. Numbers of two bytes, or of four (tf32)."""
-
-    cell: str
-    H: int
-    B: int
-    bytes: int
-    directions: int = 1
-
-    @property
-    def gates(self) -> int:
-        return GATES[self.cell]
-
-    @property
-    def weights(self) -> int:
-        """Bytes of W_hh, of all directions."""
-        return self.directions * self.gates * self.H * self.H * self.bytes
-
-
-def register_bytes(columns: int) -> int:
-    """Of the weights, per block, without spills."""
-    return (160 if columns <= 16 else 128 if columns <= 64 else 96) * KB
-
-
-def cycles(layer: Layer, direction: str, tier: str, P: int, G: int, k: Constants) -> float | None:
-    """Of one step forward ("f") or backward ("b") by G teams of P blocks; None if it does not fit.
-
-    Forward gathers h, backward the gradients of all gates.
-    """
-    forward = direction == "f"
-    units = math.ceil(layer.H / P)
-    rows = math.ceil(layer.B / (G // layer.directions))
-    N = 8 * math.ceil(rows / 8)
-    depth = 32 // layer.bytes  # states that one instruction takes
-    height, length = layer.gates * units, layer.H
-    if not forward:
-        height, length = units, layer.gates * layer.H
-    fragments = math.ceil(height / 16) * math.ceil(length / depth)
-    weights, held = 512 * fragments, register_bytes(N)
-    received = length * rows * layer.bytes
-    out = height * N * 4  # partial sums of a warp
-    free = k.shared_bytes - min(2 * received, 64 * KB) - min(2 * out, 32 * KB) - 4 * KB
-    if weights > held + free:
-        return None
-
-    product = fragments * (N // 8) * k.product / 4 + 60
-    streamed = max(0, weights - held) * math.ceil(N / 64)
-    operands = _operands(layer, forward, height, length, N, out)
-    reading = (streamed + operands + received) / k.shared_rate
-    latency = exchange = 0.0
-    if tier == "cluster":
-        latency, exchange = k.cluster_latency, received * (P - 1) / P / k.cluster_rate
-    elif tier == "grid":
-        latency = k.grid_latency
-        exchange = received / min(k.grid_rate, k.grid_rate_of_all / (P * G))
-    longest = max(product, reading, exchange)
-    core = longest + k.overlap * (product + reading + exchange - longest)
-    numbers = (10 if layer.cell == "lstm" else 6) if forward else 4
-    cell = (k.forward_cell if forward else k.backward_cell) + units * rows * numbers / 16
-    return latency + core + k.fixed + cell
-
-
-def _operands(layer: Layer, forward: bool, height: int, length: int, N: int, out: int) -> float:
-    """Bytes of states and partial sums that 8 warps read, in the better way to share the work."""
-    once = length * N * layer.bytes
-    tiles = math.ceil(height / 16)
-    most = max(1, tiles // (2 if layer.gates == 4 else 3) if forward else tiles)
-    return min(
-        groups * once + (0 if groups == 8 else (8 // groups) * 2 * out)
-        for groups in (1, 2, 4, 8)
-        if groups <= most
-    )
-
-
-def teams(layer: Layer, k: Constants) -> Iterator[tuple[str, int, int]]:
-    """Tier, blocks per team, and teams."""
-    D = layer.directions
-    for rows in (1, 2, 4, 8, 16, 32):
-        yield "block", 1, D * min(k.multiprocessors // D, max(1, math.ceil(layer.B / rows)))
-    for P, fit in k.clusters.items():
-        yield from (("cluster", P, G) for G in range(D, fit + 1, D))
-    for P in (16, 24, 32, 48, 64, 96, 128):
-        if layer.H // 2 >= P:
-            yield from (("grid", P, G) for G in range(D, k.grid_blocks // P + 1, D))
-
-
-def best(layer: Layer, direction: str, k: Constants) -> tuple[float, str] | None:
-    """Cycles of the fastest resident kernel, forward ("f") or backward ("b"), and its tier."""
-    found = [
-        (cost, tier)
-        for tier, P, G in teams(layer, k)
-        if layer.B * layer.directions >= G
-        if (cost := cycles(layer, direction, tier, P, G, k)) is not None
-    ]
-    return min(found) if found else None
-
-
-def streaming_us(layer: Layer, direction: str, k: Constants) -> float:
-    """A cuBLAS product and a kernel per step, in a graph."""
-    rate = k.l2_TBs if layer.weights < 35e6 else k.hbm_TBs
-    operations = 2 * layer.weights / layer.bytes * layer.B
-    product = max(
-        2.8,
-        1.5 + layer.weights / rate * 1e-6,
-        1.5 + operations / (0.5 * k.tflops[layer.bytes]) * 1e-6,
-    )
-    cell = 1.6 + layer.directions * layer.B * layer.H * (layer.gates + 3) * 4 / 3e6
-    return (product + cell + 1.8) * (1.0 if direction == "f" else 1.2)
-
-
-def scan_us(layer: Layer, direction: str, k: Constants) -> tuple[float, str]:
-    """Of a step without the products outside the scan, and the tier."""
-    streamed = streaming_us(layer, direction, k)
-    resident = best(layer, direction, k)
-    if resident is None or resident[0] / k.per_microsecond > streamed:
-        return streamed, "streaming"
-    return resident[0] / k.per_microsecond, resident[1]
-
-
-# Rows of a result file
-
-
-def layer_of(row: Mapping[str, Any]) -> Layer:
-    """The layers of a row; packed ones as if its tokens were spread evenly over the steps."""
-    rows = math.ceil(row["tokens"] / row["T"])
-    size = 4 if row["dtype"] in ("f32", "tf32") else 2
-    return Layer(row["cell"], row["H"], rows, size, row["directions"])
-
-
-def predict(row: Mapping[str, Any], k: Constants | None = None) -> float:
-    """Microseconds per step of a row, W_ih x and the gradients of weights and inputs included."""
-    k = k or Constants()
-    layer = layer_of(row)
-    ways = "f" if row["mode"] == "infer" else "fb"
-    scans = row["layers"] * sum(scan_us(layer, way, k)[0] for way in ways)
-    # All products but that of each scan with h: one forward, three more backward.
-    D, H = row["directions"], row["H"]
-    into = row["I"] + (row["layers"] - 1) * D * H  # of all layers
-    products = 2 * layer.gates * H * D * layer.B * into * (1 if row["mode"] == "infer" else 3)
-    if row["mode"] == "train":
-        products += 2 * layer.gates * H * D * layer.B * H * row["layers"]  # of W_hh's gradient
-    return scans + products / k.tflops[layer.bytes] * 1e-6
-
-
-def exchange_us(row: Mapping[str, Any], k: Constants) -> float:
-    """The latency of the exchanges that follow each other in a step of a row."""
-    tier = scan_us(layer_of(row), "f", k)[1]
-    latency = {"cluster": k.cluster_latency, "grid": k.grid_latency}.get(tier, 0.0)
-    return row["layers"] * (1 if row["mode"] == "infer" else 2) * latency / k.per_microsecond
-
-
+# `Costs` of csrc/cuda/tiers.h, as far as they are calibrated: cycles, and bytes per cycle.
+ASSUMED = {
+    "per_microsecond": 1980.0,
+    "product": 6.6,
+    "cluster_latency": 250.0,
+    "cluster_rate": 18.0,
+    "grid_latency": 800.0,
+    "grid_rate_of_all": 4500.0,
+}
 CALIBRATED = {
     "clock": ("per_microsecond", 1.0),
     "mma.sync bf16, N = 16, A in registers, 4 sums": ("product", 2.0),
@@ -205,9 +28,34 @@ CALIBRATED = {
     "exchange latency, words in L2, 1 x 64 blocks": ("grid_latency", 1.0),
     "exchange rate, words in L2, 2 x 64 blocks": ("grid_rate_of_all", 128.0),
 }
+L2_TBS = 5.5  # at which a kernel reads weights; an estimate
+TFLOPS = {
+    2: 650.0,
+    4: 330.0,
+}  # of large products, by the bytes of a number; assumed
 
 
-def costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+@dataclass(frozen=True)
+class Gpu:
+    """What a calibration found, and where it found nothing, what is assumed."""
+
+    costs: Mapping[str, float] = field(default_factory=dict)
+    clusters: Mapping[int, int] = field(default_factory=lambda: {8: 15, 16: 7})  # at a time
+
+    def cost(self, name: str) -> float:
+        return self.costs.get(name, ASSUMED[name])
+
+
+def calibrated(rows: Sequence[Row]) -> Gpu:
+    clusters = dict(Gpu().clusters)
+    for P in clusters:
+        for row in rows:
+            if row["name"] == f"clusters of {P} with 200 KB a block" and row["value"]:
+                clusters[P] = int(row["value"])
+    return Gpu(costs(rows), clusters)
+
+
+def costs(rows: Sequence[Row]) -> dict[str, float]:
     """What a calibration says of the constants, by name; latencies are told in cycles."""
     found = {}
     for row in rows:
@@ -217,11 +65,61 @@ def costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def calibrated(rows: Sequence[Mapping[str, Any]]) -> Constants:
-    """The model with what a calibration found."""
-    clusters = dict(Constants().clusters)
-    for P in clusters:
-        for row in rows:
-            if row["name"] == f"clusters of {P} with 200 KB a block" and row["value"]:
-                clusters[P] = int(row["value"])
-    return replace(Constants(), clusters=clusters, **costs(rows))
+# Rows of a result file
+
+
+def number_bytes(row: Row) -> int:
+    return 4 if row["dtype"] in ("f32", "tf32") else 2
+
+
+def sequences(row: Row) -> int:
+    """Of a step; packed ones as if the tokens were spread evenly over the steps."""
+    return math.ceil(row["tokens"] / row["T"])
+
+
+def weights(row: Row) -> int:
+    """Bytes of W_hh, of both directions."""
+    return row["directions"] * GATES[row["cell"]] * row["H"] ** 2 * number_bytes(row)
+
+
+def plan(row: Row, backward: bool, gpu: Gpu) -> dict[str, Any]:
+    """Of a scan of one layer, in all directions: its tier, and microseconds per step."""
+    from adl_kernels import _C
+    from adl_kernels._cells import CELLS
+
+    cell = CELLS[{"rnn": "rnn_tanh"}.get(row["cell"], row["cell"])]
+    return _C.cuda_plan(
+        gates=cell.gates,
+        pre_activations=cell.pre_activations,
+        hidden_size=row["H"],
+        sequences=sequences(row),
+        directions=row["directions"],
+        half=number_bytes(row) == 2,
+        backward=backward,
+        clusters_of_8=gpu.clusters[8],
+        clusters_of_16=gpu.clusters[16],
+    )
+
+
+def predict(row: Row, gpu: Gpu | None = None) -> float:
+    """Microseconds per step of a row, W_ih x and the gradients of weights and inputs included."""
+    gpu = gpu or Gpu()
+    train = row["mode"] == "train"
+    ways = (False, True) if train else (False,)
+    scans = row["layers"] * sum(plan(row, way, gpu)["microseconds"] for way in ways)
+    # The products around the scans: W_ih x; the gradients of x, W_ih and W_hh.
+    D, H = row["directions"], row["H"]
+    into = row["I"] + (row["layers"] - 1) * D * H  # of all layers
+    columns = (3 * into + row["layers"] * H) if train else into
+    operations = 2 * D * GATES[row["cell"]] * H * sequences(row) * columns
+    return scans + operations / TFLOPS[number_bytes(row)] * 1e-6
+
+
+def exchange_us(row: Row, gpu: Gpu) -> float:
+    """The latencies of the exchanges that follow each other in a step of a row."""
+    ways = (False,) if row["mode"] == "infer" else (False, True)
+    found = 0.0
+    for way in ways:
+        tier = plan(row, way, gpu)["tier"]
+        found += gpu.cost(f"{tier}_latency") if tier in ("cluster", "grid") else 0.0
+    return row["layers"] * found / gpu.cost("per_microsecond")

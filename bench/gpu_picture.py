@@ -32,7 +32,7 @@ TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 def draw(path: Path, content: Mapping[str, Any], calibration: Sequence[Row] = ()) -> None:
     """A line per case, forward and training side by side. `calibration`: rows of `calibrate`."""
-    constants = gpu_model.calibrated(calibration)
+    gpu = gpu_model.calibrated(calibration)
     rows = [row for row in content["rows"] if row["status"] == "ok"]
     if not rows:
         raise ValueError("bench: no row to draw, all of them were wrong")
@@ -49,34 +49,33 @@ def draw(path: Path, content: Mapping[str, Any], calibration: Sequence[Row] = ()
         mine = [row for row in rows if row["mode"] == mode]
         _lanes(axis, names)
         for row in mine:
-            _line(axis, names.index(_key(row)), row, bounds(row, content["ceilings"], constants))
+            _line(axis, names.index(_key(row)), row, bounds(row, content["ceilings"], gpu))
         _scale(axis)
         axis.set_title(WORDS[mode], loc="left")
-    source = "calibrated" if calibration else "not calibrated"
-    gpu = content["machine"]["gpu"] or content["machine"]["cpu"]
-    figure.legend(handles=_legend(source), loc="outside upper center", ncols=2, frameon=False)
-    figure.supxlabel(f"µs per step, {gpu}", fontsize="medium")
+    name = content["machine"]["gpu"] or content["machine"]["cpu"]
+    figure.legend(handles=_legend(), loc="outside upper center", ncols=2, frameon=False)
+    figure.supxlabel(f"µs per step, {name}", fontsize="medium")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def bounds(row: Row, ceilings: Mapping[str, float], k: gpu_model.Constants) -> dict[str, float]:
+def bounds(row: Row, ceilings: Mapping[str, float], gpu: gpu_model.Gpu) -> dict[str, float]:
     """Microseconds per step: the floor, reading all of W_hh in every step, and the prediction."""
-    layer = gpu_model.layer_of(row)
     scans = row["layers"] * (1 if row["mode"] == "infer" else 2)
+    read = scans * gpu_model.weights(row)
     number = row["dtype"]  # of the matrix product that was measured
-    peak = ceilings.get(f"matmul {number} TFLOP/s", 0.0) or k.tflops[layer.bytes]
+    peak = ceilings.get(f"matmul {number} TFLOP/s") or gpu_model.TFLOPS[gpu_model.number_bytes(row)]
     found = {
         "products": operations(row) / row["T"] / peak * 1e-6,
-        "exchange": gpu_model.exchange_us(row, k),
-        "from memory": scans * layer.weights / (1e-3 * ceilings["copy GB/s"]) * 1e-6,
+        "exchange": gpu_model.exchange_us(row, gpu),
+        "from memory": read / ceilings["copy GB/s"] * 1e-3,
     }
     found["floor"] = found["products"] + found["exchange"]
-    if layer.weights < 40e6:  # or else L2 does not hold them
-        found["from L2"] = scans * layer.weights / k.l2_TBs * 1e-6
+    if gpu_model.weights(row) < 40e6:  # or else L2 does not hold them
+        found["from L2"] = read / gpu_model.L2_TBS * 1e-6
     if row["dtype"] != "f32":  # the model is one of tensor cores
-        found["predicted"] = gpu_model.predict(row, k)
+        found["predicted"] = gpu_model.predict(row, gpu)
     return found
 
 
@@ -138,7 +137,7 @@ def _scale(axis: Axes) -> None:
     axis.margins(x=0.12)
 
 
-def _legend(source: str) -> list[Line2D | Patch]:
+def _legend() -> list[Line2D | Patch]:
     color = COLORS_HERE["bf16"]
     return [
         Line2D([], [], color=color, marker="o", linestyle="", label="adl_kernels"),
@@ -150,7 +149,7 @@ def _legend(source: str) -> list[Line2D | Patch]:
             marker="D",
             markerfacecolor="white",
             linestyle="",
-            label=f"predicted, model {source}",
+            label="predicted",
         ),
         Patch(color=GREY, label="out of reach: tensor cores at their rate, exchanges of the state"),
         Line2D([], [], color="black", linestyle=":", label="W_hh from L2 in every step"),

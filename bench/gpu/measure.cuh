@@ -1,6 +1,6 @@
 // What the calibrating programs share: a line of JSON for every figure, and kernels that time their own steps.
 //
-// Predictions are of a model of an H200 (bench/gpu_model.py); on other GPUs they are left out.
+// Predictions are of the model of an H200 (docs/cuda_tiers.md); on other GPUs they are left out.
 #pragma once
 
 #include <algorithm>

@@ -208,7 +208,7 @@ def programs(_: float) -> Stage:
             [program],
         ]
     missing = "" if home else "no CUDA toolkit was found"
-    return Stage("programs without torch", commands, 90, missing=missing)
+    return Stage("programs without torch", commands, 300, missing=missing)
 
 
 def goals(left_s: float) -> Stage:
