@@ -190,8 +190,8 @@ def judge_all(files: list[Path], seeds: int, jobs: int, first: bool) -> list[Ver
         copy_sources(tree)
         for file in files:
             (tree / file).write_text(mutate(file, mutants))
-        # They are run less often than compiled.
-        flags = ["-O0", "-include", str(tree / "mutants.h")]
+        # Without optimisation the race detector would not see copies of structs.
+        flags = ["-O1", "-include", str(tree / "mutants.h")]
         built = {}
         for program in sorted({program_of(f) for f in files}):
             for variant in ("fast", "race"):
