@@ -10,6 +10,8 @@ struct Gpu {
   int multiprocessors;
   size_t shared_bytes;                        // that one block may ask for
   int clusters_of_8 = 0, clusters_of_16 = 0;  // that can be under way at once, a block to a multiprocessor; 0: none
+
+  bool operator==(const Gpu&) const = default;
 };
 
 constexpr int kUnitThreads = 256;  // of kernels with one thread per unit of a row
@@ -34,6 +36,8 @@ constexpr int tiles(int64_t H) { return static_cast<int>((H + kTile - 1) / kTile
 // a gradient of h is made from.
 struct Arithmetic {
   int words, state_bytes, rows, sums;
+
+  bool operator==(const Arithmetic&) const = default;
 };
 constexpr Arithmetic kHalfTensorCores{4, 2, 8, 2}, kTf32TensorCores{8, 4, 8, 2}, kFloatFma{8, 4, 4, 1};
 

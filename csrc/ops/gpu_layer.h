@@ -150,7 +150,7 @@ struct GpuLayer {
     const Scanned scanned{s.B,        s.H,      int(s.D),          int(kGates),  Cell::kPre,
                           arithmetic, backward, fits && !extended, fits && knows};
     const Gpu gpu = device.facts();
-    Plan best = choose(scanned, gpu);
+    Plan best = chosen(scanned, gpu);
     if (const char* wanted = std::getenv("ADL_CUDA_TIER")) {
       const std::string_view names[] = {"streaming", "block", "cluster", "grid"};
       const auto found = std::find(std::begin(names), std::end(names), wanted);
@@ -184,6 +184,18 @@ struct GpuLayer {
   }
 
  private:
+  // Layers of one shape follow each other.
+  static Plan chosen(const Scanned& scanned, const Gpu& gpu) {
+    struct Choice {
+      Scanned scanned;
+      Gpu gpu;
+      Plan plan;
+    };
+    static thread_local std::optional<Choice> latest[2];
+    std::optional<Choice>& last = latest[scanned.backward];
+    if (!last || last->scanned != scanned || last->gpu != gpu) last = {scanned, gpu, choose(scanned, gpu)};
+    return last->plan;
+  }
   bool started(cudaError_t error) const {
     if (error == cudaErrorCooperativeLaunchTooLarge) return false;
     check(error);

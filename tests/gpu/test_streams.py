@@ -18,8 +18,8 @@ LENGTHS = torch.tensor([20, 17, 17, 9, 4, 2, 1, 1])
 SIZES = pack_padded_sequence(torch.empty(T, B, 1), LENGTHS).batch_sizes
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-# Within one block, and beyond.
-every_size = pytest.mark.parametrize("H", [64, 200])
+# Within one block, a cluster, a grid (or streaming, by device and dtype).
+every_size = pytest.mark.parametrize("H", [64, 200, 768])
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 every_form = pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 
