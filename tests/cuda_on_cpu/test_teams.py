@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from layers import Case, make
 from test_extras import CHOOSERS, Asked, assert_as_defined
 from test_ops import assert_layer_is_accurate, gradients, widened
+from test_tiers import TF32_ERROR, assert_the_same_in_pieces
 
 from adl_kernels._cells import CELLS
 
@@ -15,7 +18,6 @@ SERVED = [name for name, cell in CELLS.items() if name != "gru_reset_before"]
 OF_TORCH = [name for name in SERVED if hasattr(torch._VF, name)]
 OWN = [name for name in SERVED if name not in OF_TORCH]
 RAGGED = (4, 4, 3, 1, 1)
-TF32_ERROR = 3e-3  # of the largest value; its own unit in the last place is 1e-3
 
 PLAIN = [
     *(Case(cell, 3, 3, 2, 64, BF16) for cell in OF_TORCH),
@@ -88,13 +90,9 @@ def test_tf32(cell, hidden_size, tier, monkeypatch):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("lengths", [(), RAGGED], ids=["padded", "packed"])
 def test_a_scan_in_pieces(cell, lengths, tier, monkeypatch):
-    layer = make(Case(cell, 4, 5, 3, 64, BF16, D=2, lengths=lengths))
-    whole = layer.ours()
-    bytes_of_a_step = 2 * 5 * CELLS[cell].gates * 64 * 4
-    for steps in (1, 3):  # which does not divide four
-        monkeypatch.setenv("ADL_EMULATED_PROJECTED", str(steps * bytes_of_a_step))
-        for a, b in zip(layer.ours(), whole, strict=True):
-            assert torch.equal(a, b)
+    case = Case(cell, 4, 5, 3, 64, BF16, D=2, lengths=lengths)
+    same = partial(torch.testing.assert_close, rtol=0, atol=0)
+    assert_the_same_in_pieces(case, same, monkeypatch)
 
 
 def test_a_nan_stays_in_its_sequence(tier):

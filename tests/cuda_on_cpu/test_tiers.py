@@ -46,6 +46,16 @@ def tier(monkeypatch):
     return lambda name: monkeypatch.setenv("ADL_CUDA_TIER", name)
 
 
+def assert_the_same_in_pieces(case: Case, assert_same, monkeypatch) -> None:
+    layer = make(case)
+    whole = layer.ours()
+    bytes_of_a_step = case.D * case.B * CELLS[case.cell].gates * case.H * 4
+    for steps in (1, 3):  # which does not divide four
+        monkeypatch.setenv("ADL_EMULATED_PROJECTED", str(steps * bytes_of_a_step))
+        for a, b in zip(layer.ours(), whole, strict=True):
+            assert_same(a, b)
+
+
 @pytest.mark.parametrize("case", BLOCK, ids=str)
 def test_block_resident(case, tier):
     tier("block")
@@ -82,13 +92,8 @@ def test_tf32(cell, hidden_size, tier, monkeypatch):
 def test_a_scan_in_pieces(cell, dtype, lengths, name, tier, monkeypatch):
     """Where W_ih x would take too much memory, a few steps at a time are projected and scanned."""
     tier(name)
-    layer = make(Case(cell, 4, 5, 3, 18, dtype, D=2, lengths=lengths))
-    whole = layer.ours()
-    bytes_of_a_step = 2 * 5 * CELLS[cell].gates * 18 * 4
-    for steps in (1, 3):  # which does not divide four
-        monkeypatch.setenv("ADL_EMULATED_PROJECTED", str(steps * bytes_of_a_step))
-        for a, b in zip(layer.ours(), whole, strict=True):
-            torch.testing.assert_close(a, b)
+    case = Case(cell, 4, 5, 3, 18, dtype, D=2, lengths=lengths)
+    assert_the_same_in_pieces(case, torch.testing.assert_close, monkeypatch)
 
 
 @pytest.mark.parametrize("cell", IN_BLOCKS)
