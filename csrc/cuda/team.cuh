@@ -61,15 +61,26 @@ __device__ __forceinline__ void put_sums(float* sums, const TeamLayout& layout, 
   *reinterpret_cast<float2*>(to + layout.sums_stride) = make_float2(c[1], c[3]);
 }
 
-// Adds to `to` what the warps of each slice have summed for a thread's word; `from` at the first slice's.
-template <int n>
-__device__ __forceinline__ void add_slices(float (&to)[n], const float* from, int slices, int apart) {
+// Adds to `to` what the warps of each slice have summed for a thread's word, of each of some gates; `from` at the first
+// slice's, the next gate's so many numbers on.
+template <int kGates, int n>
+__device__ __forceinline__ void add_slices(float (&to)[kGates][n], const float* from, int gate, int slices, int apart) {
+#pragma unroll 2
   for (int k = 0; k < slices; ++k, from += apart) {
-    const Word<float, n> one = *reinterpret_cast<const Word<float, n>*>(from);
 #pragma unroll
-    for (int i = 0; i < n; ++i) to[i] += one.of[i];
+    for (int q = 0; q < kGates; ++q) {
+      const Word<float, n> one = *reinterpret_cast<const Word<float, n>*>(from + q * gate);
+#pragma unroll
+      for (int i = 0; i < n; ++i) to[q][i] += one.of[i];
+    }
   }
 }
+
+// A step as the owner of a word sees it: what takes long to find out, found out while there is time.
+struct Turn {
+  int64_t row = 0;
+  bool has_row = false, active = false, fresh = false, cut = false;
+};
 
 template <class Cell, class T, class Tile, class Exchange>
 __global__ void __launch_bounds__(kTeamThreads, 1)
@@ -99,11 +110,14 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
     h[i] = s.h[me.b * s.H + me.u + i];
     if (Cell::kHasC) c[i] = s.c[me.b * s.H + me.u + i];
   }
-  const auto load = [&](int64_t t, float (&to)[kUnits][kGates]) {
+  const auto load = [&](int64_t t, Turn& turn, float (&to)[kUnits][kGates]) {
+    turn = Turn();
     if (!me.has_row(t)) return;
+    const At at(s.steps, t, me.b);
+    turn = {at.row, true, at.active, at.fresh, at.cut};
 #pragma unroll
     for (int i = 0; i < kUnits; ++i)
-      if (i < me.units) load_gx<Cell>(s, row_of(s.steps, t) + me.b, 0, me.u + i, to[i]);
+      if (i < me.units) load_gx<Cell>(s, at.row, 0, me.u + i, to[i]);
   };
   // The state before step t of the team's sequence `column`.
   const auto announce = [&](int64_t t, int column) {
@@ -117,11 +131,12 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
   };
 
   bool begun = false;
-  load(step_of(s.steps, s.steps.begin), gx);
+  Turn turn, next_turn;
+  load(step_of(s.steps, s.steps.begin), turn, gx);
   for (int64_t n = s.steps.begin; n < s.steps.end; ++n) {
     const int64_t t = step_of(s.steps, n), next = step_of(s.steps, n + 1);
     const bool runs = me.runs(n), more = me.runs(n + 1);
-    if (n + 1 < s.steps.end) load(next, next_gx);
+    if (n + 1 < s.steps.end) load(next, next_turn, next_gx);
     if (runs) {
       if (!begun && threadIdx.x < unsigned(me.rows)) announce(t, threadIdx.x);
       begun = true;
@@ -133,42 +148,37 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
     }
 
     float y[kUnits] = {}, kept_c[kUnits] = {}, gates[kPre][kUnits] = {};
-    const bool stores = me.has_row(t);
-    const int64_t row = row_of(s.steps, t) + me.b;
-    if (stores) {
-      const At at(s.steps, t, me.b);
-      if (at.active) {
-        float gh[kGates][kUnits] = {};
+    if (turn.active) {
+      float gh[kGates][kUnits] = {};
+      add_slices(gh, own_sums, shape.units, shape.slices, layout.sums_slice);
 #pragma unroll
-        for (int q = 0; q < kGates; ++q) add_slices(gh[q], own_sums + q * shape.units, shape.slices, layout.sums_slice);
+      for (int i = 0; i < kUnits; ++i) {
+        if (i >= me.units) continue;
+        if (turn.fresh) h[i] = c[i] = 0;
+        float gh_i[kGates], pre[kPre];
 #pragma unroll
-        for (int i = 0; i < kUnits; ++i) {
-          if (i >= me.units) continue;
-          if (at.fresh) h[i] = c[i] = 0;
-          float gh_i[kGates], pre[kPre];
+        for (int q = 0; q < kGates; ++q) gh_i[q] = gh[q][i];
+        forward_cell<Cell>(s, me.u + i, bias[i], gx[i], gh_i, h[i], c[i], pre);
+        y[i] = h[i], kept_c[i] = c[i];
 #pragma unroll
-          for (int q = 0; q < kGates; ++q) gh_i[q] = gh[q][i];
-          forward_cell<Cell>(s, me.u + i, bias[i], gx[i], gh_i, h[i], c[i], pre);
-          y[i] = h[i], kept_c[i] = c[i];
-#pragma unroll
-          for (int p = 0; p < kPre; ++p) gates[p][i] = pre[p];
-        }
+        for (int p = 0; p < kPre; ++p) gates[p][i] = pre[p];
       }
     }
     if (runs && more) {
-      const bool fresh = me.units > 0 && s.steps.reset && At(s.steps, next, me.b).fresh;
       float seen[kUnits];
 #pragma unroll
-      for (int i = 0; i < kUnits; ++i) seen[i] = fresh ? 0 : h[i];
+      for (int i = 0; i < kUnits; ++i) seen[i] = next_turn.fresh ? 0 : h[i];
       exchange.send(me.column < me.rows, me.column, me.u, state_word<Tile>(seen));
     }
-    if (stores) {
+    if (turn.has_row) {
+      const int64_t row = turn.row;
       exchange.store(s.y + row * s.y_stride + me.u, y, me.units);
       if (Cell::kHasC && s.kept_c) store_word(s.kept_c + row * s.H + me.u, kept_c, me.units);
       if (Cell::kSavesGates && s.gates)
 #pragma unroll
         for (int p = 0; p < kPre; ++p) store_word(s.gates + row * (kPre * s.H) + p * s.H + me.u, gates[p], me.units);
     }
+    turn = next_turn;
 #pragma unroll
     for (int i = 0; i < kUnits; ++i)
 #pragma unroll

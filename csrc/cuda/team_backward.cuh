@@ -16,6 +16,7 @@ struct BackwardUnits {
   float gates[kPre][kUnits];  // gradients of the pre-activations of the latest step; zero if there was none
   bool cut = false;           // between the latest step and the next one
   Kept<Cell, T> kept[kUnits] = {}, next[kUnits] = {};
+  Turn turn, next_turn;
 
   __device__ __forceinline__ BackwardUnits(const BackwardScan<T>& s, const Member<Tile>& me) : s(s), me(me) {
 #pragma unroll
@@ -30,8 +31,10 @@ struct BackwardUnits {
 
   // What step t needs, which is the one after this.
   __device__ __forceinline__ void load(int64_t t) {
+    next_turn = Turn();
     if (!me.has_row(t)) return;
     const At at(s.steps, t, me.b);
+    next_turn = {at.row, true, at.active, at.fresh, at.cut};
 #pragma unroll
     for (int i = 0; i < kUnits; ++i)
       if (at.active && i < me.units) load_kept(s, at, me.u + i, next[i]);
@@ -39,26 +42,24 @@ struct BackwardUnits {
   __device__ __forceinline__ void take() {
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) kept[i] = next[i];
+    turn = next_turn;
   }
 
   // The part of dL/dh that came the way around W_hh, from the step that was last.
   __device__ __forceinline__ void add(const float* from, int slices, int apart) {
-    float sum[kUnits] = {};
-    if (me.units > 0) add_slices(sum, from, slices, apart);
+    float sum[1][kUnits] = {};
+    if (me.units > 0) add_slices(sum, from, 0, slices, apart);
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) dh[i] = cut ? 0 : dh[i] + sum[i];
+    for (int i = 0; i < kUnits; ++i) dh[i] = cut ? 0 : dh[i] + sum[0][i];
   }
 
-  __device__ __forceinline__ void cell(int64_t t) {
-    cut = false;
+  __device__ __forceinline__ void cell() {
+    cut = turn.active && turn.cut;
 #pragma unroll
     for (int p = 0; p < kPre; ++p)
 #pragma unroll
       for (int i = 0; i < kUnits; ++i) gates[p][i] = 0;
-    if (!me.has_row(t)) return;
-    const At at(s.steps, t, me.b);
-    if (!at.active) return;
-    cut = at.cut;
+    if (!turn.active) return;
 #pragma unroll
     for (int i = 0; i < kUnits; ++i) {
       if (i >= me.units) continue;
@@ -71,9 +72,9 @@ struct BackwardUnits {
 
   // f(where the gradients of pre-activation p stand, what they are).
   template <class F>
-  __device__ __forceinline__ void each_row(int64_t t, const F& f) const {
-    if (!me.has_row(t)) return;
-    T* const to = s.dgates + (row_of(s.steps, t) + me.b) * (kPre * s.H) + me.u;
+  __device__ __forceinline__ void each_row(const F& f) const {
+    if (!turn.has_row) return;
+    T* const to = s.dgates + turn.row * (kPre * s.H) + me.u;
 #pragma unroll
     for (int p = 0; p < kPre; ++p) f(to + p * s.H, gates[p]);
   }
@@ -129,8 +130,8 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
       begun = true;
       add_product(t);
     }
-    own.cell(t);
-    own.each_row(t, [&](T* to, const auto& v) { exchange.store(to, v, me.units); });
+    own.cell();
+    own.each_row([&](T* to, const auto& v) { exchange.store(to, v, me.units); });
     own.take();
   }
   if (begun) add_product(-1);
@@ -164,11 +165,10 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
   bool begun = false;
   int turn = 0;
   for (int64_t n = s.steps.T - 1; n >= 0; --n) {
-    const int64_t t = step_of(s.steps, n);
     const bool runs = me.runs(n);
     if (n > 0) own.load(step_of(s.steps, n - 1));
     if (runs && begun) receive();
-    own.cell(t);
+    own.cell();
     if (runs) {
       begun = true;
       State* const to = states + turn * size;
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
                  [&](int, int down, int n, const float (&c)[4]) { exchange.send(down, n, c); });
       turn ^= 1;
     }
-    own.each_row(t, [&](T* to, const auto& v) { store_word(to, v, me.units); });
+    own.each_row([&](T* to, const auto& v) { store_word(to, v, me.units); });
     own.take();
   }
   if (begun) receive();
