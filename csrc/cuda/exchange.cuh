@@ -239,37 +239,15 @@ class Grid : States<Cell, T, Tile, backward> {
     if (this->turn_ == 0) __syncthreads();  // for what was announced
     const Source<T>* sources = this->sources_ + (this->turn_ & 1) * this->rows_;
     ++this->turn_;
-    const unsigned per_part = this->H_ / kNumbers, per_row = per_part * Base::kParts, all = this->rows_ * per_row;
-    for (unsigned k = threadIdx.x; k < all; k += kAtOnce * kTeamThreads) {
-      uint4 v[kAtOnce];
-      const uint4* from[kAtOnce];  // null: nothing to wait for
-      unsigned to[kAtOnce];
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        const unsigned at = k + i * kTeamThreads;
-        from[i] = nullptr;
-        if (at >= all) continue;
-        const unsigned column = at / per_row, q = at % per_row / per_part, unit = at % per_part * kNumbers;
-        const Source<T> source = sources[column];
-        const T* row = source.row ? source.row + this->part_of_row(q) + unit : nullptr;
-        to[i] = column * this->stride_ + q * this->part_ + unit;
-        if (source.mail)
-          from[i] = reinterpret_cast<const uint4*>(row), v[i] = load_relaxed(from[i]);
-        else
-          put(this->of_ + to[i], row);
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        if (!from[i]) continue;
-        for (unsigned polls = 0; !arrived(v[i]); ++polls) {
-          if (polls >= most_polls_) {
-            most_polls_ = 0;  // what is late once comes no more
-            break;
-          }
-          spin();
-          v[i] = load_relaxed(from[i]);
-        }
-        put(this->of_ + to[i], v[i]);
+    // Of few sequences, each is loaded by several warps.
+    const int rows = this->rows_, share = rows > 4 ? 1 : rows > 2 ? 2 : rows > 1 ? 4 : kTeamWarps;
+    const int warp = threadIdx.x / 32, step = 32 * share, first = warp % share * 32 + threadIdx.x % 32;
+    for (int column = warp / share; column < rows; column += kTeamWarps / share) {
+      const Source<T> source = sources[column];
+#pragma unroll 1
+      for (int q = 0; q < Base::kParts; ++q) {
+        const T* from = source.row ? source.row + this->part_of_row(q) : nullptr;
+        load_part(from, source.mail, this->of_ + column * this->stride_ + q * this->part_, first, step);
       }
     }
     __syncthreads();
@@ -291,9 +269,34 @@ class Grid : States<Cell, T, Tile, backward> {
   }
 
  private:
-  static constexpr unsigned kNumbers = 16 / sizeof(T);
-  static constexpr int kAtOnce = 4;
+  static constexpr int kNumbers = 16 / sizeof(T), kAtOnce = 4;
   static constexpr uint32_t kOtherNaN = sizeof(T) == 2 ? 0x7fff7fffu : 0x7fffffffu;
+
+  // Every step-th 16 bytes of a part of a row, from the first on.
+  __device__ __forceinline__ void load_part(const T* from, bool mail, State* to, int first, int step) {
+    const int all = int(this->H_) / kNumbers;
+    for (int k = first; !mail && k < all; k += step) put(to + k * kNumbers, from ? from + k * kNumbers : nullptr);
+    const uint4* const words = reinterpret_cast<const uint4*>(from);
+    for (int k = first; mail && k < all; k += kAtOnce * step) {
+      uint4 v[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        if (k + i * step < all) v[i] = load_relaxed(words + k + i * step);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        if (k + i * step >= all) break;
+        for (unsigned polls = 0; !arrived(v[i]); ++polls) {
+          if (polls >= most_polls_) {
+            most_polls_ = 0;  // what is late once comes no more
+            break;
+          }
+          spin();
+          v[i] = load_relaxed(words + k + i * step);
+        }
+        put(to + (k + i * step) * kNumbers, v[i]);
+      }
+    }
+  }
 
   static __device__ __forceinline__ void put(State* to, uint4 v) {
     if constexpr (sizeof(T) == 4) {
@@ -305,7 +308,7 @@ class Grid : States<Cell, T, Tile, backward> {
   // Of numbers at hand, aligned or not; null: zeros.
   static __device__ __forceinline__ void put(State* to, const T* row) {
 #pragma unroll
-    for (unsigned i = 0; i < kNumbers; ++i) to[i] = Tile::state(row ? to_acc(row[i]) : 0.0f);
+    for (int i = 0; i < kNumbers; ++i) to[i] = Tile::state(row ? to_acc(row[i]) : 0.0f);
   }
 
   unsigned most_polls_;
