@@ -86,7 +86,7 @@ std::string name_of(const char* what, const Case& k) {
 template <class T>
 std::vector<T> nothing(int64_t n) {
   std::vector<T> v(n);
-  std::memset(static_cast<void*>(v.data()), 0xff, n * sizeof(T));
+  if (n) std::memset(static_cast<void*>(v.data()), 0xff, n * sizeof(T));
   return v;
 }
 
