@@ -269,7 +269,8 @@ class Grid : States<Cell, T, Tile, backward> {
   }
 
  private:
-  static constexpr int kNumbers = 16 / sizeof(T), kAtOnce = 4;
+  static constexpr int kNumbers = 16 / sizeof(T);
+  static constexpr int kAtOnce = backward ? 2 : 4;  // with more, backward spills on some architecture
   static constexpr uint32_t kOtherNaN = sizeof(T) == 2 ? 0x7fff7fffu : 0x7fffffffu;
 
   // Every step-th 16 bytes of a part of a row, from the first on.
