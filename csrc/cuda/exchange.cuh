@@ -59,14 +59,14 @@ class States {
   using State = typename Tile::State;
   static constexpr int kParts = backward ? Cell::kGates : 1;
 
-  __device__ __forceinline__ States(unsigned char* shared, const TeamLayout& layout, int64_t H, int rows, int buffers)
+  __device__ __forceinline__ States(unsigned char* shared, const TeamLayout& layout, int64_t H, int rows, int all_rows)
       : of_(reinterpret_cast<State*>(shared + layout.states)),
         sources_(reinterpret_cast<Source<T>*>(shared + layout.sources)),
         stride_(layout.stride),
         part_(tiles(H) * kTile),
         H_(unsigned(H)),
         rows_(rows) {
-    for (int k = threadIdx.x; k < buffers * rows * stride_; k += kTeamThreads) of_[k] = Tile::state(0.0f);
+    for (int k = threadIdx.x; k < all_rows * stride_; k += kTeamThreads) of_[k] = Tile::state(0.0f);
   }
 
  protected:
@@ -119,7 +119,7 @@ class Cluster : States<Cell, T, Tile, false>, public Arrivals {
 
   __device__ __forceinline__ Cluster(unsigned char* shared, const TeamLayout& layout, const TeamShape& shape, int64_t H,
                                      int rows, unsigned)
-      : Base(shared, layout, H, rows, kBuffers),
+      : Base(shared, layout, H, rows, kBuffers * shape.rows),
         Arrivals(shared, shape, (unsigned(H) + kPushed - 1) / kPushed * 16 * rows),
         size_(shape.rows * layout.stride) {}
 
@@ -225,7 +225,7 @@ class Grid : States<Cell, T, Tile, backward> {
 
   __device__ __forceinline__ Grid(unsigned char* shared, const TeamLayout& layout, const TeamShape&, int64_t H,
                                   int rows, unsigned most_polls)
-      : Base(shared, layout, H, rows, kBuffers), most_polls_(most_polls) {}
+      : Base(shared, layout, H, rows, rows), most_polls_(most_polls) {}
 
   __device__ __forceinline__ bool is_idle() const { return false; }
   __device__ __forceinline__ void meet() const {}

@@ -1,6 +1,6 @@
 // Teams of blocks that hold W_hh of a direction together and scan some sequences: a block has some units with all their
 // gates. At every step each needs the states of all units, in backward the gradients of all gates: how these travel is
-// the Exchange, see cluster.cuh and grid.cuh.
+// the Exchange, see exchange.cuh.
 //
 // A step: receive, multiply, add up what the warps summed over different states, the cell, send. The thread that owns a
 // word of a sequence's state, one unit or two, has it in registers all the time.

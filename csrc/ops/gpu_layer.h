@@ -197,7 +197,10 @@ struct GpuLayer {
     return last->plan;
   }
   bool started(cudaError_t error) const {
-    if (error == cudaErrorCooperativeLaunchTooLarge) return false;
+    if (error == cudaErrorCooperativeLaunchTooLarge) {
+      cudaGetLastError();  // or torch's next launch would seem to have failed
+      return false;
+    }
     check(error);
     return true;
   }

@@ -23,6 +23,8 @@ PLAIN = [
     *(Case(cell, 3, 3, 2, 64, BF16) for cell in OF_TORCH),
     *(Case(cell, 4, 5, 3, 72, F16, D=2, lengths=RAGGED) for cell in OF_TORCH),
     Case("lstm", 1, 1, 1, 40, BF16, bias=False),
+    # A last team with less sequences, and states that are no whole tiles.
+    Case("lstm", 4, 70, 1, 72, BF16),
     # More sequences than tiles of eight, and than the threads of a team own.
     Case("lstm", 3, 70, 1, 64, BF16),
     # Weights that do not fit into registers.
