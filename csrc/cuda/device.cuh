@@ -25,70 +25,6 @@
 
 namespace adl {
 
-// More shared memory, and larger clusters, than every GPU has must be asked for.
-inline cudaError_t allow(const void* kernel, size_t shared_bytes, unsigned cluster) {
-  cudaError_t error = cudaSuccess;
-  if (shared_bytes > 48 * 1024)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-  if (cluster > 8 && error == cudaSuccess)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  return error;
-}
-
-// The error of this launch, not of an earlier one; the caller turns it into an exception.
-template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream, LaunchOptions options,
-                   A&&... arguments) {
-  const cudaError_t error = allow(reinterpret_cast<const void*>(kernel), options.shared_bytes, options.cluster);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = options.shared_bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  if (options.cooperative) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
-    attributes[config.numAttrs++].val.cooperative = 1;
-  }
-  if (options.cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {options.cluster, 1, 1};
-  }
-  return cudaLaunchKernelEx(&config, kernel, static_cast<A&&>(arguments)...);
-}
-
-// ---- how many blocks run at once, on the whole GPU; 0 where the kernel cannot run so
-
-inline int active_clusters(const void* kernel, int size, int threads, size_t shared_bytes) {
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(size);
-  config.blockDim = static_cast<unsigned>(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  int count = 0;
-  if (allow(kernel, shared_bytes, static_cast<unsigned>(size)) == cudaSuccess &&
-      cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess)
-    return count;
-  cudaGetLastError();  // or the next launch would seem to have failed
-  return 0;
-}
-
-inline int active_blocks(const void* kernel, int threads, size_t shared_bytes) {
-  int device = 0, multiprocessors = 0, each = 0;
-  if (allow(kernel, shared_bytes, 1) == cudaSuccess && cudaGetDevice(&device) == cudaSuccess &&
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes) == cudaSuccess)
-    return multiprocessors * each;
-  cudaGetLastError();
-  return 0;
-}
-
 // ---- flags between blocks
 
 __device__ __forceinline__ unsigned load_acquire(const unsigned* p) {
@@ -295,6 +231,74 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 #endif  // ADL_CUDA_ON_CPU
 
 namespace adl {
+
+// ---- launches
+
+// What a kernel must ask for: larger clusters than every GPU has, and more shared memory than 48 KiB, in which its
+// arrays of fixed size count too. How large those are the caller does not know, so it asks whenever it adds to them.
+inline cudaError_t allow(const void* kernel, size_t shared_bytes, unsigned cluster) {
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > 0)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  if (cluster > 8 && error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return error;
+}
+
+// The error of this launch, not of an earlier one; the caller turns it into an exception, or does without the kernel.
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream, LaunchOptions options,
+                   A&&... arguments) {
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = options.shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  if (options.cooperative) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+    attributes[config.numAttrs++].val.cooperative = 1;
+  }
+  if (options.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {options.cluster, 1, 1};
+  }
+  cudaError_t error = allow(reinterpret_cast<const void*>(kernel), options.shared_bytes, options.cluster);
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, static_cast<A&&>(arguments)...);
+  if (error != cudaSuccess) cudaGetLastError();  // CUDA keeps it too, and torch would take it for its next launch's
+  return error;
+}
+
+// ---- how many blocks run at once, on the whole GPU; 0 where the kernel cannot run so
+
+inline int active_clusters(const void* kernel, int size, int threads, size_t shared_bytes) {
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(size);
+  config.blockDim = static_cast<unsigned>(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  if (allow(kernel, shared_bytes, static_cast<unsigned>(size)) == cudaSuccess &&
+      cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess)
+    return count;
+  cudaGetLastError();  // as launch() does
+  return 0;
+}
+
+inline int active_blocks(const void* kernel, int threads, size_t shared_bytes) {
+  int device = 0, multiprocessors = 0, each = 0;
+  if (allow(kernel, shared_bytes, 1) == cudaSuccess && cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes) == cudaSuccess)
+    return multiprocessors * each;
+  cudaGetLastError();
+  return 0;
+}
 
 // ---- words that are their own flags
 

@@ -25,6 +25,10 @@ void with_gpu_number(at::ScalarType type, F f) {
   f(static_cast<Half*>(nullptr));
 }
 
+inline void check_launch(const char* op, cudaError_t error) {
+  TORCH_CHECK(error == cudaSuccess, op, ": a CUDA kernel could not be launched: ", cudaGetErrorString(error));
+}
+
 }  // namespace
 }  // namespace adl
 

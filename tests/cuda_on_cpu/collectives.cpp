@@ -89,8 +89,11 @@ unsigned char* array_of(Block& block, const void* key, size_t bytes) {
   array = {static_cast<unsigned char*>(p), bytes};
   block.array_bytes += bytes;
   if (block.array_bytes > kStaticSharedBytes) fail("%zu bytes in shared arrays of fixed size", block.array_bytes);
-  if (block.array_bytes + current.shape.shared_bytes > kSharedBytes)
-    fail("%zu bytes of shared memory", block.array_bytes + current.shape.shared_bytes);
+  const size_t asked = current.allowed.dynamic_bytes, most = asked ? kSharedBytes : kStaticSharedBytes;
+  const size_t dynamic = asked ? asked : current.shape.shared_bytes;
+  if (block.array_bytes + dynamic > most)
+    fail("%zu bytes of shared memory in arrays of fixed size and %zu beside them, where %zu are allowed",
+         block.array_bytes, dynamic, most);
   return array.data;
 }
 

@@ -17,25 +17,6 @@
 
 namespace adl {
 
-// Throws where a kernel did something wrong.
-template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, LaunchOptions options, A&&... arguments) {
-  const bool fits = emulator::run(reinterpret_cast<const void*>(kernel),
-                                  {grid, block, options.shared_bytes, options.cooperative, options.cluster},
-                                  [&] { kernel(arguments...); });
-  return fits ? cudaSuccess : cudaErrorCooperativeLaunchTooLarge;
-}
-
-// ---- how many blocks run at once, on the whole GPU
-
-inline int active_clusters(const void*, int size, int threads, size_t shared_bytes) {
-  return static_cast<int>(
-      emulator::active_clusters(static_cast<unsigned>(size), static_cast<unsigned>(threads), shared_bytes));
-}
-inline int active_blocks(const void* kernel, int threads, size_t shared_bytes) {
-  return active_clusters(kernel, 1, threads, shared_bytes);
-}
-
 // ---- flags between blocks
 
 inline unsigned load_acquire(const unsigned* p) {

@@ -92,6 +92,7 @@ enum class Schedule { kFifo, kLifo, kRandom };
 struct Settings {
   Schedule schedule = Schedule::kFifo;
   unsigned resident = 1, preempt = 0, multiprocessors = 0;
+  bool refuse_cooperative = false, refuse_all = false;
   uint64_t seed = 0;
   bool operator==(const Settings&) const = default;
 };
@@ -101,6 +102,7 @@ void update_settings();  // from the environment; what is random begins again wh
 // The launch under way.
 struct Launch {
   LaunchShape shape;
+  Allowed allowed{};
   const std::function<void()>* body = nullptr;
   std::vector<Block> blocks;  // those under way
   std::vector<Barrier> clusters;
@@ -147,6 +149,7 @@ void no_stores_to(Block& block);  // which has exited
 std::string barrier_state(const uint64_t* barrier);
 
 // ---- log.cpp
+std::string name_of(const void* kernel);
 void count_launch(const void* kernel, uint64_t threads);
 
 }  // namespace emulator

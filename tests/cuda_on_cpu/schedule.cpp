@@ -45,6 +45,11 @@ Settings read_settings() {
   s.resident = std::max(1u, number_from("ADL_EMULATOR_RESIDENT", random ? 2 : 1));
   s.preempt = random ? number_from("ADL_EMULATOR_PREEMPT", 16) : 0;
   s.multiprocessors = number_from("ADL_EMULATOR_SMS", 132);
+  const char* refuse = getenv("ADL_EMULATOR_REFUSE");
+  s.refuse_all = refuse && !strcmp(refuse, "all");
+  s.refuse_cooperative = refuse && !strcmp(refuse, "cooperative");
+  if (refuse && !s.refuse_all && !s.refuse_cooperative)
+    fail("ADL_EMULATOR_REFUSE must be cooperative or all, got %s", refuse);
   return s;
 }
 
