@@ -3,6 +3,10 @@
 // The tests compile the kernels for the CPU, where device_on_cpu.h defines the same names; what it cannot
 // follow must not appear in a kernel: shared memory goes through ADL_SHARED and ADL_DYNAMIC_SHARED, launches
 // through launch(), spin-waits through ADL_SPIN_WHILE, and warps take part in a collective as a whole.
+//
+// No wait is for ever. One with a limit says so: arrivals_wait, words that are their own flags. ADL_SPIN_WHILE traps.
+// Barriers of the hardware have none, and need none: all threads that have not exited reach them, a cluster is placed
+// as a whole, and so is a cooperative grid.
 #pragma once
 
 #include <cstddef>
@@ -21,7 +25,7 @@
   extern __shared__ __align__(16) unsigned char adl_dynamic_shared[]; \
   unsigned char* name = adl_dynamic_shared
 #define ADL_SPIN_WHILE(condition) \
-  while (condition) __nanosleep(32)
+  for (unsigned adl_polls = 0; condition; ++adl_polls) adl_polls < (1u << 24) ? __nanosleep(32) : __trap()
 
 namespace adl {
 
@@ -95,12 +99,13 @@ __device__ __forceinline__ void arrivals_expect(uint64_t* barrier, unsigned byte
 #endif
 }
 
-// Until the phase with this parity, 0 for the first, is over.
-__device__ __forceinline__ void arrivals_wait(uint64_t* barrier, unsigned parity) {
+// Until the phase with this parity, 0 for the first, is over; false if it is not after so many microseconds, at most
+// four million. Not the number of tries: how long one takes is up to the GPU.
+__device__ __forceinline__ bool arrivals_wait(uint64_t* barrier, unsigned parity, unsigned microseconds) {
 #if __CUDA_ARCH__ >= 900
   const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
-  unsigned over = 0;
-  while (!over)
+  const auto is_over = [&] {
+    unsigned over;
     asm volatile(
         "{\n\t.reg .pred p;\n\t"
         "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
@@ -108,8 +113,22 @@ __device__ __forceinline__ void arrivals_wait(uint64_t* barrier, unsigned parity
         : "=r"(over)
         : "r"(at), "r"(parity)
         : "memory");
+    return over != 0;
+  };
+  const auto nanoseconds = [] {
+    unsigned now;
+    asm volatile("mov.u32 %0, %%globaltimer_lo;" : "=r"(now)::"memory");
+    return now;
+  };
+  if (is_over()) return true;
+  const unsigned begun = nanoseconds();
+  do
+    if (is_over()) return true;
+  while (nanoseconds() - begun < 1000 * microseconds);
+  return false;
 #else
   __trap();
+  return false;
 #endif
 }
 

@@ -129,8 +129,12 @@ void wait_at(Barrier& barrier, unsigned expected, Site site) {
 
 void block_barrier(Site site) { wait_at(me()->in->barrier, me()->in->live, site); }
 
-void cluster_barrier(Site site) {
-  wait_at(current.clusters[me()->in->cluster], current.shape.cluster * me()->block_threads, site);
+void cluster_barrier(Site site) { wait_at(current.clusters[me()->in->cluster], live_in(me()->in->cluster), site); }
+
+unsigned live_in(unsigned cluster) {
+  unsigned live = 0;
+  for (const Block& block : current.blocks) live += block.cluster == cluster ? block.live : 0;
+  return live;
 }
 
 void grid_barrier(Site site) {

@@ -85,8 +85,6 @@ void end_thread() {
     if (!m->complete() && (m->mask >> t->lane & 1))
       fail("a thread has exited, but %s at line %d waits for its lane", m->site.what, m->site.line);
   if (!current.grid.waiting.empty()) fail("a thread has exited, but others wait for it at a grid barrier");
-  if (!current.clusters[block.cluster].waiting.empty())
-    fail("a thread has exited, but others wait for it at a cluster barrier");
   t->done = true;
   t->warp->exited |= 1u << t->lane;
   --current.live;
@@ -97,7 +95,10 @@ void end_thread() {
     race::acquire(&block.live);
     if (block.live == 0) wipe_shared(block);
   }
-  open_if_full(block.barrier, block.live);  // CUDA's waits for the threads that have not exited
+  // CUDA's wait for the threads that have not exited.
+  open_if_full(block.barrier, block.live);
+  Barrier& cluster = current.clusters[block.cluster];
+  if (!cluster.waiting.empty()) open_if_full(cluster, live_in(block.cluster));
 }
 
 // The error of a launch that CUDA would not begin; what no launcher should ask for is thrown.

@@ -303,6 +303,6 @@ inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, co
 // Throws where a kernel did something wrong.
 template <class... P, class... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... arguments) {
-  return emulator::returned(emulator::run(reinterpret_cast<const void*>(kernel), emulator::shape_of(*config),
-                                          [&] { kernel(arguments...); }));
+  return emulator::returned(
+      emulator::run(reinterpret_cast<const void*>(kernel), emulator::shape_of(*config), [&] { kernel(arguments...); }));
 }

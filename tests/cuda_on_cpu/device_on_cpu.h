@@ -48,11 +48,12 @@ ADL_EMULATOR_CALLER inline void arrivals_init(uint64_t* barrier) {
 ADL_EMULATOR_CALLER inline void arrivals_expect(uint64_t* barrier, unsigned bytes) {
   emulator::arrivals_expect(barrier, bytes, ADL_EMULATOR_FROM);
 }
-ADL_EMULATOR_CALLER inline void arrivals_wait(uint64_t* barrier, unsigned parity, ADL_EMULATOR_HERE) {
-  emulator::arrivals_wait({"arrivals_wait", file, line}, barrier, parity, ADL_EMULATOR_FROM);
+ADL_EMULATOR_CALLER inline bool arrivals_wait(uint64_t* barrier, unsigned parity, unsigned microseconds,
+                                              ADL_EMULATOR_HERE) {
+  return emulator::arrivals_wait({"arrivals_wait", file, line}, barrier, parity, microseconds, ADL_EMULATOR_FROM);
 }
-ADL_EMULATOR_CALLER inline void store_async(void* p, uint4 value, uint64_t* barrier, unsigned rank) {
-  emulator::store_async(p, &value, barrier, rank, ADL_EMULATOR_FROM);
+ADL_EMULATOR_CALLER inline void store_async(void* p, uint4 value, uint64_t* barrier, unsigned rank, ADL_EMULATOR_HERE) {
+  emulator::store_async({"store_async", file, line}, p, &value, barrier, rank, ADL_EMULATOR_FROM);
 }
 
 // ---- words of global memory that are their own flags

@@ -7,6 +7,8 @@
 //   ADL_EMULATOR_PREEMPT=n                   `random` also stops a thread at about every n-th atomic; 16
 //   ADL_EMULATOR_SMS=n                       multiprocessors of the pretended GPU; 132
 //   ADL_EMULATOR_REFUSE=cooperative|all      launches that fail
+//   ADL_EMULATOR_SLEEPER=n                   the block of rank n of a cluster stops where it first stores into another,
+//                                            until nobody else can go on: bounded waits for it are in vain
 //   ADL_EMULATOR_LOG=file                    a line per kernel is appended at exit: launches, threads, name
 // What a GPU would do wrong silently is an error here: std::runtime_error from the launch, with who waits where.
 #pragma once
@@ -122,8 +124,11 @@ void copy_async_wait(unsigned pending);
 
 void arrivals_init(uint64_t* barrier, const void* caller);
 void arrivals_expect(uint64_t* barrier, unsigned bytes, const void* caller);
-void arrivals_wait(Site site, uint64_t* barrier, unsigned parity, const void* caller);
-void store_async(void* p, const void* value, uint64_t* barrier, unsigned rank, const void* caller);
+// No time passes while a thread can run or a store can land. Only then does a wait end in vain, and one of kForEver
+// not even then: that is a deadlock.
+constexpr unsigned kForEver = 1000000;  // microseconds
+bool arrivals_wait(Site site, uint64_t* barrier, unsigned parity, unsigned microseconds, const void* caller);
+void store_async(Site site, void* p, const void* value, uint64_t* barrier, unsigned rank, const void* caller);
 void load_relaxed(const void* p, uint32_t (&words)[4], const void* caller);
 void store_relaxed(uint32_t* p, uint32_t v, const void* caller);
 

@@ -123,7 +123,7 @@ __global__ void exchange(const uint4* x, uint4* y, unsigned blocks, int steps) {
     uint4* sent = reinterpret_cast<uint4*>(memory) + static_cast<unsigned>(t % 2) * blocks * n;  // [blocks, threads]
     if (i == 0) arrivals_expect(barrier, blocks * n * 16);
     for (unsigned r = 0; r < blocks; ++r) store_async(sent + rank * n + i, v, barrier, r);
-    arrivals_wait(barrier, static_cast<unsigned>(t / 2) % 2);
+    if (!arrivals_wait(barrier, static_cast<unsigned>(t / 2) % 2, 1000000)) __trap();
     for (unsigned r = 0; r < blocks; ++r) {
       const uint4 other = sent[r * n + (i + r + 1) % n];
       v = {v.x + r * other.x, v.y + r * other.y, v.z + other.z, v.w + other.w};
@@ -136,7 +136,8 @@ __global__ void exchange(const uint4* x, uint4* y, unsigned blocks, int steps) {
 
 __device__ __forceinline__ uint4 receive(const uint4* p) {
   uint4 v = load_relaxed(p);
-  while (!arrived(v)) {
+  for (int polls = 0; !arrived(v); ++polls) {
+    if (polls == 1 << 20) __trap();
     spin();
     v = load_relaxed(p);
   }
