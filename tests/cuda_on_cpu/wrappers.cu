@@ -115,6 +115,12 @@ void test_exchange(unsigned size) {
   compare("exchange between " + std::to_string(size), yd.host(), y);
 }
 
+void test_wait_in_vain() {
+  const Array<unsigned> yd(std::vector<unsigned>{9, 9});
+  check(adl::launch(adl::wait_in_vain, 1, 1, nullptr, {}, yd));
+  compare("wait_in_vain", yd.host(), std::vector<unsigned>{0, 1});
+}
+
 // As many clusters as the emulator pretends; on a GPU as many as it has.
 void test_occupancy() {
   const auto* kernel = reinterpret_cast<const void*>(adl::exchange);
