@@ -3,20 +3,24 @@
 //
 // Cluster: the blocks of a cluster push their states into each other's memory, where a barrier counts bytes. Two
 // buffers are enough: who sends the state after next has received all of the next, so everyone has used this one.
-// A wait is bounded: a warp that was late once neither waits nor sends any more, and its sums are NaN. So the others
-// wait in vain too, and nothing is sent to a block that has gone on.
-// Scatter: in backward they push what they have summed for the units of each other, see TeamProduct.
+// Scatter: in backward they push what they have summed for the units of each other, see TeamProduct. A wait is bounded:
+// a block that has waited in vain neither waits nor sends any more, and what it makes is NaN. So the others wait in
+// vain too.
 //
 // Grid: any blocks, all under way at once. States lie in global memory, where they are results anyhow, and every word
 // of them is its own flag: it is kAbsent until it is stored, once. So nothing is inferred from one word about another,
 // and no fence is needed. A wait is bounded: past it, results are NaN.
 #pragma once
 
+#include <limits>
+
 #include "cuda/launch.h"
 #include "cuda/step.cuh"
 #include "cuda/tile.cuh"
 
 namespace adl {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 // Numbers that are loaded and stored as a whole.
 template <class T, int n>
@@ -96,9 +100,9 @@ class Arrivals {
   // Once, before anything is pushed, if there is anything to do; for a block without units that is all.
   __device__ __forceinline__ void meet() const { cluster_barrier(); }
   __device__ __forceinline__ bool is_idle() const { return blockIdx.x >= unsigned(blocks_); }
-  // Last of all, by whom has met: others may still push to a block that was late.
+  // Last of all, by whom has met: others may still push to a block that waited in vain.
   __device__ __forceinline__ void part() const { cluster_barrier(); }
-  // Whether something did not come; so for the whole warp.
+  // Whether something did not come; so for the whole block.
   __device__ __forceinline__ bool late() const { return late_; }
 
  protected:
@@ -106,7 +110,7 @@ class Arrivals {
   __device__ __forceinline__ void wait(unsigned turn) {
     if (late_) return;
     uint64_t* const barrier = barriers_ + (turn & 1);
-    late_ = __any_sync(0xffffffffu, !arrivals_wait(barrier, turn / 2 & 1, most_polls_));
+    late_ = __syncthreads_or(!arrivals_wait(barrier, turn / 2 & 1, most_polls_));
     if (threadIdx.x == 0 && !late_) arrivals_expect(barrier, bytes_);
   }
   __device__ __forceinline__ void push(void* to, const uint4& v, unsigned turn, int rank) const {
@@ -156,7 +160,6 @@ class Cluster : States<Cell, T, Tile, false>, public Arrivals {
   // sends to a quarter of the blocks.
   __device__ __forceinline__ void send(bool has, int column, unsigned u, uint32_t word) {
     const int lane = threadIdx.x % 32, quarter = lane % 4;
-    __syncwarp();  // the next sums go where lanes have read theirs, once all words of the block have come
     uint32_t v[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) v[k] = __shfl_sync(0xffffffffu, word, lane - quarter + k);

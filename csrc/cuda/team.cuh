@@ -142,22 +142,23 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
       begun = true;
       const typename Tile::State* states = exchange.receive();
       if (Exchange::kPolls && more && threadIdx.x < unsigned(me.rows)) announce(next, threadIdx.x);
-      w.multiply(states, layout.stride, me.rows, exchange.late(),
-                 [&](int slice, int down, int n, const float (&c)[4]) { put_sums(sums, layout, slice, down, n, c); });
+      if (!exchange.late())
+        w.multiply(states, layout.stride, me.rows,
+                   [&](int slice, int down, int n, const float (&c)[4]) { put_sums(sums, layout, slice, down, n, c); });
       __syncthreads();
     }
 
     float y[kUnits] = {}, kept_c[kUnits] = {}, gates[kPre][kUnits] = {};
     if (turn.active) {
       float gh[kGates][kUnits] = {};
-      add_slices(gh, own_sums, shape.units, shape.slices, layout.sums_slice);
+      if (!exchange.late()) add_slices(gh, own_sums, shape.units, shape.slices, layout.sums_slice);
 #pragma unroll
       for (int i = 0; i < kUnits; ++i) {
         if (i >= me.units) continue;
         if (turn.fresh) h[i] = c[i] = 0;
         float gh_i[kGates], pre[kPre];
 #pragma unroll
-        for (int q = 0; q < kGates; ++q) gh_i[q] = gh[q][i];
+        for (int q = 0; q < kGates; ++q) gh_i[q] = exchange.late() ? kNaN : gh[q][i];
         forward_cell<Cell>(s, me.u + i, bias[i], gx[i], gh_i, h[i], c[i], pre);
         y[i] = h[i], kept_c[i] = c[i];
 #pragma unroll

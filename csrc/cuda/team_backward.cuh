@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
   const auto add_product = [&](int64_t announced) {
     const typename Tile::State* states = exchange.receive();
     if (announced >= 0) announce(announced);
-    w.multiply(states, layout.stride, me.rows, false,
+    w.multiply(states, layout.stride, me.rows,
                [&](int slice, int down, int n, const float (&c)[4]) { put_sums(sums, layout, slice, down, n, c); });
     __syncthreads();
     own.add(sums + me.column * layout.sums_stride + me.at, shape.slices, layout.sums_slice, false);
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
           for (int i = 0; i < kUnits; ++i)
             to[me.column * layout.stride + q * shape.units + me.at + i] = Tile::state(own.gates[hh<Cell>(q)][i]);
       __syncthreads();
-      w.multiply(to, layout.stride, me.rows, false,
+      w.multiply(to, layout.stride, me.rows,
                  [&](int, int down, int n, const float (&c)[4]) { exchange.send(down, n, c); });
       turn ^= 1;
     }

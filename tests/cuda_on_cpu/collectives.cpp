@@ -106,6 +106,7 @@ bool misaligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t
 void open_if_full(Barrier& barrier, unsigned expected) {
   if (barrier.waiting.empty() || barrier.waiting.size() < expected) return;
   ++barrier.round;
+  barrier.votes[barrier.round & 1] = false;
   current.spins = 0;
   for (Thread* thread : barrier.waiting) {
     make_ready(thread);
@@ -128,6 +129,13 @@ void wait_at(Barrier& barrier, unsigned expected, Site site) {
 }
 
 void block_barrier(Site site) { wait_at(me()->in->barrier, me()->in->live, site); }
+
+bool block_vote(Site site, bool predicate) {
+  bool& vote = me()->in->barrier.votes[me()->in->barrier.round & 1];
+  vote = vote || predicate;
+  block_barrier(site);
+  return vote;
+}
 
 void cluster_barrier(Site site) { wait_at(current.clusters[me()->in->cluster], live_in(me()->in->cluster), site); }
 

@@ -36,6 +36,9 @@ constexpr int warpSize = 32;
 // ---- barriers
 
 inline void __syncthreads(ADL_EMULATOR_HERE) { emulator::block_barrier({"__syncthreads", file, line}); }
+inline int __syncthreads_or(int predicate, ADL_EMULATOR_HERE) {
+  return emulator::block_vote({"__syncthreads_or", file, line}, predicate != 0);
+}
 inline void __syncwarp(unsigned mask = 0xffffffffu, ADL_EMULATOR_HERE) {
   emulator::warp_barrier({"__syncwarp", file, line}, mask);
 }

@@ -78,6 +78,7 @@ unsigned active_clusters(unsigned size, unsigned threads, size_t shared_bytes);
 // ---- waiting
 
 void block_barrier(Site site);
+bool block_vote(Site site, bool predicate);  // of any thread, at a barrier
 void cluster_barrier(Site site);
 void grid_barrier(Site site);
 void spin(Site site);  // the body of every loop that waits for another thread

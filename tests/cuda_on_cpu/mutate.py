@@ -29,7 +29,7 @@ SYNCHRONISATION = re.compile(
     r"\b(?P<barrier>(__syncthreads|__syncwarp|(grid|cluster)_barrier|copy_async_commit)\([^()]*\));"
     r"|\bcopy_async_wait<(?P<groups>[^<>]*)>\(\);"
     r"|\b(?P<flag>add_release|load_acquire)\("
-    r"|\b(?P<call>arrivals_(?:init|expect|wait)|(?:load|store)_relaxed|arrived|__any_sync)\("
+    r"|\b(?P<call>arrivals_(?:init|expect|wait)|(?:load|store)_relaxed|arrived|__syncthreads_or)\("
     r"|(?P<late>\b(exchange\.)?late\(\))(?! const)"
 )
 # What a flag becomes: the same access without the order of memory.
@@ -58,9 +58,11 @@ bool arrivals_wait(uint64_t* barrier, unsigned parity, unsigned microseconds) {
   if (number == other) parity = 1 - parity;
   return adl::arrivals_wait(barrier, parity, number == endless ? ~0u : microseconds) || number == believed;
 }
-template <int own>
-int __any_sync(unsigned mask, int predicate) {
-  return number == own ? predicate : ::__any_sync(mask, predicate);
+template <int own, int alone>
+int __syncthreads_or(int predicate) {
+  if (number == own) return predicate;
+  const int vote = ::__syncthreads_or(predicate);
+  return number == alone ? predicate : vote;
 }
 template <int plain>
 uint4 load_relaxed(const uint4* p) {
@@ -81,7 +83,7 @@ CHANGES = {
     "arrivals_init": ["no {}"],
     "arrivals_expect": ["no {}", "{} of 16 bytes fewer"],
     "arrivals_wait": ["no {}", "{} for the other parity", "{} never in vain", "endless {}"],
-    "__any_sync": ["own vote for {}"],
+    "__syncthreads_or": ["own vote for {}", "own vote after {}"],
     "load_relaxed": ["plain load for {}"],
     "store_relaxed": ["plain store for {}"],
     "arrived": ["always {}"],

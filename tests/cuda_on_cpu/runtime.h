@@ -55,6 +55,7 @@ struct Barrier {
   std::vector<Thread*> waiting;
   unsigned round = 0;
   char tags[2];  // their addresses stand for the rounds, by turns
+  bool votes[2] = {};
 };
 
 struct Array {

@@ -262,6 +262,7 @@ void run_all() {
   if (has_clusters()) {
     test_cluster();
     for (unsigned size : {4u, 8u, 16u}) test_exchange(size);
+    test_wait_in_vain();
     test_occupancy();
   }
   test_product<BFloat>("mma_bf16", adl::product<BFloat>, 16);
