@@ -24,7 +24,7 @@ DEVICES: set[str] = {"cuda"} if CUDA_ARCHS else set()
 
 @dataclass(frozen=True)
 class Stack:
-    """Layers of a cell, for `_autograd.Layer` in place of a `Cell`; extras are batch_sizes alone."""
+    """Layers of a cell, called by `_autograd.Layer` like a `Cell`; extras are batch_sizes alone."""
 
     cell: Cell
     directions: int

@@ -3,6 +3,8 @@
 //
 // Cluster: the blocks of a cluster push their states into each other's memory, where a barrier counts bytes. Two
 // buffers are enough: who sends the state after next has received all of the next, so everyone has used this one.
+// A wait is bounded: a warp that was late once neither waits nor sends any more, and its sums are NaN. So the others
+// wait in vain too, and nothing is sent to a block that has gone on.
 // Scatter: in backward they push what they have summed for the units of each other, see TeamProduct.
 //
 // Grid: any blocks, all under way at once. States lie in global memory, and every word of them is its own flag: it is
@@ -86,8 +88,9 @@ class States {
 // A barrier for each of two buffers, into which the blocks of a cluster push so many bytes each turn.
 class Arrivals {
  public:
-  __device__ __forceinline__ Arrivals(unsigned char* shared, const TeamShape& shape, unsigned bytes)
-      : barriers_(reinterpret_cast<uint64_t*>(shared)), blocks_(shape.blocks), bytes_(bytes) {
+  __device__ __forceinline__ Arrivals(unsigned char* shared, const TeamShape& shape, unsigned bytes,
+                                      unsigned most_polls)
+      : barriers_(reinterpret_cast<uint64_t*>(shared)), blocks_(shape.blocks), bytes_(bytes), most_polls_(most_polls) {
     if (threadIdx.x != 0) return;
     for (int k = 0; k < 2; ++k) arrivals_init(barriers_ + k), arrivals_expect(barriers_ + k, bytes_);
   }
@@ -95,12 +98,18 @@ class Arrivals {
   // Once, before anything is pushed, if there is anything to do; for a block without units that is all.
   __device__ __forceinline__ void meet() const { cluster_barrier(); }
   __device__ __forceinline__ bool is_idle() const { return blockIdx.x >= unsigned(blocks_); }
+  // Last of all, by whom has met: others may still push to a block that was late.
+  __device__ __forceinline__ void part() const { cluster_barrier(); }
+  // Whether something did not come; so for the whole warp.
+  __device__ __forceinline__ bool late() const { return late_; }
 
  protected:
   // All that was pushed for this turn; then the barrier is ready for the next but one.
-  __device__ __forceinline__ void wait(unsigned turn) const {
-    arrivals_wait(barriers_ + (turn & 1), turn / 2 & 1);
-    if (threadIdx.x == 0) arrivals_expect(barriers_ + (turn & 1), bytes_);
+  __device__ __forceinline__ void wait(unsigned turn) {
+    if (late_) return;
+    uint64_t* const barrier = barriers_ + (turn & 1);
+    late_ = __any_sync(0xffffffffu, !arrivals_wait(barrier, turn / 2 & 1, most_polls_));
+    if (threadIdx.x == 0 && !late_) arrivals_expect(barrier, bytes_);
   }
   __device__ __forceinline__ void push(void* to, const uint4& v, unsigned turn, int rank) const {
     store_async(to, v, barriers_ + (turn & 1), rank);
@@ -108,7 +117,8 @@ class Arrivals {
 
   uint64_t* barriers_;
   int blocks_;
-  unsigned bytes_;
+  unsigned bytes_, most_polls_;
+  bool late_ = false;
 };
 
 template <class Cell, class T, class Tile>
@@ -120,9 +130,9 @@ class Cluster : States<Cell, T, Tile, false>, public Arrivals {
   static constexpr bool kPolls = false;
 
   __device__ __forceinline__ Cluster(unsigned char* shared, const TeamLayout& layout, const TeamShape& shape, int64_t H,
-                                     int64_t, int rows, unsigned)
+                                     int64_t, int rows, unsigned most_polls)
       : Base(shared, layout, H, rows, kBuffers * shape.rows),
-        Arrivals(shared, shape, (unsigned(H) + kPushed - 1) / kPushed * 16 * rows),
+        Arrivals(shared, shape, (unsigned(H) + kPushed - 1) / kPushed * 16 * rows, most_polls),
         size_(shape.rows * layout.stride) {}
 
   // Before the first receive, where sequence `column` begins.
@@ -153,7 +163,7 @@ class Cluster : States<Cell, T, Tile, false>, public Arrivals {
 #pragma unroll
     for (int k = 0; k < 4; ++k) v[k] = __shfl_sync(0xffffffffu, word, lane - quarter + k);
     const unsigned first = u - quarter * (4 / sizeof(State));
-    if (!has || first >= this->H_) return;
+    if (!has || first >= this->H_ || late()) return;
     State* to = this->of_ + (this->turn_ & 1) * size_ + column * this->stride_ + first;
     for (int rank = quarter; rank < this->blocks_; rank += 4)
       push(to, make_uint4(v[0], v[1], v[2], v[3]), this->turn_ - 1, rank);
@@ -177,8 +187,8 @@ class Cluster : States<Cell, T, Tile, false>, public Arrivals {
 class Scatter : public Arrivals {
  public:
   __device__ __forceinline__ Scatter(unsigned char* shared, const TeamLayout& layout, const TeamShape& shape, int64_t H,
-                                     int rows)
-      : Arrivals(shared, shape, shape.blocks * rows * 16 * ((own_units(shape, H) + 3) / 4)),
+                                     int rows, unsigned most_polls)
+      : Arrivals(shared, shape, shape.blocks * rows * 16 * ((own_units(shape, H) + 3) / 4), most_polls),
         sums_(reinterpret_cast<float*>(shared + layout.sums)),
         H_(unsigned(H)),
         units_(shape.units),
@@ -200,7 +210,7 @@ class Scatter : public Arrivals {
     const float got[2] = {__shfl_xor_sync(0xffffffffu, given[0], 4), __shfl_xor_sync(0xffffffffu, given[1], 4)};
     const unsigned unit = down * kTile + 2 * (g - odd);
     const int column = n + 2 * t + odd;
-    if (column >= rows_ || unit >= H_) return;
+    if (column >= rows_ || unit >= H_ || late()) return;
     const float v[4] = {odd ? got[0] : kept[0], odd ? got[1] : kept[1], odd ? kept[0] : got[0], odd ? kept[1] : got[1]};
     float* to = sums_ + ((turn_ & 1) * blocks_ + blockIdx.x) * slice_ + column * units_ + unit % units_;
     push(to, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])),
@@ -234,6 +244,8 @@ class Grid : States<Cell, T, Tile, backward> {
 
   __device__ __forceinline__ bool is_idle() const { return false; }
   __device__ __forceinline__ void meet() const {}
+  __device__ __forceinline__ void part() const {}
+  __device__ __forceinline__ bool late() const { return false; }  // what has not come is NaN itself
 
   // For the next receive: where the states of sequence `column` stand.
   __device__ __forceinline__ void announce(int column, const T* row, bool mail) {

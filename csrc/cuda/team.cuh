@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
       begun = true;
       const typename Tile::State* states = exchange.receive();
       if (Exchange::kPolls && more && threadIdx.x < unsigned(me.rows)) announce(next, threadIdx.x);
-      w.multiply(states, layout.stride, me.rows,
+      w.multiply(states, layout.stride, me.rows, exchange.late(),
                  [&](int slice, int down, int n, const float (&c)[4]) { put_sums(sums, layout, slice, down, n, c); });
       __syncthreads();
     }
@@ -197,6 +197,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
 #pragma unroll
   for (int i = 0; i < kUnits; ++i)
     if (i < me.units) store_state<Cell>(s, s.steps.end == s.steps.T, me.b * s.H + me.u + i, h[i], c[i]);
+  if (begun) exchange.part();
 }
 
 }  // namespace adl

@@ -42,12 +42,12 @@ struct BackwardUnits {
     turn = next_turn;
   }
 
-  // The part of dL/dh that came the way around W_hh, from the step that was last.
-  __device__ __forceinline__ void add(const float* from, int slices, int apart) {
+  // The part of dL/dh that came the way around W_hh, from the step that was last; NaN if it is lost.
+  __device__ __forceinline__ void add(const float* from, int slices, int apart, bool lost) {
     float sum[1][kUnits] = {};
-    if (me.units > 0) add_slices(sum, from, 0, slices, apart);
+    if (me.units > 0 && !lost) add_slices(sum, from, 0, slices, apart);
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) dh[i] = cut ? 0 : dh[i] + sum[0][i];
+    for (int i = 0; i < kUnits; ++i) dh[i] = cut ? 0 : lost ? kNaN : dh[i] + sum[0][i];
   }
 
   __device__ __forceinline__ void cell() {
@@ -109,10 +109,10 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
   const auto add_product = [&](int64_t announced) {
     const typename Tile::State* states = exchange.receive();
     if (announced >= 0) announce(announced);
-    w.multiply(states, layout.stride, me.rows,
+    w.multiply(states, layout.stride, me.rows, false,
                [&](int slice, int down, int n, const float (&c)[4]) { put_sums(sums, layout, slice, down, n, c); });
     __syncthreads();
-    own.add(sums + me.column * layout.sums_stride + me.at, shape.slices, layout.sums_slice);
+    own.add(sums + me.column * layout.sums_stride + me.at, shape.slices, layout.sums_slice, false);
   };
 
   bool begun = false;
@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
 template <class Cell, class T, class Tile>
 __global__ void __launch_bounds__(kTeamThreads, 1)
     cluster_backward(const __grid_constant__ Directions<BackwardScan<T>> directions, const TeamShape shape,
-                     int64_t first_team, unsigned) {
+                     int64_t first_team, unsigned most_polls) {
   using State = typename Tile::State;
   constexpr int kUnits = word_units(Tile::kArithmetic);
   const BackwardScan<T>& s = directions.of[blockIdx.z];
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
   const TeamLayout layout = team_layout(TeamProduct::kScatter, shape, s.H, Cell::kGates, Tile::kArithmetic, 2);
   const Share<Cell, T, Tile, TeamProduct::kScatter> w(s.w_hh, s.H, shape, reinterpret_cast<uint4*>(shared),
                                                       reinterpret_cast<uint4*>(shared + layout.spilled));
-  Scatter exchange(shared, layout, shape, s.H, me.rows);
+  Scatter exchange(shared, layout, shape, s.H, me.rows, most_polls);
   // The gradients of the block's gates: [2, sequences, gates, units].
   State* const states = reinterpret_cast<State*>(shared + layout.states);
   const int size = shape.rows * layout.stride;
@@ -158,7 +158,8 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
   if (exchange.is_idle()) return;
   BackwardUnits<Cell, T, Tile> own(s, me);
   const auto receive = [&] {
-    own.add(exchange.receive() + me.column * shape.units + me.at, shape.blocks, layout.sums_slice);
+    const float* const sums = exchange.receive() + me.column * shape.units + me.at;
+    own.add(sums, shape.blocks, layout.sums_slice, exchange.late());
   };
 
   bool begun = false;
@@ -178,7 +179,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
           for (int i = 0; i < kUnits; ++i)
             to[me.column * layout.stride + q * shape.units + me.at + i] = Tile::state(own.gates[hh<Cell>(q)][i]);
       __syncthreads();
-      w.multiply(to, layout.stride, me.rows,
+      w.multiply(to, layout.stride, me.rows, false,
                  [&](int, int down, int n, const float (&c)[4]) { exchange.send(down, n, c); });
       turn ^= 1;
     }
@@ -187,6 +188,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
   }
   if (begun) receive();
   own.store_states();
+  if (begun) exchange.part();
 }
 
 }  // namespace adl

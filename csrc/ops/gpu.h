@@ -9,6 +9,7 @@
 #include "cuda/kernels.h"
 #include "cuda/types.h"
 #include "ops/layer.h"
+#include "ops/products.h"
 
 namespace adl {
 namespace {
@@ -64,6 +65,10 @@ class Recent {
   size_t next_ = 0;
 };
 
+inline void check_launch(const char* op, cudaError_t error) {
+  TORCH_CHECK(error == cudaSuccess, op, ": a CUDA kernel could not be launched: ", cudaGetErrorString(error));
+}
+
 }  // namespace
 }  // namespace adl
 
@@ -71,7 +76,6 @@ class Recent {
 #include "gpu_on_cpu.h"
 #else
 
-#include <ATen/Context.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
 
@@ -95,6 +99,33 @@ inline bool has_cudnn(at::ScalarType type) {
   return at::globalContext().userEnabledCuDNN() && hooks.compiledWithCuDNN() &&
          (type != at::kBFloat16 || hooks.supportsBFloat16RNNWithCuDNN());
 }
+
+// torch's cuBLAS for the time of a call, which gives it back as it was. The handle is looked up once, with its stream
+// and workspace; the mode is set for each product, since what torch multiplies in between sets its own.
+class Products {
+ public:
+  Products() : handle_(at::cuda::getCurrentCUDABlasHandle()), allowed_(switches(allows_tf32())) {
+    TORCH_CUDABLAS_CHECK(cublasGetMathMode(handle_, &before_));
+  }
+  ~Products() { cublasSetMathMode(handle_, before_); }
+
+  cublasHandle_t handle() const { return handle_; }
+
+  // Before a product of matrices of this type: sets the mode, and returns what to compute in.
+  cublasComputeType_t begin(at::ScalarType type) const {
+    const Precision precision = checked_precision_of(type, allowed_);
+    TORCH_CUDABLAS_CHECK(cublasSetMathMode(
+        handle_, precision.reduced ? CUBLAS_DEFAULT_MATH : CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));
+    return type == at::kDouble ? CUBLAS_COMPUTE_64F
+           : precision.tf32    ? CUBLAS_COMPUTE_32F_FAST_TF32
+                               : CUBLAS_COMPUTE_32F;
+  }
+
+ private:
+  cublasHandle_t handle_;
+  cublasMath_t before_;
+  Switches allowed_;
+};
 
 // The device of a tensor and its current stream, for the time of a call.
 class Device {
@@ -138,17 +169,12 @@ class Device {
     }
     using Scale = Acc<From>;
     const Scale one = 1, beta = accumulate ? 1 : 0;
-    const bool is_float = std::is_same_v<From, float>, tf32 = is_float && allows_tf32();
-    std::optional<at::NoTF32Guard> exact;
-    if (is_float && !tf32) exact.emplace();
-    const cublasComputeType_t compute = std::is_same_v<From, double> ? CUBLAS_COMPUTE_64F
-                                        : tf32                       ? CUBLAS_COMPUTE_32F_FAST_TF32
-                                                                     : CUBLAS_COMPUTE_32F;
+    if (!products_) products_.emplace();
+    const cublasComputeType_t compute = products_->begin(type_of<From>());
     // cuBLAS sees columns where we have rows, so it computes the transpose.
-    TORCH_CUDABLAS_CHECK(cublasGemmEx_64(at::cuda::getCurrentCUDABlasHandle(), transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N,
-                                         transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, n, m, k, &one, b, type<From>(), ldb,
-                                         a, type<From>(), lda, &beta, c, type<To>(), ldc, compute,
-                                         CUBLAS_GEMM_DEFAULT));
+    TORCH_CUDABLAS_CHECK(cublasGemmEx_64(
+        products_->handle(), transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, n, m, k,
+        &one, b, type<From>(), ldb, a, type<From>(), lda, &beta, c, type<To>(), ldc, compute, CUBLAS_GEMM_DEFAULT));
   }
 
  private:
@@ -162,6 +188,7 @@ class Device {
 
   c10::cuda::CUDAGuard guard_;
   cudaStream_t stream_;
+  mutable std::optional<Products> products_;  // from the first one on
 };
 
 }  // namespace

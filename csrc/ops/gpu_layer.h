@@ -69,9 +69,7 @@ struct GpuLayer {
     if (lengths.device() != layer.x.device()) lengths = on_device(lengths.template const_data_ptr<int64_t>(), s.B);
   }
 
-  void check(cudaError_t error) const {
-    TORCH_CHECK(error == cudaSuccess, op, ": a CUDA kernel could not be launched: ", cudaGetErrorString(error));
-  }
+  void check(cudaError_t error) const { check_launch(op, error); }
 
   Tensor buffer(at::IntArrayRef sizes, at::ScalarType type) const {
     return at::empty(sizes, layer.x.options().dtype(type));
@@ -199,10 +197,7 @@ struct GpuLayer {
 
  private:
   bool started(cudaError_t error) const {
-    if (error == cudaErrorCooperativeLaunchTooLarge) {
-      cudaGetLastError();  // or torch's next launch would seem to have failed
-      return false;
-    }
+    if (error == cudaErrorCooperativeLaunchTooLarge) return false;
     check(error);
     return true;
   }

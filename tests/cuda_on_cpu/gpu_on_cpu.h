@@ -6,6 +6,7 @@
 #include <ATen/ops/mm.h>
 
 #include <cstdlib>
+#include <fstream>
 
 #define ADL_GPU_KEY CPU
 
@@ -57,6 +58,10 @@ class Device {
                const From* b, int64_t ldb, To* c, int64_t ldc, bool accumulate) const {
     const Tensor left = matrix(a, transpose_a ? k : m, transpose_a ? m : k, lda);
     const Tensor right = matrix(b, transpose_b ? n : k, transpose_b ? k : n, ldb);
+    const Precision precision = checked_precision_of(type_of<From>(), switches(allows_tf32()));
+    if (const char* path = std::getenv("ADL_EMULATED_PRODUCTS"))  // a line for each, for the tests
+      std::ofstream(path, std::ios::app) << type_of<From>() << " tf32 " << precision.tf32 << " reduced "
+                                         << precision.reduced << "\n";
     const at::ScalarType type = type_of<Acc<From>>();
     Tensor out = matrix(c, m, n, ldc);
     const Tensor sum = at::mm((transpose_a ? left.t() : left).to(type), (transpose_b ? right.t() : right).to(type));
