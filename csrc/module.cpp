@@ -1,8 +1,10 @@
 // The module _C: importing it registers the ops; it also answers facts about the build and the cells.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "cells/cells.h"
 #include "cpu/kernels.h"
@@ -68,6 +70,7 @@ py::dict cuda_plan(int gates, int pre_activations, int64_t hidden_size, int64_t 
 PYBIND11_MODULE(_C, m) {
   m.def("eager", &adl::eager, "One call of a plain module straight to its kernel, or None: see csrc/ops/eager.cpp.");
   m.def("set_definition", &adl::set_definition, "What eager calls for gradients that are batched by vmap.");
+  m.attr("tiers") = py::cast(std::vector<std::string>(std::begin(adl::kTierNames), std::end(adl::kTierNames)));
   m.def("cells", &cells, "The cells of this build, with the facts that fix the shapes of their ops.");
   m.def("isa", &adl::instruction_set, "The CPU instruction set in use: default, avx2, avx512 or avx512bf16.");
   m.def("cuda_plan", &cuda_plan, py::kw_only(), py::arg("gates"), py::arg("pre_activations"), py::arg("hidden_size"),

@@ -55,6 +55,7 @@ struct Plan {
 struct Costs {
   double per_microsecond = 1980;
   double product = 6.6;      // of a tensor-core product 16 x 8 x 16, on one of four
+  double fma_product = 32;   // of the same for four sequences without tensor cores, on one of four
   double shared_rate = 128;  // shared memory
   double cluster_latency = 250, cluster_rate = 18;
   double grid_latency = 800, grid_rate = 64, grid_rate_of_all = 4500;
@@ -85,7 +86,8 @@ constexpr double step_cycles(const Scanned& s, TeamProduct p, const TeamShape& t
   const Arithmetic& a = s.arithmetic;
   const int columns = (t.rows + 7) / 8, down = tiles_down(p, s.H, s.gates, t.units);
   const int groups = (down + t.wide - 1) / t.wide, warps = groups * t.slices;
-  const double product = double(t.wide) * t.deep * columns * (a.words / 4) * k.product * ((warps + 3) / 4);
+  const double tile = a == kFloatFma ? k.fma_product : a.words / 4 * k.product;
+  const double product = double(t.wide) * t.deep * columns * tile * ((warps + 3) / 4);
   const double operands = double(warps) * t.deep * columns * 8 * kTile * a.state_bytes;
   const double sums = 2.0 * t.slices * columns * 8 * down * kTile * 4;
   const double shared = (double(spilled) * columns + operands + sums) / k.shared_rate;

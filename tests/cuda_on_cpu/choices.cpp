@@ -55,6 +55,7 @@ struct Cell {
 };
 constexpr Cell kLstm{"LSTM", 4, 4, kHalfTensorCores}, kGru{"GRU", 3, 4, kHalfTensorCores};
 constexpr Cell kCells[] = {kLstm, kGru, {"LSTM tf32", 4, 4, kTf32TensorCores}, {"RNN", 1, 1, kHalfTensorCores}};
+constexpr Cell kExactLstm{"LSTM float32", 4, 4, kFloatFma};
 constexpr int64_t kSteps = 512;
 
 constexpr Scanned scanned(const Cell& cell, int64_t B, int64_t H, int directions, bool backward) {
@@ -123,11 +124,13 @@ void print_markdown() {
     s.backward = backward;
     return cudnn ? cudnn_plan(s) : choose(s, gpu);
   };
-  for (const auto& [cell, float16] : {std::pair{kLstm, true}, {kGru, true}, {kCells[2], false}})
+  for (const auto& [cell, float16] : {std::pair{kLstm, true}, {kGru, true}, {kCells[2], false}, {kExactLstm, false}})
     for (int directions : {1, 2})
       for (int64_t B : {16, 64})
         for (int64_t H : {128, 256, 512, 650, 768, 1024}) {
-          if (directions == 2 && B != 16) continue;
+          const bool exact = cell.arithmetic == kFloatFma;
+          if (B != 16 && (directions == 2 || exact)) continue;
+          if (exact && directions == 2) continue;
           Scanned s = scanned(cell, B, H, directions, false);
           s.cudnn = {true, float16, false, false, false, 1, H};
           const Plan infer = chosen(s, false, false), forward = chosen(s, true, false),
