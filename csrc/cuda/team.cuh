@@ -70,7 +70,7 @@ __device__ __forceinline__ void put_sums(float* sums, const TeamLayout& layout, 
 // slice's, the next gate's so many numbers on.
 template <int kGates, int n>
 __device__ __forceinline__ void add_slices(float (&to)[kGates][n], const float* from, int gate, int slices, int apart) {
-#pragma unroll 2
+#pragma unroll(kGates == 1 ? 8 : 2)  // Backward adds up what each block of a cluster sent: few numbers, many slices.
   for (int k = 0; k < slices; ++k, from += apart) {
 #pragma unroll
     for (int q = 0; q < kGates; ++q) {

@@ -96,7 +96,7 @@ inline bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float3
 // Whether torch.nn's recurrent layers would call cuDNN for numbers of this type.
 inline bool has_cudnn(at::ScalarType type) {
   const at::CUDAHooksInterface& hooks = at::detail::getCUDAHooks();
-  return at::globalContext().userEnabledCuDNN() && hooks.compiledWithCuDNN() &&
+  return c10::cuda::device_count() > 0 && at::globalContext().userEnabledCuDNN() && hooks.compiledWithCuDNN() &&
          (type != at::kBFloat16 || hooks.supportsBFloat16RNNWithCuDNN());
 }
 
