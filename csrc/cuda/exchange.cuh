@@ -7,9 +7,9 @@
 // a block that has waited in vain neither waits nor sends any more, and what it makes is NaN. So the others wait in
 // vain too.
 //
-// Grid: any blocks, all under way at once. States lie in global memory, where they are results anyhow, and every word
-// of them is its own flag: it is kAbsent until it is stored, once. So nothing is inferred from one word about another,
-// and no fence is needed. A wait is bounded: past it, results are NaN.
+// Grid: any blocks, all under way at once. States lie in global memory, and every word of them is its own flag: it is
+// kAbsent until it is stored, once. So nothing is inferred from one word about another, and no fence is needed. This
+// mail is the result itself where its rows are whole units of 16 bytes. A wait is bounded: past it, results are NaN.
 #pragma once
 
 #include <limits>
@@ -77,7 +77,9 @@ class States {
 
  protected:
   // Of T's rows.
-  __device__ __forceinline__ unsigned part_of_row(int q) const { return backward ? hh<Cell>(q) * H_ : 0; }
+  __device__ __forceinline__ unsigned part_of_row(int q, unsigned width) const {
+    return backward ? hh<Cell>(q) * width : 0;
+  }
 
   State* of_;
   Source<T>* sources_;  // [2, rows]
@@ -132,7 +134,7 @@ class Cluster : States<Cell, T, Tile, false>, public Arrivals {
   static constexpr bool kPolls = false;
 
   __device__ __forceinline__ Cluster(unsigned char* shared, const TeamLayout& layout, const TeamShape& shape, int64_t H,
-                                     int rows, unsigned most_polls)
+                                     int64_t, int rows, unsigned most_polls)
       : Base(shared, layout, H, rows, kBuffers * shape.rows),
         Arrivals(shared, shape, (unsigned(H) + kPushed - 1) / kPushed * 16 * rows, most_polls),
         size_(shape.rows * layout.stride) {}
@@ -170,9 +172,11 @@ class Cluster : States<Cell, T, Tile, false>, public Arrivals {
       push(to, make_uint4(v[0], v[1], v[2], v[3]), this->turn_ - 1, rank);
   }
 
+  __device__ __forceinline__ void prefetch(const T*, int64_t, int) const {}
+
   // Results.
   template <int n>
-  __device__ __forceinline__ void store(T* to, const float (&v)[n], int count) const {
+  __device__ __forceinline__ void store(T* to, T*, const float (&v)[n], int count) const {
     store_word(to, v, count);
   }
 
@@ -236,9 +240,10 @@ class Grid : States<Cell, T, Tile, backward> {
   static constexpr int kBuffers = 1;
   static constexpr bool kPolls = true;
 
+  // mail_width: numbers from a part of a row of mail to the next.
   __device__ __forceinline__ Grid(unsigned char* shared, const TeamLayout& layout, const TeamShape&, int64_t H,
-                                  int rows, unsigned most_polls)
-      : Base(shared, layout, H, rows, rows), most_polls_(most_polls) {}
+                                  int64_t mail_width, int rows, unsigned most_polls)
+      : Base(shared, layout, H, rows, rows), mail_width_(unsigned(mail_width)), most_polls_(most_polls) {}
 
   __device__ __forceinline__ bool is_idle() const { return false; }
   __device__ __forceinline__ void meet() const {}
@@ -261,7 +266,7 @@ class Grid : States<Cell, T, Tile, backward> {
       const Source<T> source = sources[column];
 #pragma unroll 1
       for (int q = 0; q < Base::kParts; ++q) {
-        const T* from = source.row ? source.row + this->part_of_row(q) : nullptr;
+        const T* from = source.row ? source.row + this->part_of_row(q, mail_width_) : nullptr;
         load_part(from, source.mail, this->of_ + column * this->stride_ + q * this->part_, first, step);
       }
     }
@@ -269,18 +274,28 @@ class Grid : States<Cell, T, Tile, backward> {
     return this->of_;
   }
 
+  // Mail of a step to come, `rows` of it `stride` apart: what the memory was filled with may have left the L2 cache,
+  // and a word that is asked for must not have to wait for that. Each of the team's blocks asks for some lines.
+  __device__ __forceinline__ void prefetch(const T* mail, int64_t stride, int rows) const {
+    constexpr unsigned kLine = 128 / sizeof(T);
+    const unsigned lines = ((backward ? Cell::kPre * mail_width_ : this->H_) + kLine - 1) / kLine, all = lines * rows;
+    for (unsigned k = blockIdx.x + threadIdx.x * gridDim.x; k < all; k += kTeamThreads * gridDim.x)
+      prefetch_l2(mail + k / lines * stride + k % lines * kLine);
+  }
+
   // What others need they get by store().
   __device__ __forceinline__ void send(bool, int, unsigned, uint32_t) const {}
 
-  // Results, which others wait for.
+  // Results, and the same as mail, which others wait for.
   template <int n>
-  __device__ __forceinline__ void store(T* to, const float (&v)[n], int) const {
+  __device__ __forceinline__ void store(T* to, T* mail, const float (&v)[n], int count) const {
+    if (mail != to) store_word(to, v, count);
     uint32_t word;
     if constexpr (n == 2)
       word = pack(from_acc<T>(v[0]), from_acc<T>(v[1]));
     else
       word = __float_as_uint(v[0]);
-    store_relaxed(reinterpret_cast<uint32_t*>(to), word == kAbsent ? kOtherNaN : word);
+    store_relaxed(reinterpret_cast<uint32_t*>(mail), word == kAbsent ? kOtherNaN : word);
   }
 
  private:
@@ -288,10 +303,10 @@ class Grid : States<Cell, T, Tile, backward> {
   static constexpr int kAtOnce = backward ? 2 : 4;  // with more, backward spills on some architecture
   static constexpr uint32_t kOtherNaN = sizeof(T) == 2 ? 0x7fff7fffu : 0x7fffffffu;
 
-  // Every step-th 16 bytes of a part of a row, from the first on.
+  // Every step-th 16 bytes of a part of a row, from the first on; of what is not mail, every step-th number.
   __device__ __forceinline__ void load_part(const T* from, bool mail, State* to, int first, int step) {
-    const int all = int(this->H_) / kNumbers;
-    for (int k = first; !mail && k < all; k += step) put(to + k * kNumbers, from ? from + k * kNumbers : nullptr);
+    for (unsigned k = first; !mail && k < this->H_; k += step) to[k] = Tile::state(from ? to_acc(from[k]) : 0.0f);
+    const int all = int(this->H_ + kNumbers - 1) / kNumbers;
     const uint4* const words = reinterpret_cast<const uint4*>(from);
     for (int k = first; mail && k < all; k += kAtOnce * step) {
       uint4 v[kAtOnce];
@@ -321,13 +336,7 @@ class Grid : States<Cell, T, Tile, backward> {
     }
     *reinterpret_cast<uint4*>(to) = v;
   }
-  // Of numbers at hand, aligned or not; null: zeros.
-  static __device__ __forceinline__ void put(State* to, const T* row) {
-#pragma unroll
-    for (int i = 0; i < kNumbers; ++i) to[i] = Tile::state(row ? to_acc(row[i]) : 0.0f);
-  }
-
-  unsigned most_polls_;
+  unsigned mail_width_, most_polls_;
 };
 
 }  // namespace adl

@@ -66,6 +66,7 @@ ADL_EMULATOR_CALLER inline uint4 load_relaxed(const uint4* p) {
 ADL_EMULATOR_CALLER inline void store_relaxed(uint32_t* p, uint32_t v) {
   emulator::store_relaxed(p, v, ADL_EMULATOR_FROM);
 }
+inline void prefetch_l2(const void*) {}
 inline void spin(ADL_EMULATOR_HERE) { emulator::spin({"spin", file, line}); }
 
 // ---- asynchronous copies from global to shared memory
