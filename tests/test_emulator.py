@@ -96,7 +96,7 @@ ERRORS = {
     "grid_left": "a thread has exited, but others wait for it at a grid barrier",
     "trap": "__trap",
     "large_block": "blocks of 2048 x 1 x 1 threads",
-    "arrays_beside": "4096 bytes of shared memory in arrays of fixed size and 49152 beside them, where ",
+    "arrays_beside": "4096 bytes of shared memory in arrays of fixed size and 49152 beside them, ",
     "error_left": "error 1 was left behind when this was launched: ",
     "odd_cluster": "3 blocks are not a multiple of the cluster's 2",
     "misaligned_copy": "copy_async: misaligned address",

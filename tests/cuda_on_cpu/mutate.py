@@ -56,7 +56,8 @@ template <int removed, int other, int believed, int endless>
 bool arrivals_wait(uint64_t* barrier, unsigned parity, unsigned microseconds) {
   if (number == removed) return true;
   if (number == other) parity = 1 - parity;
-  return adl::arrivals_wait(barrier, parity, number == endless ? ~0u : microseconds) || number == believed;
+  if (number == endless) microseconds = ~0u;
+  return adl::arrivals_wait(barrier, parity, microseconds) || number == believed;
 }
 template <int own, int alone>
 int __syncthreads_or(int predicate) {

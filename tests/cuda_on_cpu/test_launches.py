@@ -64,7 +64,7 @@ def test_an_error_is_raised_once(name, monkeypatch):
 
 @pytest.mark.parametrize("tier", ["cluster", "grid"])
 def test_more_shared_memory_than_there_is(tier, monkeypatch):
-    """What fails comes before the launch: a cluster's is an error, a grid that fits nowhere streams."""
+    """Asking for it fails, before the launch: an error for a cluster, while a grid streams."""
     lstm = make(Case("lstm", 2, 1, 2, 1024, BF16))
     with monkeypatch.context() as lying:
         lying.setenv("ADL_CUDA_TIER", tier)
@@ -73,7 +73,7 @@ def test_more_shared_memory_than_there_is(tier, monkeypatch):
         if tier == "grid":
             lstm.ours()
         else:
-            with pytest.raises(RuntimeError, match="lstm: a CUDA kernel .* invalid argument"):
+            with pytest.raises(RuntimeError, match=r"lstm: a CUDA kernel .* invalid argument"):
                 lstm.ours()
     OPERATIONS["dropout"]()
 
