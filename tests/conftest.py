@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "cpu_only: says nothing about other devices; deselected by --device cuda"
     )
+    config.addinivalue_line("markers", "large: takes gigabytes or many thousand steps")
     devices.use(config.getoption("--device"))
     if devices.DEVICE != "cpu":
         collect_ignore.remove("gpu")
@@ -60,6 +61,16 @@ def poisoned_memory():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tf32(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether float32 may be rounded to tf32: in layers, in products, and on the emulated GPU."""
+    may = getattr(request, "param", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", may)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", may)
+    monkeypatch.setenv("ADL_EMULATED_TF32", str(int(may)))
+    return may
 
 
 @pytest.fixture

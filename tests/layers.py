@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -107,3 +108,19 @@ def make(case: Case) -> Layer:
         weights += [tensor(*shape, scale=bound) for shape in shapes]
     hx = [tensor(case.D, case.B, width)] + [tensor(case.D, case.B, case.H)] * cell.has_c
     return Layer(case, tensor(*rows, case.I), hx, weights, batch_sizes)
+
+
+def gradients(layer: Layer, run: Callable, cotangents: list[Tensor]) -> tuple[list, tuple]:
+    """The outputs of one of the ways to run a layer, and the gradients of its tensors."""
+    tensors = [t.detach().clone(memory_format=torch.preserve_format) for t in layer.tensors]
+    tensors = [t.requires_grad_() for t in tensors]
+    outputs = run(layer.with_tensors(tensors))
+    return outputs, torch.autograd.grad(outputs, tensors, cotangents)
+
+
+def widened(layer: Layer) -> Layer:
+    return layer.with_tensors([t.double() for t in layer.tensors])
+
+
+def narrowed(layer: Layer) -> Layer:
+    return layer.with_tensors([t.float() for t in layer.tensors])

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from devices import DEVICE
-from layers import Case, make
+from layers import Case, gradients, make, narrowed, widened
 from tolerance import assert_accurate
 
 from adl_kernels import _C
@@ -45,22 +45,7 @@ CASES = [
 ]
 
 
-def gradients(layer, run, cotangents):
-    tensors = [t.detach().clone(memory_format=torch.preserve_format) for t in layer.tensors]
-    tensors = [t.requires_grad_() for t in tensors]
-    outputs = run(layer.with_tensors(tensors))
-    return outputs, torch.autograd.grad(outputs, tensors, cotangents)
-
-
-def widened(layer):
-    return layer.with_tensors([t.double() for t in layer.tensors])
-
-
-def narrowed(layer):
-    return layer.with_tensors([t.float() for t in layer.tensors])
-
-
-def assert_layer_is_accurate(case):
+def assert_layer_is_accurate(case, tf32=False):
     """Outputs and every gradient, and that inference gives the same outputs."""
     layer = make(case)
     names = layer.names
@@ -85,7 +70,7 @@ def assert_layer_is_accurate(case):
             if case.dtype == F64:
                 float32 = torchs_small[kind][k], exact_small[kind][k]
             three = ours[kind][k], torchs[kind][k], exact[kind][k]
-            assert_accurate(*three, f"{'d' * kind}{label}", float32)
+            assert_accurate(*three, f"{'d' * kind}{label}", float32, tf32)
     for label, inference, training in zip(["y", "h_n", "c_n"], outputs, ours[0], strict=False):
         assert torch.equal(inference, training), f"{label} differs between inference and training"
 

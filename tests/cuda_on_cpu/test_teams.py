@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 import torch
-from layers import Case, make
+from layers import Case, gradients, make, widened
 from test_extras import CHOOSERS, Asked, assert_as_defined
-from test_ops import assert_layer_is_accurate, gradients, widened
+from test_ops import assert_layer_is_accurate
 from test_tiers import TF32_ERROR, assert_the_same_in_pieces
 
 from adl_kernels._cells import CELLS

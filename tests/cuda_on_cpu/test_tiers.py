@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import Case, make
-from test_ops import assert_layer_is_accurate, gradients, widened
+from layers import Case, gradients, make, widened
+from test_ops import assert_layer_is_accurate
 
 from adl_kernels._cells import CELLS
 
