@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.cases import CLASSES, DTYPES, GRIDS, MODES, NAMED, jobs, parse_cases, select
 
-GPU_DTYPES = ("f32", "bf16", "tf32", "f16")
+GPU_DTYPES = ("tf32", "bf16", "f16", "f32")  # in the order in which they are measured
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     _add_conv(commands)
     _add_gpu(commands)
     _add_calibrate(commands)
+    _add_gpu_calibrate(commands)
     _add_demo(commands)
     _add_flow(commands)
     commands.add_parser(
@@ -218,14 +219,16 @@ def _add_gpu(commands) -> None:
         type=_words(GPU_DTYPES),
         default=GPU_DTYPES,
         metavar="LIST",
-        help="of f32,bf16,tf32,f16 (default: all); tf32 is float32 that may be rounded to it",
+        help="of tf32,bf16,f16,f32 (default: all); tf32 is float32 that may be rounded to it",
     )
     add(
         "--grid",
-        choices=("wide", "goals"),
+        choices=("wide", "goals", "first"),
         default="wide",
-        help="goals: the shapes of bench/gpu_goals.py, to <name of GPU>-goals.json",
+        help="goals: the shapes of bench/gpu_goals.py, to <name of GPU>-goals.json; first: what "
+        "tells most in two minutes",
     )
+    add("--graphs", action="store_true", help="also replay every call from a CUDA graph")
     add("--cases", metavar="LIST", help="names of cases or shapes TxBxIxH (default: the grid)")
     add(
         "--seconds",
@@ -250,6 +253,18 @@ def _add_calibrate(commands) -> None:
     )
     calibrate.add_argument("--json", type=Path, metavar="PATH", help="write to PATH instead")
     calibrate.add_argument("--compile-only", action="store_true", help="for sm_90a; needs no GPU")
+
+
+def _add_gpu_calibrate(commands) -> None:
+    command = commands.add_parser(
+        "gpu-calibrate",
+        help="put what a run on a GPU measured into the model that chooses kernels",
+        description=(
+            "Reads what `gpu_kit/run OUT` or `make gpu` wrote, edits the constants of "
+            "csrc/cuda/tiers.h in place, builds again, and prints predicted and measured times."
+        ),
+    )
+    command.add_argument("out", type=Path, metavar="OUT", help="the folder with the results")
 
 
 def _add_demo(commands) -> None:
@@ -446,7 +461,8 @@ def run_gpu(options: argparse.Namespace) -> int:
     wide = options.grid == "wide"
     grid = gpu_grid if wide else gpu_goals
     if options.cases is None:
-        chosen = grid.grid(options.cells, options.dtypes)
+        choose = gpu_goals.first if options.grid == "first" else grid.grid
+        chosen = choose(options.cells, options.dtypes)
     else:
         chosen = jobs(parse_cases(options.cases, grid.NAMED), options.cells, options.dtypes)
     settings = gpu.Settings(
@@ -455,6 +471,7 @@ def run_gpu(options: argparse.Namespace) -> int:
         options.seconds,
         goals=grid.GOALS,
         name="" if wide else options.grid,
+        graphs=options.graphs,
     )
     return gpu.main(settings, options.arguments, options.json, RESULTS)
 
@@ -463,6 +480,12 @@ def run_calibrate(options: argparse.Namespace) -> int:
     from bench import calibration
 
     return calibration.main(options.arguments, options.json, RESULTS, options.compile_only)
+
+
+def run_gpu_calibrate(options: argparse.Namespace) -> int:
+    from bench import gpu_calibrate
+
+    return gpu_calibrate.main(options.out)
 
 
 def run_recompute(options: argparse.Namespace) -> int:
@@ -575,6 +598,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "conv": run_conv,
             "gpu": run_gpu,
             "calibrate": run_calibrate,
+            "gpu-calibrate": run_gpu_calibrate,
             "demo": run_demo,
             "flow": run_flow,
             "recompute": run_recompute,

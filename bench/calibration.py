@@ -139,7 +139,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 def cost_lines(rows: Sequence[Row]) -> Iterator[str]:
     """What the constants of csrc/cuda/tiers.h, by which kernels are chosen, would be."""
     for name, value in gpu_model.costs(rows).items():
-        yield f"Costs::{name}: measured {_number(value)}, assumed {gpu_model.ASSUMED[name]:g}"
+        yield f"Costs::{name}: measured {_number(value)}, assumed {gpu_model.assumed()[name]:g}"
 
 
 def _number(value: float) -> str:

@@ -31,6 +31,7 @@ class Settings:
     modes: Sequence[str] = MODES
     goals: Sequence[Goal] = GOALS
     name: str = ""  # of the grid, as the result file has it
+    graphs: bool = False  # also replay the calls from CUDA graphs
 
 
 # Time
@@ -128,23 +129,55 @@ def _rows_of(job: Job, settings: Settings, clock: Clock, seconds: float) -> Iter
     key |= {"kind": case.kind, "T": case.T, "B": case.B, "I": case.I, "H": case.H}
     key |= {"layers": case.num_layers, "directions": case.directions, "tokens": case.tokens}
     torch.backends.cudnn.allow_tf32 = job.dtype == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = job.dtype == "tf32"  # what torch's cells ask
     try:
         *modules, problem = pair(job, settings.device)
-        checked = check(*modules, problem, settings.modes)
+        checked = check(*modules, problem, settings.modes, tf32=job.dtype == "tf32")
     except RuntimeError as error:  # the other cases may well run
         failed = {"status": "FAILED", "check": str(error).splitlines()[0]}
         checked = dict.fromkeys(settings.modes, failed)
     for mode in settings.modes:
         row = key | {"mode": mode} | checked[mode]
         if row["status"] == "ok":
-            sides = []
+            steps = []
             for module in modules:
                 module.train(mode == "train")  # in eval mode cuDNN keeps nothing for backward
-                sides.append(Side(make_step(module, problem, mode), clock))
+                steps.append(make_step(module, problem, mode))
+            share = seconds / 2 if settings.graphs else seconds
             with torch.set_grad_enabled(mode == "train"):
-                race(sides, seconds, settings.sample_s)
-            row |= _figures(sides, job, mode)
+                sides = [Side(step, clock) for step in steps]
+                race(sides, share, settings.sample_s)
+                row |= _figures(sides, job, mode)
+                if settings.graphs and clock.on_gpu:
+                    row["graph"] = _replayed(steps, clock, job, share, settings.sample_s)
         yield row
+
+
+def _replayed(
+    steps: Sequence[Step], clock: Clock, job: Job, seconds: float, sample_s: float
+) -> Row:
+    """Without the host's part: microseconds per step of graphs of the calls."""
+    try:
+        sides = [Side(captured(step), clock) for step in steps]
+        race(sides, seconds, sample_s)
+    except RuntimeError as error:
+        return {"problem": str(error).splitlines()[0]}
+    ours, theirs = (1e6 * quantiles(side.seconds)[1] / job.case.T for side in sides)
+    return {"ours_us": ours, "torch_us": theirs, "ratio": theirs / ours}
+
+
+def captured(step: Step) -> Step:
+    """The replay of a CUDA graph of the call."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def _figures(sides: Sequence[Side], job: Job, mode: str) -> Row:

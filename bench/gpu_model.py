@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bench.cases import GATES
 
 Row = Mapping[str, Any]
 
-# `Costs` of csrc/cuda/tiers.h, as far as they are calibrated: cycles, and bytes per cycle.
-ASSUMED = {
-    "per_microsecond": 1980.0,
-    "product": 6.6,
-    "cluster_latency": 250.0,
-    "cluster_rate": 18.0,
-    "grid_latency": 800.0,
-    "grid_rate_of_all": 4500.0,
-}
+ROOT = Path(__file__).resolve().parents[1]
+TIERS = ROOT / "csrc/cuda/tiers.h"
+
+
+def assumed() -> dict[str, float]:
+    """`Costs` of csrc/cuda/tiers.h: cycles, bytes per cycle, microseconds."""
+    body = TIERS.read_text().partition("struct Costs {")[2].partition("};")[0]
+    return {name: float(value) for name, value in re.findall(r"(\w+) = ([\d.e+-]+)", body)}
+
+
+def assumed_names() -> set[str]:
+    """Those that a calibration tells."""
+    return {name for name, _ in CALIBRATED.values()}
+
+
+# Figures by the constants that they tell, and what one is times the other.
 CALIBRATED = {
     "clock": ("per_microsecond", 1.0),
     "mma.sync bf16, N = 16, A in registers, 4 sums": ("product", 2.0),
@@ -43,7 +52,7 @@ class Gpu:
     clusters: Mapping[int, int] = field(default_factory=lambda: {8: 15, 16: 7})  # at a time
 
     def cost(self, name: str) -> float:
-        return self.costs.get(name, ASSUMED[name])
+        return self.costs.get(name, assumed()[name])
 
 
 def calibrated(rows: Sequence[Row]) -> Gpu:

@@ -115,7 +115,7 @@ def cuda_decision(
 
 
 def present_gpus(driver: str = "libcuda.so.1") -> list[tuple[int, int]]:
-    """Compute capabilities of the GPUs here, from the driver's library: torch may be out of sight."""
+    """Compute capabilities of the GPUs here, from the driver: torch may be out of sight."""
     try:
         cuda = ctypes.CDLL(driver)
     except OSError:
@@ -126,7 +126,9 @@ def present_gpus(driver: str = "libcuda.so.1") -> list[tuple[int, int]]:
     for index in range(count.value):
         device, version = ctypes.c_int(), (ctypes.c_int(), ctypes.c_int())
         cuda.cuDeviceGet(ctypes.byref(device), index)
-        for part, attribute in zip(version, (75, 76), strict=True):  # COMPUTE_CAPABILITY_MAJOR, _MINOR
+        for part, attribute in zip(
+            version, (75, 76), strict=True
+        ):  # COMPUTE_CAPABILITY_MAJOR, _MINOR
             cuda.cuDeviceGetAttribute(ctypes.byref(part), attribute, device)
         found.append((version[0].value, version[1].value))
     return found
@@ -161,7 +163,7 @@ def cuda_archs(setting: str | None, gpus: Sequence[tuple[int, int]]) -> tuple[st
 
 
 def check_archs(archs: Sequence[str], nvcc_says: str) -> None:
-    """`nvcc_says` is what `nvcc --list-gpu-code` prints: sm_80 sm_90 ..., without letters behind."""
+    """`nvcc_says` is what `nvcc --list-gpu-code` prints: sm_80 sm_90 ..., without letters."""
     known = [int(number) for number in re.findall(r"sm_(\d+)", nvcc_says)]
     missing = [arch for arch in archs if _number(arch) not in known]
     if known and missing:

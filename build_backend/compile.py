@@ -92,10 +92,13 @@ class Plan:
             *self.common_flags(),
             "-DTORCH_EXTENSION_NAME=_C",
             *built,
-            *self.cuda_defines(),
+            *(["-DADL_WITH_CUDA"] if self.cuda_home else []),
             *(f"-isystem{folder}" for folder in includes),
         ]
-        cuda_flags = [*flags, *(f"-isystem{folder}" for folder in self.cuda_include_dirs())]
+        # For error messages, to be quoted there.
+        archs = f"-DADL_CUDA_ARCHS={','.join(f'sm_{arch}' for arch in self.cuda_archs)}"
+        headers = (f"-isystem{folder}" for folder in self.cuda_include_dirs())
+        cuda_flags = [*flags, archs, *headers]
         for source in torch_sources(self.root):
             name = object_name(self.root, source, "torch")
             if not is_cuda_source(source):
@@ -117,12 +120,6 @@ class Plan:
         flags += [f"-I{self.root / 'csrc'}", *env_flags("NVCCFLAGS")]
         for source in sorted(cuda_sources(self.root), key=lambda s: -NVCC_SECONDS.get(s.stem, 5)):
             yield Object("nvcc", source, object_name(self.root, source, "cuda"), flags)
-
-    def cuda_defines(self) -> list[str]:
-        """For the ops: that there are kernels, and of which architectures, to be quoted."""
-        if self.cuda_home is None:
-            return []
-        return ["-DADL_WITH_CUDA", f"-DADL_CUDA_ARCHS={','.join(f'sm_{a}' for a in self.cuda_archs)}"]
 
     def cuda_include_dirs(self) -> list[Path]:
         """The toolkit's headers, then those of cuBLAS and others that came with torch as wheels."""
@@ -215,7 +212,7 @@ def check_python_headers() -> None:
 def compile_objects(
     objects: Iterable[Object], folder: Path, cuda_home: Path | None = None
 ) -> list[str]:
-    """Brings the objects below `folder`, all that are built there, up to date; returns their paths."""
+    """Brings all objects that are built below `folder` up to date; returns their paths."""
     check_python_headers()
     cxx = choices.find_compiler(os.environ)
     objects = list(objects)

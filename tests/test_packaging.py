@@ -167,7 +167,9 @@ def test_max_jobs(setting, cores, memory, jobs):
     assert choices.max_jobs(setting, cores, memory) == jobs
 
 
-@pytest.mark.parametrize("jobs, archs, threads", [(2, 4, 1), (4, 4, 1), (8, 4, 2), (16, 4, 4), (64, 1, 1)])
+@pytest.mark.parametrize(
+    "jobs, archs, threads", [(2, 4, 1), (4, 4, 1), (8, 4, 2), (16, 4, 4), (64, 1, 1)]
+)
 def test_idle_jobs_compile_other_architectures(jobs, archs, threads):
     assert choices.nvcc_threads(jobs, archs) == threads
 

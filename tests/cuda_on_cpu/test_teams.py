@@ -9,7 +9,8 @@ import torch
 from layers import Case, gradients, make, widened
 from test_extras import CHOOSERS, Asked, assert_as_defined
 from test_ops import assert_layer_is_accurate
-from test_tiers import TF32_ERROR, assert_the_same_in_pieces
+from test_tiers import assert_the_same_in_pieces
+from tolerance import assert_accurate
 
 from adl_kernels._cells import CELLS
 
@@ -86,7 +87,7 @@ def test_tf32(cell, hidden_size, tier, monkeypatch):
     exact = gradients(widened(layer), type(layer).reference, [c.double() for c in cotangents])
     ours = gradients(layer, type(layer).ours, cotangents)
     for a, b in zip([*ours[0], *ours[1]], [*exact[0], *exact[1]], strict=True):
-        assert (a - b).abs().max() <= TF32_ERROR * b.abs().max()
+        assert_accurate(a, b.float(), b, "outputs and gradients", tf32=True)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

@@ -13,9 +13,8 @@ import sys
 import time
 from typing import Any
 
-import torch
-
 import devices
+import torch
 
 # Hidden sizes that the tier serves with every gate count and dtype, of as many sequences.
 UNITS = {"block": 64, "cluster": 256, "grid": 768, "streaming": 256}
@@ -52,15 +51,15 @@ def check(tier: str, cell: str, dtype: str, T: int, B: int, I: int, H: int) -> R
         torchs = gradients(layer, Layer.torchs, cotangents)
         names = ["y", "h_n", "c_n"][: len(exact[0])] + [f"d{name}" for name in layer.names]
         shares = {}  # of the error that is allowed
-        for name, a, b, c in zip(names, ours, [*torchs[0], *torchs[1]], [*exact[0], *exact[1]], strict=True):
+        for name, a, b, c in zip(
+            names, ours, [*torchs[0], *torchs[1]], [*exact[0], *exact[1]], strict=True
+        ):
             shares[name] = error(a, c) / allowed(b, c, tf32=dtype == "tf32")
         outputs = len(exact[0])
         row["forward"] = max(list(shares.values())[:outputs])
         row["backward"] = max(list(shares.values())[outputs:])
         row["worst"] = max(shares, key=shares.__getitem__)
-        row["same_bits"] = sum(
-            all(map(torch.equal, run(cotangents), ours)) for _ in range(REPEATS)
-        )
+        row["same_bits"] = sum(all(map(torch.equal, run(cotangents), ours)) for _ in range(REPEATS))
         if devices.DEVICE == "cuda":
             row["graph"] = captured(run)
     except RuntimeError as problem:

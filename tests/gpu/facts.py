@@ -1,4 +1,4 @@
-"""What this machine is, as far as torch and adl_kernels know; fails where they cannot be imported."""
+"""What this machine is, as torch and adl_kernels know it; fails where they cannot be imported."""
 
 from __future__ import annotations
 

@@ -13,14 +13,15 @@ from pathlib import Path
 from gpu.runner import ROOT, TESTS, Line, Words
 
 PROGRAMS = ROOT / "build" / "programs"
-# Of a multiprocessor's shared memory and of L2; what is most likely to hang comes late.
+# Arguments by program.
 CALIBRATIONS = {
     "launch": (),
     "cluster": (),
     "l2": (),
     "step": (),
-    # A mailbox that does not stay in L2, as a long sequence has it: 200 MB.
-    "l2, 200 MB": ("10000", "24", "200"),
+    # As in a layer, where 200 MB of W_ih x are written after the mailbox was filled.
+    "l2, evicted": ("10000", "24", "200"),
+    "mma": (),
 }
 DRIVERS = ("driver", "team_driver", "conv_driver")
 TIERS = ("block", "cluster", "grid", "streaming")
@@ -117,19 +118,20 @@ def tiers(machine: Machine) -> Line:
     return Line("tiers", commands, 20, at_once=4)
 
 
-def bench(machine: Machine, name: str, limit_s: float, *words: object, few: str = "") -> Line:
+def bench(machine: Machine, name: str, limit_s: float, *words: object) -> Line:
     """Layers against torch's own; on a CPU one tiny case."""
     path = machine.out / f"{name}.json"
     seconds = max(0.0, limit_s - BENCH_OVERHEAD_S)
     more: tuple[object, ...] = ("--seconds", seconds)
     if not machine.gpu:
-        more = ("--seconds", 0, "--device", "cpu", "--cases", few or "3x2x4x5")
+        more = ("--seconds", 0, "--device", "cpu")
+        more += ("--cases", "3x2x4x5", "--cells", "lstm", "--dtypes", "tf32")
     command = python("-m", "bench", "gpu", *words, *more, "--json", path)
     return Line(name, {name: command}, limit_s)
 
 
 def times(machine: Machine) -> Line:
-    return bench(machine, "times", 105, "--grid", "first", "--graphs", few="cell-512")
+    return bench(machine, "times", 105, "--grid", "first", "--graphs")
 
 
 def goals(machine: Machine) -> Line:
@@ -157,16 +159,16 @@ def pytest(machine: Machine, name: str, limit_s: float, *words: object) -> Line:
 
 
 def gpu_tests(machine: Machine) -> Line:
-    return pytest(machine, "tests of a GPU", 150, "-m", "not large", "gpu")
+    return pytest(machine, "gpu-tests", 150, "-m", "not large", "gpu")
 
 
 def large_tests(machine: Machine) -> Line:
-    return pytest(machine, "large tests", 120, "-m", "large", "gpu")
+    return pytest(machine, "large-tests", 120, "-m", "large", "gpu")
 
 
 def device_tests(machine: Machine) -> Line:
     """The tests that also run on a CPU."""
-    return pytest(machine, "tests on the GPU", 180, "--ignore", "gpu", ".")
+    return pytest(machine, "device-tests", 180, "--ignore", "gpu", ".")
 
 
 def sanitizers(machine: Machine) -> Line:
@@ -177,7 +179,7 @@ def sanitizers(machine: Machine) -> Line:
     ops = python(TESTS / "gpu/few_ops.py", machine.device)
     options = ["--kernel-name", "kernel_substring=adl", "--error-exitcode", "9"]
     return Line(
-        "compute-sanitizer",
+        "sanitizer",
         {name: [str(tool), "--tool", name, *options, *ops] for name in ("memcheck", "racecheck")},
         90,
         environment={"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},  # so that each tensor has its bounds

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 PATIENCE_S = 5.0  # between SIGINT, at which pytest writes its summary, and SIGKILL
 MOST_OUTPUT = 300_000  # bytes of one command that are kept
-OUT_OF_TIME = "NOT RUN: out of time"
+OUT_OF_TIME = "out of time"
 
 Words = Sequence[str]
 
@@ -142,6 +142,8 @@ class Run:
             "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
             "PYTHONUNBUFFERED": "1",
         }
+        # Several processes run at a time, and no truth that the CPU computes is large.
+        self.environment.setdefault("OMP_NUM_THREADS", "2")
         self.outcomes: list[Outcome] = []
         (out / "log.txt").write_text("")
 
@@ -164,7 +166,7 @@ class Run:
                 limit_s = min(line.limit_s, self.left_s - PATIENCE_S)
                 why_not = line.needs or (OUT_OF_TIME if limit_s < 1 else "")
                 if why_not:
-                    found[name] = Outcome(line.name, name, why_not)
+                    found[name] = Outcome(line.name, name, f"NOT RUN: {why_not}")
                     continue
                 under_way[name] = _Process(words, line, self.environment, limit_s)
             for name, process in list(under_way.items()):

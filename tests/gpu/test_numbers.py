@@ -42,7 +42,9 @@ SMALL = [case for H in (17, 128) for case in cases(CELLS, ALL, 33, 19, 24, H, D=
 
 
 # What float32 is multiplied as; torch's default for its recurrent layers is tf32.
-exact_and_tf32 = pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"], indirect=True)
+exact_and_tf32 = pytest.mark.parametrize(
+    "tf32", [False, True], ids=["exact", "tf32"], indirect=True
+)
 
 
 @exact_and_tf32
