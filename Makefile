@@ -57,7 +57,7 @@ gpu: ## build, calibrate, test and measure on a GPU with the Python at hand, no 
 
 # Where time on a GPU is short: what takes it is built beforehand, for that machine's Python and torch.
 gpu-kit: ## build gpu_kit for PYTHON and TORCH (torch==2.11.0) of a machine with a Hopper GPU; needs no GPU
-	$(PYTHON) tests/gpu/kit.py --python "$(PYTHON)" --torch "$(TORCH)" $(addprefix --archs ,$(ARCHS))
+	$(PYTHON) tests/gpu/kit.py --python "$(PYTHON)" --torch "$(TORCH)" $(if $(ARCHS),--archs "$(ARCHS)")
 
 lint: $(BUILD_STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check .

@@ -535,6 +535,7 @@ def _draw(path: Path) -> None:
         from bench import gpu_picture
 
         beside = path.with_stem(path.stem.removesuffix("-goals") + "-calibration")
+        beside = beside if beside.exists() else path.with_name("calibration.json")
         found = json.loads(beside.read_text())["calibration"] if beside.exists() else ()
         gpu_picture.draw(to, content, found)
     else:

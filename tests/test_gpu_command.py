@@ -148,9 +148,7 @@ def test_lines_name_what_is_missing(monkeypatch, tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_commands_of_python_do_little() -> None:
-    found = [
-        line for line in lines.everything(Machine(gpu=False)) if line.name != "sanitizer"
-    ]
+    found = [line for line in lines.everything(Machine(gpu=False)) if line.name != "sanitizer"]
     words = [" ".join(map(str, w)) for line in found for w in line.commands.values()]
     ours = [w for w in words if w.startswith(sys.executable)]
     assert all("cpu" in w or "--collect-only" in w for w in ours)

@@ -47,7 +47,8 @@ def run_plan(run: Run, plan: str, only: Sequence[str] = ()) -> None:
     facts = prepare(run, plan == "all")
     if not facts.good:
         return
-    machine = lines.Machine(gpu=any(row.get("gpu") for row in facts.rows), out=run.out)
+    run.gpu = any(row.get("gpu") for row in facts.rows)
+    machine = lines.Machine(run.gpu, run.out)
     for line in lines.PLANS[plan][0](machine):
         if only and line.name not in only:
             continue

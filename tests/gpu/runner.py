@@ -18,8 +18,9 @@ from typing import Any, TextIO
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests"
 PATIENCE_S = 5.0  # between SIGINT, at which pytest writes its summary, and SIGKILL
-MOST_OUTPUT = 300_000  # bytes of one command that are kept
+MOST_OUTPUT = 150_000  # bytes of one command that are kept
 OUT_OF_TIME = "out of time"
+NEEDS_A_GPU = "needs a GPU"
 
 Words = Sequence[str]
 
@@ -46,14 +47,14 @@ class Outcome:
 
     line: str
     name: str
-    result: str  # "ok", or what went wrong
+    result: str  # "ok", what went wrong, or without a GPU what is needed
     seconds: float = 0.0
     rows: Sequence[dict[str, Any]] = ()
     rest: Sequence[str] = ()
 
     @property
     def good(self) -> bool:
-        return self.result == "ok"
+        return self.result == "ok" or self.result.startswith(NEEDS_A_GPU)
 
 
 def parse(text: str) -> tuple[list[dict[str, Any]], list[str]]:
@@ -145,6 +146,7 @@ class Run:
         # Several processes run at a time, and no truth that the CPU computes is large.
         self.environment.setdefault("OMP_NUM_THREADS", "2")
         self.outcomes: list[Outcome] = []
+        self.gpu = True  # whether there is one; without, that CUDA complains is no failure
         (out / "log.txt").write_text("")
 
     @property
@@ -157,7 +159,8 @@ class Run:
 
     def line(self, line: Line) -> list[Outcome]:
         """Runs what of it the time allows for; the outcomes are in the order of the commands."""
-        print(f"{self.seconds:5.0f} s  {line.name}", file=self.show, flush=True)
+        which = ", ".join(line.commands) if len(line.commands) == 1 else ""
+        print(f"{self.seconds:5.0f} s  {line.name:<12} {which}", file=self.show, flush=True)
         found: dict[str, Outcome] = {}
         waiting, under_way = list(line.commands.items()), dict[str, _Process]()
         while waiting or under_way:
@@ -182,10 +185,13 @@ class Run:
     def _finish(self, line: Line, name: str, process: _Process) -> Outcome:
         seconds, text = process.seconds, process.said()
         rows, rest = parse(text)
-        outcome = Outcome(line.name, name, process.result, seconds, rows, rest[-40:])
+        result, complaint = process.result, [said for said in rest if "CUDA" in said]
+        if not self.gpu and result != "ok" and complaint:
+            result = f"{NEEDS_A_GPU}: {complaint[-1]}"
+        outcome = Outcome(line.name, name, result, seconds, rows, rest[-40:])
         with open(self.out / "log.txt", "a", errors="replace") as log:
             command = " ".join(map(str, line.commands[name]))
-            log.write(f"\n==== {line.name}, {name}: {outcome.result}, {seconds:.1f} s\n")
+            log.write(f"\n==== {line.name}, {name}: {result}, {seconds:.1f} s\n")
             log.write(f"$ {command}\n{text}")
         return outcome
 

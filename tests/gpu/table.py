@@ -77,7 +77,7 @@ def _status(run: Run) -> Iterator[str]:
     for name in names:
         outcomes = _of(run, name)
         seconds = sum(outcome.seconds for outcome in outcomes)
-        bad = [o for o in outcomes if not o.good]
+        bad = [o for o in outcomes if o.result != "ok"]
         said = f"ok, {len(outcomes)} of them" if len(outcomes) > 1 else "ok"
         if bad and len(outcomes) > 1:
             kinds = dict.fromkeys(o.result for o in bad)
