@@ -1,4 +1,4 @@
-"""The command line: `python -m bench rnn`, `conv`, `gpu`, `calibrate`, `demo` and others."""
+"""The command line: `python -m bench rnn`, `conv`, `gpu`, `gpu-calibrate`, `demo` and others."""
 
 from __future__ import annotations
 
@@ -42,7 +42,6 @@ def parser() -> argparse.ArgumentParser:
     _add_rnn(commands)
     _add_conv(commands)
     _add_gpu(commands)
-    _add_calibrate(commands)
     _add_gpu_calibrate(commands)
     _add_demo(commands)
     _add_flow(commands)
@@ -74,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         help="draw a JSON file of `rnn` or `gpu`",
         description=(
             "As a PNG beside the file: of `rnn` ratios and shares of the peak; of `gpu` times per "
-            "step, predictions and bounds, with what `calibrate` found if its file is there."
+            "step, predictions and bounds, with what a calibration found if its file is there."
         ),
     )
     for command in (table, picture):
@@ -238,21 +237,6 @@ def _add_gpu(commands) -> None:
         help="for all rows together; 0: three samples each (default: %(default)s)",
     )
     add("--json", type=Path, metavar="PATH", help="write to PATH instead")
-
-
-def _add_calibrate(commands) -> None:
-    calibrate = commands.add_parser(
-        "calibrate",
-        help="measure on a GPU what the model of a step rests on (a minute)",
-        description=(
-            "Compiles and runs the programs of bench/gpu: what launches a GPU allows, how long "
-            "blocks take to hand each other a state, products with few columns, and a step with "
-            "its stages left out; each figure beside what the model predicts for an H200. Writes "
-            "bench/results/<name of GPU>-calibration.json. Needs nvcc."
-        ),
-    )
-    calibrate.add_argument("--json", type=Path, metavar="PATH", help="write to PATH instead")
-    calibrate.add_argument("--compile-only", action="store_true", help="for sm_90a; needs no GPU")
 
 
 def _add_gpu_calibrate(commands) -> None:
@@ -476,12 +460,6 @@ def run_gpu(options: argparse.Namespace) -> int:
     return gpu.main(settings, options.arguments, options.json, RESULTS)
 
 
-def run_calibrate(options: argparse.Namespace) -> int:
-    from bench import calibration
-
-    return calibration.main(options.arguments, options.json, RESULTS, options.compile_only)
-
-
 def run_gpu_calibrate(options: argparse.Namespace) -> int:
     from bench import gpu_calibrate
 
@@ -529,13 +507,12 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _draw(path: Path) -> None:
-    """With what a calibration of the same GPU found, if there is one beside the file."""
+    """With what the calibration of the same run found, if it is beside the file."""
     content, to = json.loads(path.read_text()), path.with_suffix(".png")
     if "ceilings" in content:
         from bench import gpu_picture
 
-        beside = path.with_stem(path.stem.removesuffix("-goals") + "-calibration")
-        beside = beside if beside.exists() else path.with_name("calibration.json")
+        beside = path.with_name("calibration.json")
         found = json.loads(beside.read_text())["calibration"] if beside.exists() else ()
         gpu_picture.draw(to, content, found)
     else:
@@ -598,7 +575,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "rnn": run_rnn,
             "conv": run_conv,
             "gpu": run_gpu,
-            "calibrate": run_calibrate,
             "gpu-calibrate": run_gpu_calibrate,
             "demo": run_demo,
             "flow": run_flow,

@@ -110,7 +110,7 @@ def test_constants_are_those_that_the_kernels_are_chosen_by() -> None:
 
 def test_calibration_is_of_figures_that_exist() -> None:
     """By the names that the programs print, as far as these are told in one piece."""
-    text = "".join(path.read_text() for path in calibration.FOLDER.iterdir())
+    text = "".join(path.read_text() for path in (gpu_model.ROOT / "bench/gpu").iterdir())
     for name in gpu_model.CALIBRATED:
         for part in ("exchange latency, ", "exchange rate, ", "mma.sync ", ", A in ", " in L2, "):
             assert part not in name or part in text
@@ -218,78 +218,17 @@ def test_what_is_timed_first() -> None:
 
 # Calibration
 
-
-def program(folder: Path, script: str) -> Path:
-    path = folder / "calibrate_made_up"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return path
+FIGURE = {"name": "a", "value": 3, "unit": "us/step", "predicted": 1.5, "cycles": 9}
+ABSENT = {"name": "b", "value": None, "unit": "us", "predicted": 2, "note": "not on this GPU"}
 
 
-FIGURE = '{"name": "a", "value": 3, "unit": "us/step", "predicted": 1.5, "cycles": 9}'
-ABSENT = '{"name": "b", "value": null, "unit": "us", "predicted": 2, "note": "not on this GPU"}'
-FAILED = '{"name": "c", "value": null, "unit": "us", "predicted": null, "note": "FAILED: why"}'
-
-
-def test_a_program_is_read(tmp_path: Path) -> None:
-    found = calibration.run(program(tmp_path, f"echo '{FIGURE}'; echo '{ABSENT}'"))
-    assert [row["name"] for row in found.rows] == ["a", "b"] and not found.failed
-    lines = list(calibration.table(found.rows))
+def test_figures_beside_predictions(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "calibration.json"
+    store.write_json(path, {"machine": {}, "calibration": [FIGURE, ABSENT]})
+    assert main(["table", str(path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == "a 3 us/step predicted 1.5 (2.00 of it)".split()
     assert lines[1].split() == "b not on this GPU".split()
-
-
-def test_what_goes_wrong_is_told_and_the_rest_kept(tmp_path: Path) -> None:
-    found = calibration.run(program(tmp_path, f"echo '{FIGURE}'; echo '{FAILED}'; echo oh; exit 3"))
-    assert found.failed == ["c: FAILED: why", "calibrate_made_up: exit status 3; oh"]
-    found = calibration.run(program(tmp_path, f"echo '{FIGURE}'; exec sleep 60"), limit_s=1)
-    assert found.failed == ["calibrate_made_up: stopped after 1 s"] and len(found.rows) == 1
-
-
-def test_calibrate_command(monkeypatch, tmp_path: Path, capsys) -> None:
-    """With a compiler that makes the same program of every source."""
-    device = '{"gpu": "NVIDIA Made Up", "capability": "9.0"}'
-    (tmp_path / "bin").mkdir()
-    nvcc = tmp_path / "bin/nvcc"
-    nvcc.write_text(
-        "#!/bin/sh\n"
-        'for last; do :; done\n[ "$last" = --version ] && echo "release 13.0, V1" && exit\n'
-        f'cp {tmp_path}/program "$last"\n'
-    )
-    nvcc.chmod(0o755)
-    program(tmp_path, f"echo '{device}'\necho '{FIGURE}'").rename(tmp_path / "program")
-    monkeypatch.setattr(calibration.choices, "find_cuda_home", lambda *_: tmp_path)
-    monkeypatch.setattr("bench.__main__.RESULTS", tmp_path)
-    assert main(["calibrate"]) == 0
-    path = tmp_path / "nvidia-made-up-calibration.json"
-    content = json.loads(path.read_text())
-    assert content["machine"]["command"] == "python -m bench calibrate"
-    assert content["machine"]["nvcc"] == "release 13.0, V1"
-    assert len(content["calibration"]) == len(calibration.programs()) and not content["problems"]
-    assert capsys.readouterr().out.count("predicted") == len(calibration.programs())
-    assert main(["table", str(path)]) == 0
-    assert capsys.readouterr().out.count("predicted") == len(calibration.programs())
-
-
-@pytest.mark.parametrize(
-    ("said", "arch"), [("9.0", "sm_90a"), ("8.0", "sm_80"), ("12.0\n12.0", "sm_120")]
-)
-def test_architecture(monkeypatch, tmp_path: Path, said: str, arch: str) -> None:
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text(f"#!/bin/sh\necho '{said}'\n")
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert calibration.architecture() == arch
-
-
-def test_every_calibrating_program_is_run() -> None:
-    assert set(calibration.programs()) == set(calibration.FOLDER.glob("*.cu"))
-
-
-def test_calibrate_needs_a_toolkit(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(calibration.choices, "find_cuda_home", lambda *_: None)
-    assert main(["calibrate"]) == 2
-    assert "no CUDA toolkit was found" in capsys.readouterr().err
 
 
 # The picture
@@ -300,10 +239,9 @@ def test_picture(tmp_path: Path) -> None:
     ceilings = {"copy GB/s": 4000.0, "matmul bf16 TFLOP/s": 700.0}
     machine = {"gpu": "NVIDIA Made Up", "cpu": "a processor"}
     content = {"machine": machine, "ceilings": ceilings, "rows": made_up_rows(2.0)}
-    path = tmp_path / "nvidia-made-up-goals.json"
+    path = tmp_path / "goals.json"
     path.write_text(json.dumps(content))
-    beside = tmp_path / "nvidia-made-up-calibration.json"
-    beside.write_text(json.dumps({"calibration": [json.loads(FIGURE), json.loads(ABSENT)]}))
+    (tmp_path / "calibration.json").write_text(json.dumps({"calibration": [FIGURE, ABSENT]}))
     assert main(["picture", str(path)]) == 0
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     for row in content["rows"]:

@@ -122,6 +122,11 @@ def test_a_kit_run_fits_into_its_time() -> None:
     assert max(line.limit_s for line in lines.everything(Machine())) < 540
 
 
+def test_every_calibrating_program_is_run() -> None:
+    names = {name.split(",")[0] for name in (*lines.CALIBRATIONS, *lines.MORE_CALIBRATIONS)}
+    assert names == {p.stem.partition("_")[2] for p in lines.ROOT.glob("bench/gpu/*.cu")}
+
+
 def test_tiers_are_checked_by_24_processes() -> None:
     line = lines.tiers(Machine())
     assert len(line.commands) == 24 and line.at_once == 4

@@ -6,14 +6,14 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpu.runner import ROOT, TESTS, Line, Words
 
 PROGRAMS = ROOT / "build" / "programs"
-# Arguments by program.
+# Arguments, by program and what is special about the run.
 CALIBRATIONS = {
     "launch": (),
     "cluster": (),
@@ -23,6 +23,8 @@ CALIBRATIONS = {
     "l2, evicted": ("10000", "24", "200"),
     "mma": (),
 }
+MORE_CALIBRATIONS = {"wgmma": ()}
+
 DRIVERS = ("driver", "team_driver", "conv_driver")
 TIERS = ("block", "cluster", "grid", "streaming")
 CELLS, DTYPES = ("lstm", "gru"), ("bf16", "f16", "tf32")
@@ -84,10 +86,10 @@ def wrappers(machine: Machine) -> Line:
     return Line("wrappers", {"wrappers": words}, 20, needs=_program("wrappers"))
 
 
-def calibrations(machine: Machine) -> list[Line]:
+def calibrations(programs: Mapping[str, Words] = CALIBRATIONS) -> list[Line]:
     """What the model of a step rests on."""
     found = []
-    for name, arguments in CALIBRATIONS.items():
+    for name, arguments in programs.items():
         program = f"calibrate_{name.split(',')[0]}"
         words = [str(PROGRAMS / program), *arguments]
         limit_s = 12 if not arguments else 8
@@ -197,7 +199,7 @@ def first(machine: Machine) -> list[Line]:
     """What tells most in five and a half minutes."""
     return [
         wrappers(machine),
-        *calibrations(machine),
+        *calibrations(),
         *drivers(machine),
         *selftests(machine),
         tiers(machine),
@@ -210,7 +212,8 @@ def second(machine: Machine) -> list[Line]:
 
 
 def everything(machine: Machine) -> list[Line]:
-    rest = [device_tests(machine), large_tests(machine), sanitizers(machine), wide(machine)]
+    rest = [device_tests(machine), large_tests(machine), sanitizers(machine)]
+    rest += [*calibrations(MORE_CALIBRATIONS), wide(machine)]
     return [*first(machine), *second(machine), *rest]
 
 
