@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import devices
@@ -64,13 +65,17 @@ def seed():
 
 
 @pytest.fixture
-def tf32(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+def tf32(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
     """Whether float32 may be rounded to tf32: in layers, in products, and on the emulated GPU."""
     may = getattr(request, "param", True)
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", may)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", may)
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
     monkeypatch.setenv("ADL_EMULATED_TF32", str(int(may)))
-    return may
+    for switch in switches:
+        switch.allow_tf32 = may
+    yield may
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
 
 
 @pytest.fixture
