@@ -66,13 +66,11 @@ def make_plan(torch: TorchInfo) -> Plan:
         nvcc = [str(cuda_home / "bin/nvcc"), "--list-gpu-code"]
         known = subprocess.run(nvcc, capture_output=True, text=True)
         choices.check_archs(archs, known.stdout)
-    line = f"CUDA build for {', '.join(map(sm, archs))}" if with_cuda else f"CPU build ({why_not})"
+    line = f"CPU build ({why_not})"
+    if with_cuda:
+        line = f"CUDA build for {', '.join(choices.codes(archs))}"
     print(f"adl_kernels: {line}, torch {torch.version}", file=sys.stderr)
     return Plan(ROOT, torch, choices.isas(), cuda_home if with_cuda else None, archs)
-
-
-def sm(arch: str) -> str:
-    return f"sm_{arch}"
 
 
 def compiler_version(command: str) -> str:
@@ -86,7 +84,7 @@ def build_info(version: str, plan: Plan) -> str:
         "VERSION": version,
         "TORCH_VERSION": plan.torch.version,
         "TORCH_CUDA": plan.torch.cuda,
-        "CUDA_ARCHS": tuple(map(sm, plan.cuda_archs)),
+        "CUDA_ARCHS": choices.codes(plan.cuda_archs),
         "ISAS": plan.isas,
         "COMPILER": compiler_version(choices.find_compiler(os.environ)),
         "PYTHON": platform.python_version(),

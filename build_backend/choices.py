@@ -178,12 +178,15 @@ def _number(arch: str) -> int:
     return int(arch.rstrip("af"))
 
 
+def codes(archs: Sequence[str]) -> tuple[str, ...]:
+    """What is made: sm_80, ...; in a build for all also PTX, compute_120, for GPUs yet to come."""
+    newest = (f"compute_{archs[-1]}",) if archs == CUDA_ARCHS else ()
+    return (*(f"sm_{arch}" for arch in archs), *newest)
+
+
 def gencode_flags(archs: Sequence[str]) -> list[str]:
-    """Explicit, because torch's own list fails without a GPU; in a build for all, PTX serves GPUs
-    yet to come."""
-    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    newest = f"compute_{archs[-1]}"
-    return [*flags, f"-gencode=arch={newest},code={newest}"] if archs == CUDA_ARCHS else flags
+    """Explicit, because torch's own list fails without a GPU."""
+    return [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in codes(archs)]
 
 
 def find_compiler(environ: Mapping[str, str]) -> str:

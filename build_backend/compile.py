@@ -96,7 +96,7 @@ class Plan:
             *(f"-isystem{folder}" for folder in includes),
         ]
         # For error messages, to be quoted there.
-        archs = f"-DADL_CUDA_ARCHS={','.join(f'sm_{arch}' for arch in self.cuda_archs)}"
+        archs = f"-DADL_CUDA_ARCHS={','.join(choices.codes(self.cuda_archs))}"
         headers = (f"-isystem{folder}" for folder in self.cuda_include_dirs())
         cuda_flags = [*flags, archs, *headers]
         for source in torch_sources(self.root):

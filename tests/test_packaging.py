@@ -12,6 +12,7 @@ import torch
 
 import adl_kernels
 from adl_kernels import _build_check, _build_info
+from adl_kernels import info as adl_info
 from build_backend import choices, compile, target, torch_info
 from build_backend.errors import BuildError
 
@@ -287,6 +288,7 @@ def test_only_a_build_for_all_has_code_for_gpus_to_come():
     assert choices.gencode_flags(("90a",)) == ["-gencode=arch=compute_90a,code=sm_90a"]
     assert choices.gencode_flags(ALL)[-1] == "-gencode=arch=compute_120,code=compute_120"
     assert len(choices.gencode_flags(ALL)) == 5
+    assert choices.codes(ALL) == ("sm_80", "sm_90a", "sm_100", "sm_120", "compute_120")
 
 
 DRIVER = """
@@ -395,6 +397,35 @@ def test_ninja_file_survives_spaces(tmp_path):
 
 
 # The check at import
+
+
+@pytest.mark.parametrize(
+    "archs, capability, serves",
+    [
+        (("sm_80",), (8, 0), True),
+        (("sm_80",), (8, 9), True),
+        (("sm_80",), (9, 0), False),
+        (("sm_86",), (8, 0), False),
+        (("sm_90a",), (9, 0), True),
+        (("sm_90a",), (12, 0), False),
+        (("sm_100a",), (10, 3), False),
+        (("sm_80", "sm_120"), (12, 1), True),
+        (("sm_80", "sm_120", "compute_120"), (13, 0), True),
+        (("sm_80", "sm_120", "compute_120"), (11, 0), False),
+    ],
+)
+def test_which_gpus_a_build_serves(archs, capability, serves):
+    assert _build_check.runs_on(archs, capability) == serves
+
+
+def test_info_names_gpus_that_no_architecture_serves(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "NVIDIA Made Up")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: [(9, 0), (12, 0)][i])
+    monkeypatch.setattr(_build_info, "CUDA_ARCHS", ("sm_90a",))
+    cpu, here, other = adl_info.devices()
+    assert (cpu, here) == ("cpu", "NVIDIA Made Up (9.0)")
+    assert other.endswith("(12.0), built for none such: build with ADL_CUDA_ARCHS=120")
 
 
 def test_import_refuses_another_minor_of_torch():
