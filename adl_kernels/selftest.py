@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         f"adl_kernels {build.VERSION}, torch {torch.__version__}, {device}, "
         f"instruction set {_C.isa()}, {torch.get_num_threads()} threads"
     )
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     if device.type not in functional.DEVICES:
         print(f"There are no kernels for {device.type} in this version: torch's own layers run.")
     start = time.perf_counter()

@@ -107,6 +107,12 @@ def race(sides: Sequence[Side], seconds: float, sample_s: float) -> None:
         gc.enable()
 
 
+def allow_tf32(may: bool) -> None:
+    """In layers, and in products, by which torch's cells are made."""
+    torch.backends.cudnn.allow_tf32 = may
+    torch.set_float32_matmul_precision("high" if may else "highest")
+
+
 # Rows
 
 
@@ -128,8 +134,7 @@ def _rows_of(job: Job, settings: Settings, clock: Clock, seconds: float) -> Iter
     key = {"cell": job.cell, "dtype": job.dtype, "case": case.name, "shape": str(case)}
     key |= {"kind": case.kind, "T": case.T, "B": case.B, "I": case.I, "H": case.H}
     key |= {"layers": case.num_layers, "directions": case.directions, "tokens": case.tokens}
-    torch.backends.cudnn.allow_tf32 = job.dtype == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = job.dtype == "tf32"  # what torch's cells ask
+    allow_tf32(job.dtype == "tf32")
     try:
         *modules, problem = pair(job, settings.device)
         checked = check(*modules, problem, settings.modes, tf32=job.dtype == "tf32")
@@ -211,10 +216,10 @@ def ceilings(device: str, size: int = 8192) -> dict[str, float]:
     moved = 2 * source.numel() * source.element_size()
     found = {"copy GB/s": moved / best(lambda: target.copy_(source), 5) * 1e-9}
     for name in ("f32", "tf32", "bf16", "f16"):
-        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        allow_tf32(name == "tf32")
         a, b = (torch.randn(size, size, device=device).to(NUMBERS[name]) for _ in range(2))
         found[f"matmul {name} TFLOP/s"] = 2 * size**3 / best(lambda a=a, b=b: a @ b, 3) * 1e-12
-    torch.backends.cuda.matmul.allow_tf32 = False
+    allow_tf32(False)
     one = torch.zeros(1, device=device)
     found["launch µs"] = 1e6 * best(one.zero_, 1000)
     return found

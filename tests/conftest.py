@@ -68,14 +68,12 @@ def seed():
 def tf32(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
     """Whether float32 may be rounded to tf32: in layers, in products, and on the emulated GPU."""
     may = getattr(request, "param", True)
-    switches = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [switch.allow_tf32 for switch in switches]
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     monkeypatch.setenv("ADL_EMULATED_TF32", str(int(may)))
-    for switch in switches:
-        switch.allow_tf32 = may
+    devices.allow_tf32(may)
     yield may
-    for switch, value in zip(switches, before, strict=True):
-        switch.allow_tf32 = value
+    torch.backends.cudnn.allow_tf32 = before[0]
+    torch.set_float32_matmul_precision(before[1])
 
 
 @pytest.fixture

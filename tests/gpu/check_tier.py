@@ -34,7 +34,7 @@ def check(tier: str, cell: str, dtype: str, T: int, B: int, I: int, H: int) -> R
     case = Case(cell, T, B, I, H, DTYPES[dtype])
     row: Row = {"tier": tier, "cell": cell, "dtype": dtype, "case": str(case)}
     os.environ["ADL_CUDA_TIER"] = tier
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = dtype == "tf32"
+    devices.allow_tf32(dtype == "tf32")
     layer = make(case)
 
     def run(cotangents: list | None = None) -> list[torch.Tensor]:
