@@ -224,6 +224,38 @@ def test_a_user_builds_from_source(monkeypatch, run: Run) -> None:
     assert seen[:4] == ["build", "programs", "facts", "wrappers"]
 
 
+def test_make_gpu_says_at_once_that_there_is_none(monkeypatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.setattr(Run, "line", lambda *_: pytest.fail("something was run"))
+    assert command.main([str(tmp_path), "all"]) == 1
+    assert capsys.readouterr().out.endswith("finds no GPU\n")
+    monkeypatch.setattr(lines, "has", lambda module: False)
+    assert lines.why_not().endswith("has no torch: name the Python that has, make gpu PYTHON=...")
+
+
+def test_lines_can_be_chosen(monkeypatch, run: Run) -> None:
+    seen = stand_ins(monkeypatch, [True], exchanges())
+    command.run_plan(run, "first", ["times", "wrappers"])
+    assert seen == ["facts", "wrappers", "times"]
+    with pytest.raises(SystemExit):
+        command.options([str(run.out), "--only", "nothing"])
+
+
+def test_without_a_gpu_programs_say_what_they_need(run: Run) -> None:
+    run.gpu = False
+    row = json.dumps({"name": "a", "note": "FAILED: no CUDA-capable device is detected"})
+    commands = {
+        "text": python("print('no CUDA-capable device is detected'); exit(1)"),
+        "json": python(f"print({row!r}); exit(1)"),
+        "other": python("exit(2)"),
+    }
+    found = run.line(Line("all", commands, 20))
+    assert [o.good for o in found] == [True, True, False]
+    assert found[0].result == "needs a GPU: no CUDA-capable device is detected"
+    run.gpu = True
+    assert not any(o.good for o in run.line(Line("all", commands, 20)))
+    assert any("all, json: a: FAILED: no CUDA" in line for line in table.write(run))
+
+
 # The table
 
 

@@ -69,6 +69,10 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     asked = options(arguments)
+    problem = lines.why_not() if asked.plan == "all" else ""
+    if problem:
+        print(problem)
+        return 1
     seconds = asked.seconds or lines.PLANS[asked.plan][1]
     run = Run(asked.out.resolve(), seconds)
     try:

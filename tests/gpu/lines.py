@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,16 @@ def python(*words: object) -> Words:
 
 def has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
+
+
+def why_not() -> str:
+    """Why there is no use in building here for a GPU; empty if there is."""
+    if not has("torch"):
+        return f"{sys.executable} has no torch: name the Python that has, make gpu PYTHON=..."
+    code = "import torch, sys; sys.exit(not torch.cuda.is_available())"
+    if subprocess.run([sys.executable, "-c", code], check=False).returncode:
+        return f"the torch of {sys.executable} finds no GPU"
+    return ""
 
 
 def facts() -> Line:

@@ -185,7 +185,8 @@ class Run:
     def _finish(self, line: Line, name: str, process: _Process) -> Outcome:
         seconds, text = process.seconds, process.said()
         rows, rest = parse(text)
-        result, complaint = process.result, [said for said in rest if "CUDA" in said]
+        notes = [row["note"] for row in rows if row.get("note")]
+        result, complaint = process.result, [said for said in (*notes, *rest) if "CUDA" in said]
         if not self.gpu and result != "ok" and complaint:
             result = f"{NEEDS_A_GPU}: {complaint[-1]}"
         outcome = Outcome(line.name, name, result, seconds, rows, rest[-40:])

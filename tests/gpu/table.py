@@ -152,6 +152,8 @@ def _failures(run: Run) -> Iterator[str]:
         if outcome.good or outcome.result.startswith("NOT RUN"):
             continue
         lines = [row["problem"] for row in outcome.rows if "problem" in row]
+        wrong = [row for row in outcome.rows if row.get("note", "").startswith("FAILED")]
+        lines += [f"{row['name']}: {row['note']}" for row in wrong]
         lines += [s for s in outcome.rest if TELLING.search(s)] or list(outcome.rest[-2:])
         for line in lines[-8 if "tests" in outcome.line else -2 :]:
             yield f"{outcome.line}, {outcome.name}: {line.strip()}"
