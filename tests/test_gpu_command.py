@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from gpu import __main__ as command
@@ -40,9 +41,9 @@ def test_a_failing_command_does_not_stop_the_others(run: Run) -> None:
     assert found[2].result.startswith("cannot be started")
     (missing,) = run.line(Line("next", {"a": python("")}, 20, needs="no such tool"))
     assert missing.result == "NOT RUN: no such tool"
-    log = (run.out / "log.txt").read_text()
+    log = run.file("log.txt").read_text()
     assert "hello" in log and "\nm\n" in log and "==== all, first: exit status 3" in log
-    kept = json.loads((run.out / "results.json").read_text())
+    kept = json.loads(run.file("results.json").read_text())
     assert [row["name"] for row in kept] == ["first", "second", "third", "a"]
 
 
@@ -97,7 +98,7 @@ def test_when_time_is_up_the_rest_is_not_run(tmp_path: Path) -> None:
 def test_much_output_is_cut(run: Run) -> None:
     (found,) = run.line(Line("all", {"a": python("print('x' * 10**7); print('end')")}, 20))
     assert found.rest[-1] == "end"
-    assert (run.out / "log.txt").stat().st_size < 10**6
+    assert run.file("log.txt").stat().st_size < 10**6
 
 
 # The list
@@ -287,7 +288,7 @@ def test_the_table_is_short_and_tells_what_came(run: Run) -> None:
     assert sum("(2.00)" in line for line in found) == 17
     content = json.loads((run.out / "calibration.json").read_text())
     assert len(content["calibration"]) == len(lines.CALIBRATIONS)
-    assert (run.out / "table.txt").read_text() == text + "\n"
+    assert run.file("table.txt").read_text() == text + "\n"
 
 
 def test_there_is_a_table_whatever_was_written(run: Run) -> None:
@@ -314,3 +315,29 @@ def test_files_of_a_kit(monkeypatch, tmp_path: Path) -> None:
     assert not left and not (tmp_path / "adl_kernels/_build_info.py").exists()
     assert sum(kit.sizes().values()) < 5e6
     assert (tmp_path / "run").stat().st_mode & 0o111
+
+
+@pytest.mark.parametrize(
+    "has, torch, reused",
+    [
+        ("2.11.0 13.0", "torch==2.11.0", True),
+        ("2.11.0 13.0", "torch", True),
+        ("2.13.0 13.0", "torch==2.11.0", False),
+        ("2.11.0 ", "torch==2.11.0", False),  # of the CPU
+        ("", "torch==2.11.0", False),
+    ],
+)
+def test_a_kit_is_built_with_the_torch_that_is_named(
+    monkeypatch, has: str, torch: str, reused: bool
+) -> None:
+    started = []
+
+    def start(words, **_):
+        started.append([str(word) for word in words])
+        return SimpleNamespace(stdout=f"{has}\n")
+
+    monkeypatch.setattr(kit, "probe", lambda python: SimpleNamespace(torch=has or None))
+    monkeypatch.setattr(kit.subprocess, "run", start)
+    found = kit.environment("/named/python", torch)
+    assert (found == "/named/python") == reused
+    assert (started[-1][-3:] == [torch, "setuptools>=77", "ninja"]) == (not reused)

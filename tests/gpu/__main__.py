@@ -1,8 +1,8 @@
 """`python tests/gpu OUT [first|second|all]`: what there is to know of a GPU, in minutes.
 
 `gpu_kit/run` and `make gpu` call it. Every command has a limit of its own (SIGINT, then SIGKILL),
-nothing is downloaded, and all results are in the folder OUT: log.txt, results.json, and what the
-benchmarks write. A table ends it.
+nothing is downloaded, and all results are in the folder OUT: <plan>-log.txt, <plan>-results.json,
+and what the benchmarks write. A table ends it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(problem)
         return 1
     seconds = asked.seconds or lines.PLANS[asked.plan][1]
-    run = Run(asked.out.resolve(), seconds)
+    run = Run(asked.out.resolve(), seconds, asked.plan)
     try:
         run_plan(run, asked.plan, asked.only or ())
     finally:

@@ -133,11 +133,13 @@ class _Process:
 
 
 class Run:
-    """One after the other, lines within `total_s`; everything they say goes to `out`/log.txt."""
+    """One after the other, lines within `total_s`; what they say goes to `out`/<name>-log.txt."""
 
-    def __init__(self, out: Path, total_s: float, show: TextIO = sys.stdout) -> None:
+    def __init__(
+        self, out: Path, total_s: float, name: str = "first", show: TextIO = sys.stdout
+    ) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        self.out, self.show = out, show
+        self.out, self.name, self.show = out, name, show
         self.start, self.total_s = time.monotonic(), total_s
         self.environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
@@ -147,7 +149,7 @@ class Run:
         self.environment.setdefault("OMP_NUM_THREADS", "2")
         self.outcomes: list[Outcome] = []
         self.gpu = True  # whether there is one; without, that CUDA complains is no failure
-        (out / "log.txt").write_text("")
+        self.file("log.txt").write_text("")
 
     @property
     def seconds(self) -> float:
@@ -156,6 +158,9 @@ class Run:
     @property
     def left_s(self) -> float:
         return self.total_s - self.seconds
+
+    def file(self, kind: str) -> Path:
+        return self.out / f"{self.name}-{kind}"
 
     def line(self, line: Line) -> list[Outcome]:
         """Runs what of it the time allows for; the outcomes are in the order of the commands."""
@@ -190,7 +195,7 @@ class Run:
         if not self.gpu and result != "ok" and complaint:
             result = f"{NEEDS_A_GPU}: {complaint[-1]}"
         outcome = Outcome(line.name, name, result, seconds, rows, rest[-40:])
-        with open(self.out / "log.txt", "a", errors="replace") as log:
+        with open(self.file("log.txt"), "a", errors="replace") as log:
             command = " ".join(map(str, line.commands[name]))
             log.write(f"\n==== {line.name}, {name}: {result}, {seconds:.1f} s\n")
             log.write(f"$ {command}\n{text}")
@@ -199,4 +204,4 @@ class Run:
     def _keep(self) -> None:
         """Now, in case the next line takes the machine with it."""
         rows = [json.dumps(vars(outcome)) for outcome in self.outcomes]
-        (self.out / "results.json").write_text("[\n" + ",\n".join(rows) + "\n]\n")
+        self.file("results.json").write_text("[\n" + ",\n".join(rows) + "\n]\n")

@@ -16,15 +16,19 @@ Row = dict[str, Any]
 
 
 def write(run: Run) -> list[str]:
-    """The lines, which also go to table.txt; whatever goes wrong, there is a table."""
+    """The lines, which also go to a file; whatever goes wrong, there is a table."""
     found: list[str] = []
     for part in (_head, _calibration, _status, _tiers, _times, _goals, _failures):
         try:
             found += [line[:WIDTH] for line in part(run)]
         except Exception:  # of a result that nobody expected: the others still tell something
             found.append(f"{part.__name__}: {traceback.format_exc().splitlines()[-1]}"[:WIDTH])
-    found = found if len(found) <= MOST_LINES else [*found[: MOST_LINES - 1], "... more in log.txt"]
-    (run.out / "table.txt").write_text("\n".join(found) + "\n")
+    found = (
+        found
+        if len(found) <= MOST_LINES
+        else [*found[: MOST_LINES - 1], f"... more in {run.file('log.txt')}"]
+    )
+    run.file("table.txt").write_text("\n".join(found) + "\n")
     return found
 
 
@@ -49,7 +53,7 @@ def _head(run: Run) -> Iterator[str]:
     if known:
         yield ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
     if run.environment.get("ADL_CUDA_CLUSTERS") == "0":
-        yield "CLUSTERS ARE OFF: an exchange within them did not work (see wrappers in log.txt)"
+        yield "CLUSTERS ARE OFF: an exchange within them did not work (see wrappers in the log)"
 
 
 def _calibration(run: Run) -> Iterator[str]:
