@@ -3,6 +3,8 @@ from typing import Any
 
 from torch import Tensor
 
+tiers: list[str]
+
 def cells() -> list[dict[str, Any]]: ...
 def isa() -> str: ...
 def fma_gflops(threads: int, seconds: float) -> float: ...
@@ -27,9 +29,15 @@ def cuda_plan(
     pre_activations: int,
     hidden_size: int,
     sequences: int,
+    steps: int,
     directions: int,
-    half: bool,
+    layers: int = ...,
+    input_size: int = ...,
+    dtype: str,
     backward: bool,
+    training: bool = ...,
+    cudnn: bool = ...,
+    tier: str = ...,
     multiprocessors: int = ...,
     shared_bytes: int = ...,
     clusters_of_8: int = ...,

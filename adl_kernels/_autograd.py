@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, reference
+from . import _C, _cudnn, reference
 from ._cells import CELLS, Cell
+from ._cudnn import Stack
 from ._extras import PLAIN, Extras
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -21,7 +22,7 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, cell: Cell, extras: Extras, x: Tensor, *tensors: Tensor
+        ctx: Any, cell: Cell | Stack, extras: Extras, x: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         hx, weights = tensors[: cell.states], tensors[cell.states :]
         with _below_autograd():
@@ -43,16 +44,9 @@ class Layer(torch.autograd.Function):
             return None, None, *_gradients(cell, tensors[: ctx.inputs], extras, given, needs)
         # Which has a derivative of its own, if one is wanted.
         with nullcontext() if torch.is_grad_enabled() else _below_autograd():
-            gradients = cell.backward_op(
-                list(given),
-                x,
-                inputs[: cell.states],
-                inputs[cell.states :],
-                *extras,
-                y,
-                tensors[ctx.inputs :],
-                [needs[0], *needs[1 + cell.states :]],
-            )
+            hx, weights, saved = inputs[: cell.states], inputs[cell.states :], tensors[ctx.inputs :]
+            wanted = [needs[0], *needs[1 + cell.states :]]
+            gradients = cell.backward_op(list(given), x, hx, weights, *extras, y, saved, wanted)
         return None, None, *(g if need else None for g, need in zip(gradients, needs, strict=True))
 
 
@@ -65,7 +59,7 @@ class LayerBackward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        cell: Cell,
+        cell: Cell | Stack,
         extras: Extras,
         y: Tensor,
         saved: list[Tensor],
@@ -112,12 +106,12 @@ class _Kept:
         return self.rest.with_tensors(tensors[:count]), list(tensors[count:])
 
 
-def _outputs(cell: Cell, extras: Extras) -> int:
+def _outputs(cell: Cell | Stack, extras: Extras) -> int:
     return 1 + cell.states + extras.all_states
 
 
 def _gradients(
-    cell: Cell,
+    cell: Cell | Stack,
     tensors: list[Tensor],
     extras: Extras,
     grads: Sequence[Tensor | None],
@@ -133,9 +127,9 @@ def _gradients(
     return [next(found) if need else None for need in needs]
 
 
-def _reference(cell: Cell, inputs: list[Tensor], extras: Extras) -> list[Tensor]:
+def _reference(cell: Cell | Stack, inputs: list[Tensor], extras: Extras) -> list[Tensor]:
     hx, weights = inputs[1 : 1 + cell.states], inputs[1 + cell.states :]
-    return reference.layer(cell.name, inputs[0], hx, weights, *extras)
+    return cell.definition(inputs[0], hx, weights, *extras)
 
 
 def _views(tensors: Sequence[Tensor | None]) -> list[Any]:
@@ -143,7 +137,7 @@ def _views(tensors: Sequence[Tensor | None]) -> list[Any]:
     return [None if t is None else t.view_as(t) if t.requires_grad else t.detach() for t in tensors]
 
 
-def _with_states(cell: Cell, needs: list[bool]) -> list[bool]:
+def _with_states(cell: Cell | Stack, needs: list[bool]) -> list[bool]:
     return [needs[0], *[True] * cell.states, *needs[1:]]
 
 
@@ -169,14 +163,25 @@ def _wants_graph(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def run(
+    cell: Cell | Stack, x: Tensor, hx: list[Tensor], weights: list[Tensor], extras: Extras
+) -> list[Tensor]:
+    """The outputs of a layer, or of a stack of them."""
+    if len(hx) == cell.states and _wants_graph(x, *hx, *weights):
+        outputs = Layer.apply(cell, extras, x, *hx, *weights)
+        return list(outputs[: _outputs(cell, extras)])
+    with _below_autograd():
+        return cell.op(x, hx, weights, *extras)
+
+
 def _register(library: torch.library.Library, cell: Cell) -> None:
     def layer(x: Tensor, hx: list[Tensor], weights: list[Tensor], *extras: Any) -> list[Tensor]:
-        if len(hx) == cell.states and _wants_graph(x, *hx, *weights):
-            asked = Extras(*extras)
-            outputs = Layer.apply(cell, asked, x, *hx, *weights)
-            return list(outputs[: _outputs(cell, asked)])
-        with _below_autograd():
-            return cell.op(x, hx, weights, *extras)
+        asked = Extras(*extras)
+        if x.device.type in _cudnn.DEVICES and asked.is_plain and hx and hx[0].dim() == 3:
+            D, graph = hx[0].size(0), _wants_graph(x, *hx, *weights)
+            if _cudnn.prefers(cell, x, hx, weights, asked.batch_sizes, D, graph):
+                return run(Stack(cell, D), x, hx, weights, asked)
+        return run(cell, x, hx, weights, asked)
 
     def layer_forward(
         x: Tensor, hx: list[Tensor], weights: list[Tensor], *extras: Any
@@ -199,6 +204,56 @@ def _register(library: torch.library.Library, cell: Cell) -> None:
     library.impl(cell.name, layer, "Autograd")
     library.impl(f"{cell.name}_forward", layer_forward, "Autograd")
     library.impl(f"{cell.name}_backward", layer_backward, "Autograd")
+
+
+def _cudnn_layers(
+    cell: int,
+    directions: int,
+    x: Tensor,
+    hx: list[Tensor],
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+) -> list[Tensor]:
+    return run(_stack(cell, directions), x, hx, weights, Extras(batch_sizes))
+
+
+def _cudnn_forward(
+    cell: int,
+    directions: int,
+    x: Tensor,
+    hx: list[Tensor],
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+) -> list[Tensor]:
+    stack, extras = _stack(cell, directions), Extras(batch_sizes)
+    if _wants_graph(x, *hx, *weights):
+        return list(Layer.apply(stack, extras, x, *hx, *weights))
+    with _below_autograd():
+        return stack.forward_op(x, hx, weights, *extras)
+
+
+def _cudnn_backward(
+    cell: int,
+    directions: int,
+    grads: list[Tensor | None],
+    x: Tensor,
+    hx: list[Tensor],
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    y: Tensor,
+    reserve: Tensor,
+    needs: list[bool],
+) -> list[Tensor]:
+    stack, extras = _stack(cell, directions), Extras(batch_sizes)
+    if _wants_graph(*grads, x, *hx, *weights):
+        inputs = (*grads, x, *hx, *weights)
+        return list(LayerBackward.apply(stack, extras, y, [reserve], needs, *inputs))
+    with _below_autograd():
+        return stack.backward_op(grads, x, hx, weights, *extras, y, [reserve], needs)
+
+
+def _stack(cell: int, directions: int) -> Stack:
+    return Stack(list(CELLS.values())[cell], directions)
 
 
 def _batched(
@@ -225,3 +280,6 @@ _C.set_definition(_batched)
 _library = torch.library.Library("adl_kernels", "IMPL")
 for _cell in CELLS.values():
     _register(_library, _cell)
+_library.impl("cudnn", _cudnn_layers, "Autograd")
+_library.impl("cudnn_forward", _cudnn_forward, "Autograd")
+_library.impl("cudnn_backward", _cudnn_backward, "Autograd")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from . import _C
+from . import _C, reference
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,12 @@ class Cell:
     @property
     def states(self) -> int:
         return 2 if self.has_c else 1
+
+    def definition(
+        self, x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor], *extras: Any
+    ) -> list[Tensor]:
+        """What `op` computes, in plain PyTorch."""
+        return reference.layer(self.name, x, hx, weights, *extras)
 
 
 CELLS = {facts["name"]: Cell(k, **facts) for k, facts in enumerate(_C.cells())}

@@ -35,6 +35,12 @@ class Extras(NamedTuple):
         return Extras._make((*tensors, *self[6:]))
 
     @property
+    def is_plain(self) -> bool:
+        """Whether a layer of torch.nn does the same."""
+        asked = any(t is not None for t in self.tensors[1:])
+        return not asked and not self.zoneout and self[7:] == PLAIN[7:]
+
+    @property
     def has_zoneout(self) -> bool:
         return self.zoneout_h is not None or bool(self.zoneout)
 

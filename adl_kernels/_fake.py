@@ -75,16 +75,57 @@ def _register(cell: Cell) -> None:
     def _(
         grads: list[Tensor | None], x: Tensor, hx: list[Tensor], weights: list[Tensor], *rest: Any
     ) -> list[Tensor]:
-        needs = rest[-1]
-        dx, *dweights = (
-            t.new_empty(t.shape if need else (0,))
-            for t, need in zip([x, *weights], needs, strict=True)
-        )
-        return [dx, *(h.new_empty(h.shape) for h in hx), *dweights]
+        return _gradients(x, hx, weights, rest[-1])
+
+
+def _gradients(
+    x: Tensor, hx: list[Tensor], weights: list[Tensor], needs: list[bool]
+) -> list[Tensor]:
+    dx, *dweights = (
+        t.new_empty(t.shape if need else (0,)) for t, need in zip([x, *weights], needs, strict=True)
+    )
+    return [dx, *(h.new_empty(h.shape) for h in hx), *dweights]
 
 
 for _cell in CELLS.values():
     _register(_cell)
+
+
+@torch.library.register_fake("adl_kernels::cudnn")
+def _cudnn(
+    cell: int,
+    directions: int,
+    x: Tensor,
+    hx: list[Tensor],
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+) -> list[Tensor]:
+    y = x.new_empty((*x.shape[:-1], directions * hx[0].shape[2]))
+    return [y, *(x.new_empty(h.shape) for h in hx)]
+
+
+@torch.library.register_fake("adl_kernels::cudnn_forward")
+def _(
+    cell: int, directions: int, x: Tensor, hx: list[Tensor], weights: list[Tensor], sizes: Any
+) -> list[Tensor]:
+    outputs = _cudnn(cell, directions, x, hx, weights, sizes)
+    return [*outputs, x.new_empty((0,), dtype=torch.uint8)]
+
+
+@torch.library.register_fake("adl_kernels::cudnn_backward")
+def _(
+    cell: int,
+    directions: int,
+    grads: list[Tensor | None],
+    x: Tensor,
+    hx: list[Tensor],
+    weights: list[Tensor],
+    sizes: Any,
+    y: Tensor,
+    reserve: Tensor,
+    needs: list[bool],
+) -> list[Tensor]:
+    return _gradients(x, hx, weights, needs)
 
 
 @torch.library.register_fake("adl_kernels::dropout")

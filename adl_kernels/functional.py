@@ -13,7 +13,7 @@ import torch
 from torch import _VF, Tensor
 from torch.utils.checkpoint import checkpoint
 
-from . import reference
+from . import _autograd, _cudnn, reference
 from ._cells import CELLS, Cell
 from ._devices import DEVICES, DTYPES
 from ._extras import ACTIVATIONS, Extras
@@ -300,6 +300,8 @@ def recurrent(
         )
     transpose = how.batch_first and how.batch_sizes is None
     x = input.transpose(0, 1) if transpose else input
+    if transpose and x.is_cuda:
+        x = x.contiguous()  # once: forward and backward read it
     if transpose and how.reset is not None:
         how = how._replace(reset=how.reset.transpose(0, 1))
     states = _zeros(cell, x, weights, count, how.batch_sizes) if hx is None else list(hx)
@@ -327,6 +329,8 @@ def _layers(
     layer = functools.partial(_definition, cell) if defined else cell.op
     if how.recompute and torch.is_grad_enabled():
         layer = functools.partial(checkpoint, layer, use_reentrant=False, preserve_rng_state=False)
+    if not defined and _whole_stack(cell, x, hx, weights, how):
+        return _cudnn_layers(cell, x, hx, weights, how)
     if how.num_layers == 1 and not how.beyond_torch:
         return layer(x, hx, weights, how.batch_sizes)
     seed = _seed(how)
@@ -349,6 +353,32 @@ def _layers(
     if how.num_layers == 1:
         return [x, *finals[0], *all_c]
     return [x, *(torch.cat(h) for h in zip(*finals, strict=True)), *all_c]
+
+
+def _whole_stack(
+    cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor], how: Options
+) -> bool:
+    """Whether cuDNN computes all layers in one call. A graph that is traced has an op per layer."""
+    between = how.training and how.dropout != 0
+    if x.device.type not in _cudnn.DEVICES or torch.compiler.is_compiling():
+        return False
+    if how.beyond_torch or how.recompute or between:
+        return False
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    graph = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *hx, *weights))
+    return _cudnn.prefers(cell, x, hx, weights, how.batch_sizes, how.directions, graph, dtype)
+
+
+def _cudnn_layers(
+    cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor], how: Options
+) -> list[Tensor]:
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, *rest = (t if t.dtype == torch.float64 else t.to(dtype) for t in (x, *hx, *weights))
+        hx, weights = rest[: cell.states], rest[cell.states :]
+    stack = _cudnn.Stack(cell, how.directions)
+    return _autograd.run(stack, x, hx, weights, Extras(how.batch_sizes))
 
 
 def _seed(how: Options) -> Tensor | None:

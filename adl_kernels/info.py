@@ -23,6 +23,7 @@ def facts() -> Iterator[tuple[str, str]]:
     yield "instruction sets", f"{', '.join(build.ISAS)}; running: {_C.isa()}{forced_isa()}"
     yield "CPU threads", str(torch.get_num_threads())
     yield "CUDA architectures", ", ".join(build.CUDA_ARCHS) or "none: CPU build"
+    yield "CUDA tiers", tiers()
     yield "devices", ", ".join(devices())
     yield "cells", ", ".join(cell["name"] for cell in _C.cells())
     yield "ops", ", ".join(ops())
@@ -31,6 +32,18 @@ def facts() -> Iterator[tuple[str, str]]:
 def forced_isa() -> str:
     forced = os.environ.get("ADL_ISA")
     return f" (ADL_ISA={forced})" if forced else ""
+
+
+def tiers() -> str:
+    """The kernels that may serve a recurrent layer on a GPU, see docs/cuda_tiers.md."""
+    forced = os.environ.get("ADL_CUDA_TIER")
+    names = [name if name != "cudnn" else f"cudnn ({cudnn_version()})" for name in _C.tiers]
+    return ", ".join(names) + (f"; forced: {forced} (ADL_CUDA_TIER)" if forced else "")
+
+
+def cudnn_version() -> str:
+    version = torch.backends.cudnn.version() if torch.backends.cudnn.is_available() else None
+    return "not available" if version is None else str(version)
 
 
 def devices() -> list[str]:

@@ -1,5 +1,10 @@
 // The module _C: importing it registers the ops; it also answers facts about the build and the cells.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
 
 #include "cells/cells.h"
 #include "cpu/kernels.h"
@@ -27,16 +32,37 @@ py::list cells() {
   return list;
 }
 
-py::dict cuda_plan(int gates, int pre_activations, int64_t hidden_size, int64_t sequences, int directions, bool half,
-                   bool backward, int multiprocessors, size_t shared_bytes, int clusters_of_8, int clusters_of_16) {
+py::dict cuda_plan(int gates, int pre_activations, int64_t hidden_size, int64_t sequences, int64_t steps,
+                   int directions, int layers, int64_t input_size, const std::string& dtype, bool backward,
+                   bool training, bool cudnn, const std::string& tier, int multiprocessors, size_t shared_bytes,
+                   int clusters_of_8, int clusters_of_16) {
   using namespace py::literals;
-  constexpr const char* kTiers[] = {"streaming", "block", "cluster", "grid"};
-  const adl::Arithmetic arithmetic = half ? adl::kHalfTensorCores : adl::kTf32TensorCores;
-  const adl::Plan p =
-      adl::choose({sequences, hidden_size, directions, gates, pre_activations, arithmetic, backward, true, true},
-                  {multiprocessors, shared_bytes, clusters_of_8, clusters_of_16});
-  return py::dict("tier"_a = kTiers[int(p.tier)], "microseconds"_a = p.microseconds, "blocks"_a = p.blocks,
-                  "rows"_a = p.team.rows, "units"_a = p.team.units);
+  const bool half = dtype == "bf16" || dtype == "f16", exact = dtype == "f32" || dtype == "f64";
+  if (!half && !exact && dtype != "tf32")
+    throw py::value_error("dtype must be bf16, f16, tf32, f32 or f64, not " + dtype);
+  adl::Scanned s{steps,
+                 sequences,
+                 hidden_size,
+                 directions,
+                 gates,
+                 pre_activations,
+                 half    ? adl::kHalfTensorCores
+                 : exact ? adl::kFloatFma
+                         : adl::kTf32TensorCores,
+                 backward,
+                 dtype != "f64",
+                 dtype != "f64",
+                 {cudnn, dtype == "f16", dtype == "f64", false, false, layers, input_size}};
+  const adl::Gpu gpu{multiprocessors, shared_bytes, clusters_of_8, clusters_of_16};
+  adl::Plan p = adl::cudnn_is_faster(s, training || backward, gpu) ? adl::cudnn_plan(s) : adl::choose(s, gpu);
+  if (!tier.empty()) {
+    const auto found = std::find(std::begin(adl::kTierNames), std::end(adl::kTierNames), tier);
+    if (found == std::end(adl::kTierNames)) throw py::value_error("there is no tier " + tier);
+    p = adl::plan_of(adl::Tier(found - std::begin(adl::kTierNames)), s, gpu);
+  }
+  const bool serves = p.microseconds < adl::kNever;
+  return py::dict("tier"_a = adl::kTierNames[int(p.tier)], "serves"_a = serves, "microseconds"_a = p.microseconds,
+                  "start"_a = p.start, "blocks"_a = p.blocks, "rows"_a = p.team.rows, "units"_a = p.team.units);
 }
 
 }  // namespace
@@ -44,14 +70,18 @@ py::dict cuda_plan(int gates, int pre_activations, int64_t hidden_size, int64_t 
 PYBIND11_MODULE(_C, m) {
   m.def("eager", &adl::eager, "One call of a plain module straight to its kernel, or None: see csrc/ops/eager.cpp.");
   m.def("set_definition", &adl::set_definition, "What eager calls for gradients that are batched by vmap.");
+  m.attr("tiers") = py::cast(std::vector<std::string>(std::begin(adl::kTierNames), std::end(adl::kTierNames)));
   m.def("cells", &cells, "The cells of this build, with the facts that fix the shapes of their ops.");
   m.def("isa", &adl::instruction_set, "The CPU instruction set in use: default, avx2, avx512 or avx512bf16.");
   m.def("cuda_plan", &cuda_plan, py::kw_only(), py::arg("gates"), py::arg("pre_activations"), py::arg("hidden_size"),
-        py::arg("sequences"), py::arg("directions"), py::arg("half"), py::arg("backward"),
-        py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 227 << 10, py::arg("clusters_of_8") = 15,
-        py::arg("clusters_of_16") = 7,
-        "Which CUDA kernels would scan a plain layer on such a GPU, by default an H200, and the predicted time of a "
-        "step in microseconds: csrc/cuda/tiers.h. half: bfloat16 or float16, else tf32.");
+        py::arg("sequences"), py::arg("steps"), py::arg("directions"), py::arg("layers") = 1, py::arg("input_size") = 0,
+        py::arg("dtype"), py::arg("backward"), py::arg("training") = false, py::arg("cudnn") = true,
+        py::arg("tier") = "", py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 227 << 10,
+        py::arg("clusters_of_8") = 15, py::arg("clusters_of_16") = 7,
+        "Which CUDA kernels would scan a plain layer on such a GPU, by default an H100, and the predicted microseconds "
+        "of a step, and of the start of a scan: csrc/cuda/tiers.h. dtype: bf16, f16, tf32, f32 or f64. backward: the "
+        "scan of the gradients, else the one before it, in training or not. cudnn: whether torch has the layer and "
+        "would call cuDNN for it. tier: asks for that one, which may not serve the layer.");
   m.def("fma_gflops", &adl::fma_gflops, py::arg("threads"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),
         "Measured peak of float32 fused multiply-adds in GFLOP/s: the ceiling of any product.");

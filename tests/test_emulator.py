@@ -39,7 +39,7 @@ def run(*command: object, schedule: str = "fifo", seed: int = 0, **environment: 
     )
 
 
-CHECKS = {"wrappers": 25, "driver": 91, "team_driver": 45, "conv_driver": 50}
+CHECKS = {"wrappers": 26, "driver": 91, "team_driver": 54, "conv_driver": 50}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -98,7 +98,8 @@ ERRORS = {
     "grid_left": "a thread has exited, but others wait for it at a grid barrier",
     "trap": "__trap",
     "large_block": "blocks of 2048 x 1 x 1 threads",
-    "large_shared": "307200 bytes of shared memory",
+    "arrays_beside": "4096 bytes of shared memory in arrays of fixed size and 49152 beside them, where ",
+    "error_left": "error 1 was left behind when this was launched: ",
     "odd_cluster": "3 blocks are not a multiple of the cluster's 2",
     "misaligned_copy": "copy_async: misaligned address",
     "unfinished_copy": "a thread ended with a copy_async under way",
@@ -160,9 +161,29 @@ def test_errors(programs, fault):
         assert done.returncode == 2 and expected in done.stdout, f"{variant}: {done.stdout}"
 
 
-def test_cooperative_launch_of_more_blocks_than_fit(programs):
-    done = run(programs["faults-fast"], "large_cooperative")
-    assert done.stdout == "error: too many blocks in cooperative launch\n", done.stdout
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("large_cooperative", "too many blocks in cooperative launch"),
+        ("large_shared", "invalid argument"),
+        ("shared_not_asked_for", "invalid argument"),
+    ],
+)
+def test_launches_that_do_not_begin(programs, fault, message):
+    done = run(programs["faults-fast"], fault)
+    assert done.stdout == f"error: {message}\n", done.stdout
+
+
+@pytest.mark.parametrize("refuse", ["cooperative", "all"])
+def test_refused_launches(programs, refuse):
+    done = run(programs["faults-fast"], "grid_left", ADL_EMULATOR_REFUSE=refuse)
+    reason = {
+        "cooperative": "too many blocks in cooperative launch",
+        "all": "invalid configuration argument",
+    }
+    assert done.stdout == f"error: {reason[refuse]}\n", done.stdout
+    alone = run(programs["faults-fast"], "threads_return", ADL_EMULATOR_REFUSE=refuse)
+    assert (alone.returncode == 0) == (refuse == "cooperative"), alone.stdout
 
 
 @pytest.mark.parametrize(

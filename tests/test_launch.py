@@ -6,8 +6,11 @@ import subprocess
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from adl_kernels import _C
 
 ROOT = Path(__file__).parent.parent
 # Bytes of shared memory that a block may ask for (CUDA C++ Programming Guide, table of compute
@@ -113,8 +116,65 @@ def test_tiers_on_an_h200(chosen):
 def test_the_documented_predictions_are_those_of_the_code(choices):
     table = choices("markdown")
     documented = (ROOT / "docs/cuda_tiers.md").read_text().splitlines()
-    assert len(table) > 40
+    assert len(table) == 60
     assert [line for line in table if line not in documented] == []
+    assert [line for line in table if "streaming" in line] == [], "torch.nn has these layers"
+
+
+def plan(dtype: str, H: int, B: int, steps: int, **more: Any) -> dict[str, Any]:
+    sizes = {"hidden_size": H, "sequences": B, "steps": steps, "directions": 1, "input_size": H}
+    return _C.cuda_plan(
+        gates=4, pre_activations=4, dtype=dtype, **sizes, **{"backward": False, **more}
+    )
+
+
+@pytest.mark.parametrize("H", [512, 1024])
+def test_a_few_steps_do_not_wait_for_all_weights(H):
+    assert plan("bf16", H, 16, steps=1)["tier"] == "streaming"
+    assert plan("bf16", H, 16, steps=1000)["tier"] in ("block", "cluster", "grid")
+
+
+@pytest.mark.parametrize("dtype, B, H", [("f32", 16, 512), ("f64", 16, 64), ("bf16", 256, 2048)])
+def test_what_no_resident_tier_serves_better_is_cudnns(dtype, B, H):
+    for backward in (False, True):
+        assert plan(dtype, H, B, 100, training=True, backward=backward)["tier"] == "cudnn"
+        assert plan(dtype, H, B, 100, backward=backward, cudnn=False)["tier"] != "cudnn"
+
+
+def test_forward_and_backward_are_both_cudnns_or_neither():
+    """cuDNN's backward wants cuDNN's forward: the grid, which is faster forward, is not taken."""
+    sizes = ("tf32", 768, 64, 100)
+    assert plan(*sizes)["tier"] == "grid"
+    assert plan(*sizes, training=True)["tier"] == "cudnn"
+    assert plan(*sizes, training=True, backward=True)["tier"] == "cudnn"
+
+
+@pytest.mark.parametrize(
+    "rule, dtype, H, B, more",
+    [
+        ("persistent", "f16", 768, 16, {}),
+        ("standard", "f16", 768, 12, {}),
+        ("standard", "f16", 760, 16, {}),
+        ("standard", "bf16", 768, 16, {}),
+        ("standard", "f16", 768, 16, {"layers": 2}),
+        ("small", "bf16", 192, 16, {}),
+        ("small", "tf32", 192, 16, {}),
+        ("standard", "f64", 192, 16, {}),
+    ],
+)
+def test_the_model_knows_which_algorithm_torch_asks_cudnn_for(rule, dtype, H, B, more):
+    us = plan(dtype, H, B, 100, tier="cudnn", **more)["microseconds"]
+    assert (us == pytest.approx(1.5)) == (rule == "small")
+    assert (us < 2 and rule != "small") == (rule == "persistent")
+
+
+def test_a_tier_that_is_asked_for_says_whether_it_serves():
+    assert not plan("f32", 512, 16, 100, tier="grid")["serves"]
+    assert plan("tf32", 512, 16, 100, tier="grid")["serves"]
+    with pytest.raises(ValueError, match="there is no tier blocks"):
+        plan("tf32", 512, 16, 100, tier="blocks")
+    with pytest.raises(ValueError, match="dtype must be bf16"):
+        plan("half", 512, 16, 100)
 
 
 def test_tiles_of_convolutions(tmp_path):

@@ -4,6 +4,8 @@
 namespace calibrate {
 namespace {
 
+constexpr unsigned kPatience = 50000;  // microseconds; a wait that never ends would take the whole run with it
+
 // Every block sends its slice [chunks] of 16 bytes to all others, and waits for theirs. What is sent is what came the
 // step before, plus 1, so that the end shows whether all has come. `bulk`: by one copy for each receiver.
 template <bool bulk>
@@ -41,7 +43,7 @@ __global__ void __launch_bounds__(256, 1) push(int P, int chunks, int steps, int
         adl::store_async(to + (others - 1 - i.row) * chunks + i.column, v, barrier, rank);
       }
     }
-    late = late || !arrivals_came(barrier, static_cast<unsigned>(t / 2 % 2));
+    late = late || !adl::arrivals_wait(barrier, static_cast<unsigned>(t / 2 % 2), kPatience);
   }
   watch.stop(times);
   bool wrong = false;

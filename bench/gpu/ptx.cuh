@@ -1,4 +1,4 @@
-// What only the calibration asks of a GPU: its clocks, waits that end, bulk copies between blocks, the relaxed barrier.
+// What only the calibration asks of a GPU: its clocks, bulk copies between blocks, the relaxed barrier.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -8,8 +8,6 @@
 #else
 
 namespace calibrate {
-
-constexpr long long kPatience = 100000000;  // cycles; a wait that never ends would take the whole run with it
 
 __device__ __forceinline__ long long cycles_now() { return clock64(); }
 
@@ -21,29 +19,6 @@ __device__ __forceinline__ long long nanoseconds_now() {
 
 __device__ __forceinline__ unsigned shared_address(const void* p) {
   return static_cast<unsigned>(__cvta_generic_to_shared(p));
-}
-
-__device__ __forceinline__ bool phase_is_over(uint64_t* barrier, unsigned parity) {
-  unsigned over = 1;
-#if __CUDA_ARCH__ >= 900
-  asm volatile(
-      "{\n\t.reg .pred p;\n\t"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
-      "selp.u32 %0, 1, 0, p;\n\t}"
-      : "=r"(over)
-      : "r"(shared_address(barrier)), "r"(parity)
-      : "memory");
-#endif
-  return over;
-}
-
-// As adl::arrivals_wait, but false after a while.
-__device__ __forceinline__ bool arrivals_came(uint64_t* barrier, unsigned parity) {
-  if (phase_is_over(barrier, parity)) return true;
-  const long long start = clock64();
-  while (clock64() - start < kPatience)
-    if (phase_is_over(barrier, parity)) return true;
-  return false;
 }
 
 // What this thread has written to shared memory is seen by bulk copies that come after the next barrier of the block.

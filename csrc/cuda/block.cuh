@@ -170,9 +170,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 
   float h[2][kOwn], c[2][kOwn], bias[Cell::kPre];
   lane.each<kOwn>([&](int i, int j, int u, int column) {
-    const bool mine = part.has(u, column);
-    h[i][j] = mine ? s.h[part.at(u, column)] : 0.0f;
-    c[i][j] = mine && Cell::kHasC ? s.c[part.at(u, column)] : 0.0f;
+    h[i][j] = c[i][j] = 0;
+    if (part.has(u, column)) load_state<Cell>(s, s.steps.begin == 0, part.at(u, column), h[i][j], c[i][j]);
     states[0][column * stride + u] = Tile::state(h[i][j]);
   });
   for (int i = 0; i < 2 && lane.t == 0; ++i) {
@@ -222,9 +221,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   }
 
   lane.each<kOwn>([&](int i, int j, int u, int column) {
-    if (!part.has(u, column)) return;
-    s.h[part.at(u, column)] = h[i][j];
-    if (Cell::kHasC) s.c[part.at(u, column)] = c[i][j];
+    if (part.has(u, column)) store_state<Cell>(s, s.steps.end == s.steps.T, part.at(u, column), h[i][j], c[i][j]);
   });
 }
 
@@ -245,9 +242,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 
   float dh[2][kOwn], dc[2][kOwn];
   lane.each<kOwn>([&](int i, int j, int u, int column) {
-    const bool mine = part.has(u, column);
-    dh[i][j] = mine ? s.dh[part.at(u, column)] : 0.0f;
-    dc[i][j] = mine && Cell::kHasC ? s.dc[part.at(u, column)] : 0.0f;
+    dh[i][j] = dc[i][j] = 0;
+    if (part.has(u, column)) load_state<Cell>(s, part.at(u, column), dh[i][j], dc[i][j]);
   });
 
   // dL/dh of the step before: what came by the way around W_hh is there already.
@@ -298,9 +294,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   add_product(states[turn]);
 
   lane.each<kOwn>([&](int i, int j, int u, int column) {
-    if (!part.has(u, column)) return;
-    s.dh[part.at(u, column)] = dh[i][j];
-    if (Cell::kHasC) s.dc[part.at(u, column)] = dc[i][j];
+    if (part.has(u, column)) store_state<Cell>(s, part.at(u, column), dh[i][j], dc[i][j]);
   });
 }
 

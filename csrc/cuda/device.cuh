@@ -3,6 +3,10 @@
 // The tests compile the kernels for the CPU, where device_on_cpu.h defines the same names; what it cannot
 // follow must not appear in a kernel: shared memory goes through ADL_SHARED and ADL_DYNAMIC_SHARED, launches
 // through launch(), spin-waits through ADL_SPIN_WHILE, and warps take part in a collective as a whole.
+//
+// No wait is for ever. One with a limit says so: arrivals_wait, words that are their own flags. ADL_SPIN_WHILE traps.
+// Barriers of the hardware have none, and need none: all threads that have not exited reach them, a cluster is placed
+// as a whole, and so is a cooperative grid.
 #pragma once
 
 #include <cstddef>
@@ -21,73 +25,9 @@
   extern __shared__ __align__(16) unsigned char adl_dynamic_shared[]; \
   unsigned char* name = adl_dynamic_shared
 #define ADL_SPIN_WHILE(condition) \
-  while (condition) __nanosleep(32)
+  for (unsigned adl_polls = 0; condition; ++adl_polls) adl_polls < (1u << 24) ? __nanosleep(32) : __trap()
 
 namespace adl {
-
-// More shared memory, and larger clusters, than every GPU has must be asked for.
-inline cudaError_t allow(const void* kernel, size_t shared_bytes, unsigned cluster) {
-  cudaError_t error = cudaSuccess;
-  if (shared_bytes > 48 * 1024)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-  if (cluster > 8 && error == cudaSuccess)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  return error;
-}
-
-// The error of this launch, not of an earlier one; the caller turns it into an exception.
-template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream, LaunchOptions options,
-                   A&&... arguments) {
-  const cudaError_t error = allow(reinterpret_cast<const void*>(kernel), options.shared_bytes, options.cluster);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = options.shared_bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  if (options.cooperative) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
-    attributes[config.numAttrs++].val.cooperative = 1;
-  }
-  if (options.cluster > 1) {
-    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-    attributes[config.numAttrs++].val.clusterDim = {options.cluster, 1, 1};
-  }
-  return cudaLaunchKernelEx(&config, kernel, static_cast<A&&>(arguments)...);
-}
-
-// ---- how many blocks run at once, on the whole GPU; 0 where the kernel cannot run so
-
-inline int active_clusters(const void* kernel, int size, int threads, size_t shared_bytes) {
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = static_cast<unsigned>(size);
-  config.blockDim = static_cast<unsigned>(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  int count = 0;
-  if (allow(kernel, shared_bytes, static_cast<unsigned>(size)) == cudaSuccess &&
-      cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess)
-    return count;
-  cudaGetLastError();  // or the next launch would seem to have failed
-  return 0;
-}
-
-inline int active_blocks(const void* kernel, int threads, size_t shared_bytes) {
-  int device = 0, multiprocessors = 0, each = 0;
-  if (allow(kernel, shared_bytes, 1) == cudaSuccess && cudaGetDevice(&device) == cudaSuccess &&
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes) == cudaSuccess)
-    return multiprocessors * each;
-  cudaGetLastError();
-  return 0;
-}
 
 // ---- flags between blocks
 
@@ -159,12 +99,13 @@ __device__ __forceinline__ void arrivals_expect(uint64_t* barrier, unsigned byte
 #endif
 }
 
-// Until the phase with this parity, 0 for the first, is over.
-__device__ __forceinline__ void arrivals_wait(uint64_t* barrier, unsigned parity) {
+// Until the phase with this parity, 0 for the first, is over; false if it is not after so many microseconds, at most
+// four million. Not the number of tries: how long one takes is up to the GPU.
+__device__ __forceinline__ bool arrivals_wait(uint64_t* barrier, unsigned parity, unsigned microseconds) {
 #if __CUDA_ARCH__ >= 900
   const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
-  unsigned over = 0;
-  while (!over)
+  const auto is_over = [&] {
+    unsigned over;
     asm volatile(
         "{\n\t.reg .pred p;\n\t"
         "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
@@ -172,8 +113,22 @@ __device__ __forceinline__ void arrivals_wait(uint64_t* barrier, unsigned parity
         : "=r"(over)
         : "r"(at), "r"(parity)
         : "memory");
+    return over != 0;
+  };
+  const auto nanoseconds = [] {
+    unsigned now;
+    asm volatile("mov.u32 %0, %%globaltimer_lo;" : "=r"(now)::"memory");
+    return now;
+  };
+  if (is_over()) return true;
+  const unsigned begun = nanoseconds();
+  do
+    if (is_over()) return true;
+  while (nanoseconds() - begun < 1000 * microseconds);
+  return false;
 #else
   __trap();
+  return false;
 #endif
 }
 
@@ -206,6 +161,9 @@ __device__ __forceinline__ uint4 load_relaxed(const uint4* p) {
 __device__ __forceinline__ void store_relaxed(uint32_t* p, uint32_t v) {
   asm volatile("st.relaxed.gpu.global.b32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
+
+// A line of 128 bytes on its way from memory to the L2 cache.
+__device__ __forceinline__ void prefetch_l2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // The body of a loop that loads again at once.
 __device__ __forceinline__ void spin() {}
@@ -295,6 +253,74 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
 #endif  // ADL_CUDA_ON_CPU
 
 namespace adl {
+
+// ---- launches
+
+// What a kernel must ask for: larger clusters than every GPU has, and more shared memory than 48 KiB, in which its
+// arrays of fixed size count too. How large those are the caller does not know, so it asks whenever it adds to them.
+inline cudaError_t allow(const void* kernel, size_t shared_bytes, unsigned cluster) {
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > 0)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  if (cluster > 8 && error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return error;
+}
+
+// The error of this launch, not of an earlier one; the caller turns it into an exception, or does without the kernel.
+template <class... P, class... A>
+cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t stream, LaunchOptions options,
+                   A&&... arguments) {
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = options.shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  if (options.cooperative) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
+    attributes[config.numAttrs++].val.cooperative = 1;
+  }
+  if (options.cluster > 1) {
+    attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
+    attributes[config.numAttrs++].val.clusterDim = {options.cluster, 1, 1};
+  }
+  cudaError_t error = allow(reinterpret_cast<const void*>(kernel), options.shared_bytes, options.cluster);
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, static_cast<A&&>(arguments)...);
+  if (error != cudaSuccess) cudaGetLastError();  // CUDA keeps it too, and torch would take it for its next launch's
+  return error;
+}
+
+// ---- how many blocks run at once, on the whole GPU; 0 where the kernel cannot run so
+
+inline int active_clusters(const void* kernel, int size, int threads, size_t shared_bytes) {
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(size), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = static_cast<unsigned>(size);
+  config.blockDim = static_cast<unsigned>(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  if (allow(kernel, shared_bytes, static_cast<unsigned>(size)) == cudaSuccess &&
+      cudaOccupancyMaxActiveClusters(&count, kernel, &config) == cudaSuccess)
+    return count;
+  cudaGetLastError();  // as launch() does
+  return 0;
+}
+
+inline int active_blocks(const void* kernel, int threads, size_t shared_bytes) {
+  int device = 0, multiprocessors = 0, each = 0;
+  if (allow(kernel, shared_bytes, 1) == cudaSuccess && cudaGetDevice(&device) == cudaSuccess &&
+      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess &&
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, kernel, threads, shared_bytes) == cudaSuccess)
+    return multiprocessors * each;
+  cudaGetLastError();
+  return 0;
+}
 
 // ---- words that are their own flags
 

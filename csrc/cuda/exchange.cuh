@@ -3,11 +3,13 @@
 //
 // Cluster: the blocks of a cluster push their states into each other's memory, where a barrier counts bytes. Two
 // buffers are enough: who sends the state after next has received all of the next, so everyone has used this one.
+// A wait is bounded: a warp that was late once neither waits nor sends any more, and its sums are NaN. So the others
+// wait in vain too, and nothing is sent to a block that has gone on.
 // Scatter: in backward they push what they have summed for the units of each other, see TeamProduct.
 //
-// Grid: any blocks, all under way at once. States lie in global memory, where they are results anyhow, and every word
-// of them is its own flag: it is kAbsent until it is stored, once. So nothing is inferred from one word about another,
-// and no fence is needed. A wait is bounded: past it, results are NaN.
+// Grid: any blocks, all under way at once. States lie in global memory, and every word of them is its own flag: it is
+// kAbsent until it is stored, once. So nothing is inferred from one word about another, and no fence is needed. This
+// mail is the result itself where its rows are whole units of 16 bytes. A wait is bounded: past it, results are NaN.
 #pragma once
 
 #include "cuda/launch.h"
@@ -71,7 +73,9 @@ class States {
 
  protected:
   // Of T's rows.
-  __device__ __forceinline__ unsigned part_of_row(int q) const { return backward ? hh<Cell>(q) * H_ : 0; }
+  __device__ __forceinline__ unsigned part_of_row(int q, unsigned width) const {
+    return backward ? hh<Cell>(q) * width : 0;
+  }
 
   State* of_;
   Source<T>* sources_;  // [2, rows]
@@ -84,8 +88,9 @@ class States {
 // A barrier for each of two buffers, into which the blocks of a cluster push so many bytes each turn.
 class Arrivals {
  public:
-  __device__ __forceinline__ Arrivals(unsigned char* shared, const TeamShape& shape, unsigned bytes)
-      : barriers_(reinterpret_cast<uint64_t*>(shared)), blocks_(shape.blocks), bytes_(bytes) {
+  __device__ __forceinline__ Arrivals(unsigned char* shared, const TeamShape& shape, unsigned bytes,
+                                      unsigned most_polls)
+      : barriers_(reinterpret_cast<uint64_t*>(shared)), blocks_(shape.blocks), bytes_(bytes), most_polls_(most_polls) {
     if (threadIdx.x != 0) return;
     for (int k = 0; k < 2; ++k) arrivals_init(barriers_ + k), arrivals_expect(barriers_ + k, bytes_);
   }
@@ -93,12 +98,18 @@ class Arrivals {
   // Once, before anything is pushed, if there is anything to do; for a block without units that is all.
   __device__ __forceinline__ void meet() const { cluster_barrier(); }
   __device__ __forceinline__ bool is_idle() const { return blockIdx.x >= unsigned(blocks_); }
+  // Last of all, by whom has met: others may still push to a block that was late.
+  __device__ __forceinline__ void part() const { cluster_barrier(); }
+  // Whether something did not come; so for the whole warp.
+  __device__ __forceinline__ bool late() const { return late_; }
 
  protected:
   // All that was pushed for this turn; then the barrier is ready for the next but one.
-  __device__ __forceinline__ void wait(unsigned turn) const {
-    arrivals_wait(barriers_ + (turn & 1), turn / 2 & 1);
-    if (threadIdx.x == 0) arrivals_expect(barriers_ + (turn & 1), bytes_);
+  __device__ __forceinline__ void wait(unsigned turn) {
+    if (late_) return;
+    uint64_t* const barrier = barriers_ + (turn & 1);
+    late_ = __any_sync(0xffffffffu, !arrivals_wait(barrier, turn / 2 & 1, most_polls_));
+    if (threadIdx.x == 0 && !late_) arrivals_expect(barrier, bytes_);
   }
   __device__ __forceinline__ void push(void* to, const uint4& v, unsigned turn, int rank) const {
     store_async(to, v, barriers_ + (turn & 1), rank);
@@ -106,7 +117,8 @@ class Arrivals {
 
   uint64_t* barriers_;
   int blocks_;
-  unsigned bytes_;
+  unsigned bytes_, most_polls_;
+  bool late_ = false;
 };
 
 template <class Cell, class T, class Tile>
@@ -118,9 +130,9 @@ class Cluster : States<Cell, T, Tile, false>, public Arrivals {
   static constexpr bool kPolls = false;
 
   __device__ __forceinline__ Cluster(unsigned char* shared, const TeamLayout& layout, const TeamShape& shape, int64_t H,
-                                     int rows, unsigned)
+                                     int64_t, int rows, unsigned most_polls)
       : Base(shared, layout, H, rows, kBuffers * shape.rows),
-        Arrivals(shared, shape, (unsigned(H) + kPushed - 1) / kPushed * 16 * rows),
+        Arrivals(shared, shape, (unsigned(H) + kPushed - 1) / kPushed * 16 * rows, most_polls),
         size_(shape.rows * layout.stride) {}
 
   // Before the first receive, where sequence `column` begins.
@@ -151,15 +163,17 @@ class Cluster : States<Cell, T, Tile, false>, public Arrivals {
 #pragma unroll
     for (int k = 0; k < 4; ++k) v[k] = __shfl_sync(0xffffffffu, word, lane - quarter + k);
     const unsigned first = u - quarter * (4 / sizeof(State));
-    if (!has || first >= this->H_) return;
+    if (!has || first >= this->H_ || late()) return;
     State* to = this->of_ + (this->turn_ & 1) * size_ + column * this->stride_ + first;
     for (int rank = quarter; rank < this->blocks_; rank += 4)
       push(to, make_uint4(v[0], v[1], v[2], v[3]), this->turn_ - 1, rank);
   }
 
+  __device__ __forceinline__ void prefetch(const T*, int64_t, int) const {}
+
   // Results.
   template <int n>
-  __device__ __forceinline__ void store(T* to, const float (&v)[n], int count) const {
+  __device__ __forceinline__ void store(T* to, T*, const float (&v)[n], int count) const {
     store_word(to, v, count);
   }
 
@@ -173,8 +187,8 @@ class Cluster : States<Cell, T, Tile, false>, public Arrivals {
 class Scatter : public Arrivals {
  public:
   __device__ __forceinline__ Scatter(unsigned char* shared, const TeamLayout& layout, const TeamShape& shape, int64_t H,
-                                     int rows)
-      : Arrivals(shared, shape, shape.blocks * rows * 16 * ((own_units(shape, H) + 3) / 4)),
+                                     int rows, unsigned most_polls)
+      : Arrivals(shared, shape, shape.blocks * rows * 16 * ((own_units(shape, H) + 3) / 4), most_polls),
         sums_(reinterpret_cast<float*>(shared + layout.sums)),
         H_(unsigned(H)),
         units_(shape.units),
@@ -196,7 +210,7 @@ class Scatter : public Arrivals {
     const float got[2] = {__shfl_xor_sync(0xffffffffu, given[0], 4), __shfl_xor_sync(0xffffffffu, given[1], 4)};
     const unsigned unit = down * kTile + 2 * (g - odd);
     const int column = n + 2 * t + odd;
-    if (column >= rows_ || unit >= H_) return;
+    if (column >= rows_ || unit >= H_ || late()) return;
     const float v[4] = {odd ? got[0] : kept[0], odd ? got[1] : kept[1], odd ? kept[0] : got[0], odd ? kept[1] : got[1]};
     float* to = sums_ + ((turn_ & 1) * blocks_ + blockIdx.x) * slice_ + column * units_ + unit % units_;
     push(to, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])),
@@ -223,12 +237,15 @@ class Grid : States<Cell, T, Tile, backward> {
   static constexpr int kBuffers = 1;
   static constexpr bool kPolls = true;
 
+  // mail_width: numbers from a part of a row of mail to the next.
   __device__ __forceinline__ Grid(unsigned char* shared, const TeamLayout& layout, const TeamShape&, int64_t H,
-                                  int rows, unsigned most_polls)
-      : Base(shared, layout, H, rows, rows), most_polls_(most_polls) {}
+                                  int64_t mail_width, int rows, unsigned most_polls)
+      : Base(shared, layout, H, rows, rows), mail_width_(unsigned(mail_width)), most_polls_(most_polls) {}
 
   __device__ __forceinline__ bool is_idle() const { return false; }
   __device__ __forceinline__ void meet() const {}
+  __device__ __forceinline__ void part() const {}
+  __device__ __forceinline__ bool late() const { return false; }  // what has not come is NaN itself
 
   // For the next receive: where the states of sequence `column` stand.
   __device__ __forceinline__ void announce(int column, const T* row, bool mail) {
@@ -246,7 +263,7 @@ class Grid : States<Cell, T, Tile, backward> {
       const Source<T> source = sources[column];
 #pragma unroll 1
       for (int q = 0; q < Base::kParts; ++q) {
-        const T* from = source.row ? source.row + this->part_of_row(q) : nullptr;
+        const T* from = source.row ? source.row + this->part_of_row(q, mail_width_) : nullptr;
         load_part(from, source.mail, this->of_ + column * this->stride_ + q * this->part_, first, step);
       }
     }
@@ -254,18 +271,28 @@ class Grid : States<Cell, T, Tile, backward> {
     return this->of_;
   }
 
+  // Mail of a step to come, `rows` of it `stride` apart: what the memory was filled with may have left the L2 cache,
+  // and a word that is asked for must not have to wait for that. Each of the team's blocks asks for some lines.
+  __device__ __forceinline__ void prefetch(const T* mail, int64_t stride, int rows) const {
+    constexpr unsigned kLine = 128 / sizeof(T);
+    const unsigned lines = ((backward ? Cell::kPre * mail_width_ : this->H_) + kLine - 1) / kLine, all = lines * rows;
+    for (unsigned k = blockIdx.x + threadIdx.x * gridDim.x; k < all; k += kTeamThreads * gridDim.x)
+      prefetch_l2(mail + k / lines * stride + k % lines * kLine);
+  }
+
   // What others need they get by store().
   __device__ __forceinline__ void send(bool, int, unsigned, uint32_t) const {}
 
-  // Results, which others wait for.
+  // Results, and the same as mail, which others wait for.
   template <int n>
-  __device__ __forceinline__ void store(T* to, const float (&v)[n], int) const {
+  __device__ __forceinline__ void store(T* to, T* mail, const float (&v)[n], int count) const {
+    if (mail != to) store_word(to, v, count);
     uint32_t word;
     if constexpr (n == 2)
       word = pack(from_acc<T>(v[0]), from_acc<T>(v[1]));
     else
       word = __float_as_uint(v[0]);
-    store_relaxed(reinterpret_cast<uint32_t*>(to), word == kAbsent ? kOtherNaN : word);
+    store_relaxed(reinterpret_cast<uint32_t*>(mail), word == kAbsent ? kOtherNaN : word);
   }
 
  private:
@@ -273,10 +300,10 @@ class Grid : States<Cell, T, Tile, backward> {
   static constexpr int kAtOnce = backward ? 2 : 4;  // with more, backward spills on some architecture
   static constexpr uint32_t kOtherNaN = sizeof(T) == 2 ? 0x7fff7fffu : 0x7fffffffu;
 
-  // Every step-th 16 bytes of a part of a row, from the first on.
+  // Every step-th 16 bytes of a part of a row, from the first on; of what is not mail, every step-th number.
   __device__ __forceinline__ void load_part(const T* from, bool mail, State* to, int first, int step) {
-    const int all = int(this->H_) / kNumbers;
-    for (int k = first; !mail && k < all; k += step) put(to + k * kNumbers, from ? from + k * kNumbers : nullptr);
+    for (unsigned k = first; !mail && k < this->H_; k += step) to[k] = Tile::state(from ? to_acc(from[k]) : 0.0f);
+    const int all = int(this->H_ + kNumbers - 1) / kNumbers;
     const uint4* const words = reinterpret_cast<const uint4*>(from);
     for (int k = first; mail && k < all; k += kAtOnce * step) {
       uint4 v[kAtOnce];
@@ -306,13 +333,7 @@ class Grid : States<Cell, T, Tile, backward> {
     }
     *reinterpret_cast<uint4*>(to) = v;
   }
-  // Of numbers at hand, aligned or not; null: zeros.
-  static __device__ __forceinline__ void put(State* to, const T* row) {
-#pragma unroll
-    for (int i = 0; i < kNumbers; ++i) to[i] = Tile::state(row ? to_acc(row[i]) : 0.0f);
-  }
-
-  unsigned most_polls_;
+  unsigned mail_width_, most_polls_;
 };
 
 }  // namespace adl

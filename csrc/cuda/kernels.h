@@ -10,10 +10,13 @@ namespace adl::cuda {
 
 template <class T>
 struct CellKernels {
-  // One step of `count` sequences from `row` on; gh [count, G, H] W_hh h, computed before.
-  cudaError_t (*streaming_forward)(const ForwardScan<T>&, int64_t row, int64_t count, const Acc<T>* gh, cudaStream_t);
-  // Leaves dgates, of which the caller adds W_hh^T dgates to dh.
-  cudaError_t (*streaming_backward)(const BackwardScan<T>&, int64_t row, int64_t count, Before, cudaStream_t);
+  // One step of `count` sequences from `row` on; gh [count, G, H] W_hh h, computed before. `first` and `last`: of the
+  // scan, where the state comes from h_0 and c_0, or goes to h_n and c_n.
+  cudaError_t (*streaming_forward)(const ForwardScan<T>&, int64_t row, int64_t count, bool first, bool last,
+                                   const Acc<T>* gh, cudaStream_t);
+  // Leaves dgates, of which the caller adds W_hh^T dgates to dh. `first`: where backward begins, with dh_n and dc_n.
+  cudaError_t (*streaming_backward)(const BackwardScan<T>&, int64_t row, int64_t count, bool first, Before,
+                                    cudaStream_t);
   // The same steps with what else may be asked for.
   cudaError_t (*row_forward)(const ForwardScan<T>&, const ForwardExtras<T>&, int64_t t, int64_t count, const Acc<T>* gh,
                              cudaStream_t);

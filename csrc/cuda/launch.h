@@ -90,8 +90,8 @@ constexpr bool block_fits(int64_t H, int gates, int pre, Arithmetic a, bool back
 
 constexpr int kTeamThreads = 256, kTeamWarps = kTeamThreads / 32;
 constexpr int kMostTeamRows = 32;  // sequences
-// How often a block of a grid asks for a word that does not come: seconds.
-constexpr unsigned kMostPolls = 1u << 24;
+// How often a block of a team asks for what does not come; about a microsecond each, so two seconds.
+constexpr unsigned kMostPolls = 1u << 21;
 
 // The numbers of a word, which a thread owns.
 constexpr int word_units(Arithmetic a) { return 4 / a.state_bytes; }

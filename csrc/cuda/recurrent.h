@@ -35,19 +35,24 @@ struct ForwardScan {
   const T* w_hh;      // [G * H, H]
   const T* b_ih;      // [G * H] or null
   const T* b_hh;      // [G * H] or null
-  const T* h_0;       // [B, H] for teams of blocks; others have `h`
+  const T* h_0;       // [B, H]
+  const T* c_0;       // [B, H]; null for cells without c
   const Acc<T>* gx;   // [rows, G, H] W_ih x, rows gx_stride apart
   int64_t gx_stride;  //
   int64_t gx_first;   // the row of the layer that is the first of gx
-  Acc<T>* h;          // [B, H] the state, in before `begin`, out after `end`; null: the cell does not read it
+  Acc<T>* h;          // [B, H] the state between two parts of the scan; null: nobody reads it
   Acc<T>* c;          // [B, H] likewise; null for cells without c
-  T* h_rounded;       // [B, H] h for the next product; null: that is h itself
+  T* h_n;             // [B, H] the state after the last part
+  T* c_n;             // [B, H] likewise; null for cells without c
+  T* h_rounded;       // [B, H] h for the next product of the streaming tier; null: that is h itself, or y
   T* y;               // [N, H], rows y_stride apart
   int64_t y_stride;   //
-  T* gates;           // [N, pre, H] kept for backward, possibly where gx lies; null: not kept
-  T* kept_c;          // [N, H] kept for backward; null: not kept
-  Choice choice;      // of cells that leave one
-  const T* w_ch;      // [kPeepholes, H] or null
+  T* mail;  // [N, H] y for the blocks of a team, rows mail_stride apart: it may be y; in a grid whole 16 bytes
+  int64_t mail_stride;  //
+  T* gates;             // [N, pre, H] kept for backward, possibly where gx lies; null: not kept
+  T* kept_c;            // [N, H] kept for backward; null: not kept
+  Choice choice;        // of cells that leave one
+  const T* w_ch;        // [kPeepholes, H] or null
 };
 
 template <class T>
@@ -62,12 +67,18 @@ struct BackwardScan {
   const T* gates;    // [N, pre, H] as forward left them; null for cells that keep none
   const T* kept_c;   // [N, H] likewise
   const T* dy;       // [N, H], rows y_stride apart, or null
-  Acc<T>* dh;        // [B, H] in dL/dh_n, out dL/dh_0
-  Acc<T>* dc;        // [B, H] in dL/dc_n, out dL/dc_0; null for cells without c
+  const T* dh_n;     // [B, H] or null for zeros
+  const T* dc_n;     // [B, H] likewise
+  T* dh_0;           // [B, H]
+  T* dc_0;           // [B, H]; null for cells without c
+  Acc<T>* dh;        // [B, H] dL/dh between two steps of the streaming tier
+  Acc<T>* dc;        // [B, H] likewise; null for cells without c
   T* dgates;         // [N, pre, H] gradients of the pre-activations
-  Choice choice;     // of cells that leave one
-  const T* w_ch;     // [kPeepholes, H] or null
-  Acc<T>* dw_ch;     // [B, kPeepholes, H] what each sequence adds to its gradient, zero at first; or null
+  T* mail;           // [N, pre, mail_width] dgates for the blocks of a grid, rows of whole 16 bytes: they may be dgates
+  int64_t mail_width;  //
+  Choice choice;       // of cells that leave one
+  const T* w_ch;       // [kPeepholes, H] or null
+  Acc<T>* dw_ch;       // [B, kPeepholes, H] what each sequence adds to its gradient, zero at first; or null
 };
 
 // What else a layer may ask for. Null: it does not.

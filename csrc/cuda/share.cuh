@@ -44,16 +44,16 @@ class Share {
   }
 
   // The product with states [rows, stride], tile by tile: done(slice, tile down, sequence n, sums) has the lane's sums
-  // of 16 rows by sequences n .. n + 7.
+  // of 16 rows by sequences n .. n + 7. Where the states are `lost` they are not read, and the sums are NaN.
   template <class F>
-  __device__ __forceinline__ void multiply(const State* states, int stride, int rows, const F& done) const {
+  __device__ __forceinline__ void multiply(const State* states, int stride, int rows, bool lost, const F& done) const {
     if (deep_ <= 0) return;
     if (wide_ == 1)
-      multiply<1>(states, stride, rows, done);
+      multiply<1>(states, stride, rows, lost, done);
     else if (wide_ == 2)
-      multiply<2>(states, stride, rows, done);
+      multiply<2>(states, stride, rows, lost, done);
     else
-      multiply<4>(states, stride, rows, done);
+      multiply<4>(states, stride, rows, lost, done);
   }
 
  private:
@@ -100,25 +100,25 @@ class Share {
   // A few sums side by side do not wait for each other: with less than kSums tiles of rows, neighbours along the states
   // have their own.
   template <int wide, class F>
-  __device__ __forceinline__ void multiply(const State* states, int stride, int rows, const F& done) const {
+  __device__ __forceinline__ void multiply(const State* states, int stride, int rows, bool lost, const F& done) const {
     constexpr int kTurn = kSums / wide;  // tiles along the states until the first sum comes again
-    const int g = lane_ / 4, t = lane_ % 4;
+    const int g = lane_ / 4, t = lane_ % 4, deep = lost ? 0 : deep_;
     for (int n = 0; n < rows; n += 8) {
       // Of sequences that are not there, another's: those sums are not used.
       const State* from = states + (n + min(g, rows - 1 - n)) * stride + first_ * kTile;
       typename Tile::Sum sum[kSums];
 #pragma unroll
       for (int k = 0; k < kHeld / wide; ++k)
-        if (k < deep_) {
+        if (k < deep) {
           const typename Tile::Operand o = Tile::operand(from + k * kTile, 0, 0, t);
 #pragma unroll
           for (int m = 0; m < wide; ++m) held_[k * wide + m].add(sum[(k * wide + m) % kSums], o);
         }
 #pragma unroll 1
-      for (int k = kHeld / wide; k < deep_; k += kTurn)
+      for (int k = kHeld / wide; k < deep; k += kTurn)
 #pragma unroll
         for (int i = 0; i < kTurn; ++i)
-          if (k + i < deep_) {
+          if (k + i < deep) {
             const typename Tile::Operand o = Tile::operand(from + (k + i) * kTile, 0, 0, t);
 #pragma unroll
             for (int m = 0; m < wide; ++m) {
@@ -135,6 +135,9 @@ class Share {
         for (int i = 1; i < kTurn; ++i)
 #pragma unroll
           for (int r = 0; r < 4; ++r) sum[m].c[r] += sum[i * wide + m].c[r];
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+          if (lost) sum[m].c[r] = kNaN;
         done(slice_, down, n, sum[m].c);
       }
     }

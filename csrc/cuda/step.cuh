@@ -121,6 +121,41 @@ __device__ __forceinline__ void load_gx(const ForwardScan<T>& s, int64_t row, un
   for (int k = 0; k < Cell::kGates; ++k) gx[k] = from[at + k * H];
 }
 
+// The state of a unit before a scan, or a part of it that is not the first.
+template <class Cell, class T>
+__device__ __forceinline__ void load_state(const ForwardScan<T>& s, bool first, int64_t at, Acc<T>& h, Acc<T>& c) {
+  h = first ? to_acc(s.h_0[at]) : s.h ? s.h[at] : Acc<T>(0);
+  if (Cell::kHasC) c = first ? to_acc(s.c_0[at]) : s.c[at];
+}
+
+// The same after it.
+template <class Cell, class T>
+__device__ __forceinline__ void store_state(const ForwardScan<T>& s, bool last, int64_t at, Acc<T> h, Acc<T> c) {
+  if (last)
+    s.h_n[at] = from_acc<T>(h);
+  else if (s.h)
+    s.h[at] = h;
+  if (!Cell::kHasC) return;
+  if (last)
+    s.c_n[at] = from_acc<T>(c);
+  else
+    s.c[at] = c;
+}
+
+// The gradients of the state after a scan.
+template <class Cell, class T>
+__device__ __forceinline__ void load_state(const BackwardScan<T>& s, int64_t at, Acc<T>& dh, Acc<T>& dc) {
+  dh = s.dh_n ? to_acc(s.dh_n[at]) : Acc<T>(0);
+  if (Cell::kHasC) dc = s.dc_n ? to_acc(s.dc_n[at]) : Acc<T>(0);
+}
+
+// Those of the state before it.
+template <class Cell, class T>
+__device__ __forceinline__ void store_state(const BackwardScan<T>& s, int64_t at, Acc<T> dh, Acc<T> dc) {
+  s.dh_0[at] = from_acc<T>(dh);
+  if (Cell::kHasC) s.dc_0[at] = from_acc<T>(dc);
+}
+
 // gx: W_ih x; gh: W_hh h. h and c: the state, in at t - 1, out at t. pre: what backward needs of the gates.
 template <class Cell, class T>
 __device__ __forceinline__ void forward_cell(const ForwardScan<T>& s, unsigned u, const Acc<T> (&bias)[Cell::kPre],

@@ -6,10 +6,11 @@
 
 namespace adl {
 
-// One step of `count` sequences from `row` on; gh [count, G, H] W_hh h.
+// One step of `count` sequences from `row` on; gh [count, G, H] W_hh h. `first`, `last`: of the scan, where the state
+// is not in s.h and s.c but in h_0 and c_0, or is to go to h_n and c_n.
 template <class Cell, class T>
 __global__ void __launch_bounds__(kUnitThreads)
-    streaming_forward(const ForwardScan<T> s, int64_t row, const Acc<T>* gh_all) {
+    streaming_forward(const ForwardScan<T> s, int64_t row, bool first, bool last, const Acc<T>* gh_all) {
   const int64_t b = blockIdx.x;
   const unsigned u = blockIdx.y * blockDim.x + threadIdx.x;
   if (u >= s.H) return;
@@ -19,24 +20,31 @@ __global__ void __launch_bounds__(kUnitThreads)
 #pragma unroll
   for (int k = 0; k < Cell::kGates; ++k) gh[k] = gh_all[(b * Cell::kGates + k) * s.H + u];
   const int64_t at = b * s.H + u;
-  Acc<T> h = s.h ? s.h[at] : Acc<T>(0), c = Cell::kHasC ? s.c[at] : Acc<T>(0);
+  Acc<T> h = 0, c = 0;
+  load_state<Cell>(s, first, at, h, c);
   forward_unit<Cell>(s, row + b, 0, u, bias, gx, gh, h, c);
-  if (s.h) s.h[at] = h;
+  store_state<Cell>(s, last, at, h, c);
   if (s.h_rounded) s.h_rounded[at] = from_acc<T>(h);
-  if (Cell::kHasC) s.c[at] = c;
 }
 
-// The same backward, at a step whose state before is at `before`; the caller adds W_hh^T dgates to dh after.
+// The same backward, at a step whose state before is at `before`; the caller adds W_hh^T dgates to dh after. `first`:
+// the step where backward begins.
 template <class Cell, class T>
 __global__ void __launch_bounds__(kUnitThreads)
-    streaming_backward(const BackwardScan<T> s, int64_t row, const Before before) {
+    streaming_backward(const BackwardScan<T> s, int64_t row, bool first, const Before before) {
   const int64_t b = blockIdx.x;
   const unsigned u = blockIdx.y * blockDim.x + threadIdx.x;
   if (u >= s.H) return;
   Kept<Cell, T> kept;
   load_kept(s, b, row + b, 0, before, u, kept);
   const int64_t at = b * s.H + u;
-  Acc<T> dh = s.dh[at], dc = Cell::kHasC ? s.dc[at] : Acc<T>(0);
+  Acc<T> dh = 0, dc = 0;
+  if (first) {
+    load_state<Cell>(s, at, dh, dc);
+  } else {
+    dh = s.dh[at];
+    if (Cell::kHasC) dc = s.dc[at];
+  }
   backward_unit(s, b, row + b, 0, u, kept, dh, dc);
   s.dh[at] = dh;
   if (Cell::kHasC) s.dc[at] = dc;

@@ -13,15 +13,17 @@ inline dim3 unit_grid(int64_t rows, int64_t units) {
 }
 
 template <class Cell, class T>
-cudaError_t start_streaming_forward(const ForwardScan<T>& s, int64_t row, int64_t count, const Acc<T>* gh,
-                                    cudaStream_t stream) {
-  return launch(streaming_forward<Cell, T>, unit_grid(count, s.H), unit_threads(s.H), stream, {}, s, row, gh);
+cudaError_t start_streaming_forward(const ForwardScan<T>& s, int64_t row, int64_t count, bool first, bool last,
+                                    const Acc<T>* gh, cudaStream_t stream) {
+  return launch(streaming_forward<Cell, T>, unit_grid(count, s.H), unit_threads(s.H), stream, {}, s, row, first, last,
+                gh);
 }
 
 template <class Cell, class T>
-cudaError_t start_streaming_backward(const BackwardScan<T>& s, int64_t row, int64_t count, Before before,
+cudaError_t start_streaming_backward(const BackwardScan<T>& s, int64_t row, int64_t count, bool first, Before before,
                                      cudaStream_t stream) {
-  return launch(streaming_backward<Cell, T>, unit_grid(count, s.H), unit_threads(s.H), stream, {}, s, row, before);
+  return launch(streaming_backward<Cell, T>, unit_grid(count, s.H), unit_threads(s.H), stream, {}, s, row, first,
+                before);
 }
 
 template <class Cell, class T>

@@ -48,6 +48,11 @@ struct Member {
 
   // Whether the team scans the n-th step.
   __device__ __forceinline__ bool runs(int64_t n) const { return n >= s.begin && n < s.end && step_of(s, n) < length; }
+  // Sequences of the team that have a row at step t.
+  __device__ __forceinline__ int rows_of(int64_t t) const {
+    const int64_t count = count_of(s, t) - first;
+    return static_cast<int>(count < 0 ? 0 : count < rows ? count : rows);
+  }
   // Whether there is a row for the thread's sequence.
   __device__ __forceinline__ bool has_row(int64_t t) const { return units > 0 && b < count_of(s, t); }
 };
@@ -65,7 +70,7 @@ __device__ __forceinline__ void put_sums(float* sums, const TeamLayout& layout, 
 // slice's, the next gate's so many numbers on.
 template <int kGates, int n>
 __device__ __forceinline__ void add_slices(float (&to)[kGates][n], const float* from, int gate, int slices, int apart) {
-#pragma unroll 2
+#pragma unroll(kGates == 1 ? 8 : 2)  // Backward adds up what each block of a cluster sent: few numbers, many slices.
   for (int k = 0; k < slices; ++k, from += apart) {
 #pragma unroll
     for (int q = 0; q < kGates; ++q) {
@@ -75,6 +80,8 @@ __device__ __forceinline__ void add_slices(float (&to)[kGates][n], const float* 
     }
   }
 }
+
+constexpr int kPrefetched = 4;  // steps ahead
 
 // A step as the owner of a word sees it: what takes long to find out, found out while there is time.
 struct Turn {
@@ -94,7 +101,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
       team_layout(TeamProduct::kForward, shape, s.H, kGates, Tile::kArithmetic, Exchange::kBuffers);
   const Share<Cell, T, Tile, TeamProduct::kForward> w(s.w_hh, s.H, shape, reinterpret_cast<uint4*>(shared),
                                                       reinterpret_cast<uint4*>(shared + layout.spilled));
-  Exchange exchange(shared, layout, shape, s.H, me.rows, most_polls);
+  Exchange exchange(shared, layout, shape, s.H, s.mail_stride, me.rows, most_polls);
   if (exchange.is_idle()) {
     if (me.runs(s.steps.begin) || me.runs(s.steps.end - 1)) exchange.meet();
     return;
@@ -106,9 +113,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
 #pragma unroll
   for (int i = 0; i < kUnits; ++i) {
     load_bias<Cell>(s.b_ih, s.b_hh, s.H, me.u + i, bias[i]);
-    if (i >= me.units) continue;
-    h[i] = s.h[me.b * s.H + me.u + i];
-    if (Cell::kHasC) c[i] = s.c[me.b * s.H + me.u + i];
+    if (i < me.units) load_state<Cell>(s, s.steps.begin == 0, me.b * s.H + me.u + i, h[i], c[i]);
   }
   const auto load = [&](int64_t t, Turn& turn, float (&to)[kUnits][kGates]) {
     turn = Turn();
@@ -127,7 +132,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
     else if (at.previous < 0)
       exchange.announce(column, s.h_0 + at.b * s.H, false);
     else
-      exchange.announce(column, s.y + at.previous * s.y_stride, true);
+      exchange.announce(column, s.mail + at.previous * s.mail_stride, true);
   };
 
   bool begun = false;
@@ -142,7 +147,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
       begun = true;
       const typename Tile::State* states = exchange.receive();
       if (Exchange::kPolls && more && threadIdx.x < unsigned(me.rows)) announce(next, threadIdx.x);
-      w.multiply(states, layout.stride, me.rows,
+      w.multiply(states, layout.stride, me.rows, exchange.late(),
                  [&](int slice, int down, int n, const float (&c)[4]) { put_sums(sums, layout, slice, down, n, c); });
       __syncthreads();
     }
@@ -172,11 +177,15 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
     }
     if (turn.has_row) {
       const int64_t row = turn.row;
-      exchange.store(s.y + row * s.y_stride + me.u, y, me.units);
+      exchange.store(s.y + row * s.y_stride + me.u, s.mail + row * s.mail_stride + me.u, y, me.units);
       if (Cell::kHasC && s.kept_c) store_word(s.kept_c + row * s.H + me.u, kept_c, me.units);
       if (Cell::kSavesGates && s.gates)
 #pragma unroll
         for (int p = 0; p < kPre; ++p) store_word(s.gates + row * (kPre * s.H) + p * s.H + me.u, gates[p], me.units);
+    }
+    if (n + kPrefetched < s.steps.end) {
+      const int64_t ahead = step_of(s.steps, n + kPrefetched);
+      exchange.prefetch(s.mail + (row_of(s.steps, ahead) + me.first) * s.mail_stride, s.mail_stride, me.rows_of(ahead));
     }
     turn = next_turn;
 #pragma unroll
@@ -186,11 +195,9 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
   }
 
 #pragma unroll
-  for (int i = 0; i < kUnits; ++i) {
-    if (i >= me.units) continue;
-    s.h[me.b * s.H + me.u + i] = h[i];
-    if (Cell::kHasC) s.c[me.b * s.H + me.u + i] = c[i];
-  }
+  for (int i = 0; i < kUnits; ++i)
+    if (i < me.units) store_state<Cell>(s, s.steps.end == s.steps.T, me.b * s.H + me.u + i, h[i], c[i]);
+  if (begun) exchange.part();
 }
 
 }  // namespace adl

@@ -20,11 +20,8 @@ struct BackwardUnits {
 
   __device__ __forceinline__ BackwardUnits(const BackwardScan<T>& s, const Member<Tile>& me) : s(s), me(me) {
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      if (i >= me.units) continue;
-      dh[i] = s.dh[me.b * s.H + me.u + i];
-      if (Cell::kHasC) dc[i] = s.dc[me.b * s.H + me.u + i];
-    }
+    for (int i = 0; i < kUnits; ++i)
+      if (i < me.units) load_state<Cell>(s, me.b * s.H + me.u + i, dh[i], dc[i]);
     load(step_of(s.steps, s.steps.T - 1));
     take();
   }
@@ -45,12 +42,12 @@ struct BackwardUnits {
     turn = next_turn;
   }
 
-  // The part of dL/dh that came the way around W_hh, from the step that was last.
-  __device__ __forceinline__ void add(const float* from, int slices, int apart) {
+  // The part of dL/dh that came the way around W_hh, from the step that was last; NaN if it is lost.
+  __device__ __forceinline__ void add(const float* from, int slices, int apart, bool lost) {
     float sum[1][kUnits] = {};
-    if (me.units > 0) add_slices(sum, from, 0, slices, apart);
+    if (me.units > 0 && !lost) add_slices(sum, from, 0, slices, apart);
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) dh[i] = cut ? 0 : dh[i] + sum[0][i];
+    for (int i = 0; i < kUnits; ++i) dh[i] = cut ? 0 : lost ? kNaN : dh[i] + sum[0][i];
   }
 
   __device__ __forceinline__ void cell() {
@@ -70,22 +67,19 @@ struct BackwardUnits {
     }
   }
 
-  // f(where the gradients of pre-activation p stand, what they are).
+  // f(p, where the gradients of pre-activation p stand, what they are).
   template <class F>
   __device__ __forceinline__ void each_row(const F& f) const {
     if (!turn.has_row) return;
     T* const to = s.dgates + turn.row * (kPre * s.H) + me.u;
 #pragma unroll
-    for (int p = 0; p < kPre; ++p) f(to + p * s.H, gates[p]);
+    for (int p = 0; p < kPre; ++p) f(p, to + p * s.H, gates[p]);
   }
 
   __device__ __forceinline__ void store_states() const {
 #pragma unroll
-    for (int i = 0; i < kUnits; ++i) {
-      if (i >= me.units) continue;
-      s.dh[me.b * s.H + me.u + i] = dh[i];
-      if (Cell::kHasC) s.dc[me.b * s.H + me.u + i] = dc[i];
-    }
+    for (int i = 0; i < kUnits; ++i)
+      if (i < me.units) store_state<Cell>(s, me.b * s.H + me.u + i, dh[i], dc[i]);
   }
 };
 
@@ -101,7 +95,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
       team_layout(TeamProduct::kGather, shape, s.H, Cell::kGates, Tile::kArithmetic, Exchange::kBuffers);
   const Share<Cell, T, Tile, TeamProduct::kGather> w(s.w_hh, s.H, shape, reinterpret_cast<uint4*>(shared),
                                                      reinterpret_cast<uint4*>(shared + layout.spilled));
-  Exchange exchange(shared, layout, shape, s.H, me.rows, most_polls);
+  Exchange exchange(shared, layout, shape, s.H, s.mail_width, me.rows, most_polls);
   float* const sums = reinterpret_cast<float*>(shared + layout.sums);
   BackwardUnits<Cell, T, Tile> own(s, me);
 
@@ -110,15 +104,15 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
     if (threadIdx.x >= unsigned(me.rows)) return;
     const At at(s.steps, t, me.first + threadIdx.x);
     const bool has = at.active && at.b < count_of(s.steps, t);
-    exchange.announce(threadIdx.x, has ? s.dgates + at.row * (Cell::kPre * s.H) : nullptr, has);
+    exchange.announce(threadIdx.x, has ? s.mail + at.row * (Cell::kPre * s.mail_width) : nullptr, has);
   };
   const auto add_product = [&](int64_t announced) {
     const typename Tile::State* states = exchange.receive();
     if (announced >= 0) announce(announced);
-    w.multiply(states, layout.stride, me.rows,
+    w.multiply(states, layout.stride, me.rows, false,
                [&](int slice, int down, int n, const float (&c)[4]) { put_sums(sums, layout, slice, down, n, c); });
     __syncthreads();
-    own.add(sums + me.column * layout.sums_stride + me.at, shape.slices, layout.sums_slice);
+    own.add(sums + me.column * layout.sums_stride + me.at, shape.slices, layout.sums_slice, false);
   };
 
   bool begun = false;
@@ -131,7 +125,12 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
       add_product(t);
     }
     own.cell();
-    own.each_row([&](T* to, const auto& v) { exchange.store(to, v, me.units); });
+    T* const mail = s.mail + own.turn.row * (Cell::kPre * s.mail_width) + me.u;
+    own.each_row([&](int p, T* to, const auto& v) { exchange.store(to, mail + p * s.mail_width, v, me.units); });
+    if (n >= kPrefetched) {
+      const int64_t ahead = step_of(s.steps, n - kPrefetched), row = Cell::kPre * s.mail_width;
+      exchange.prefetch(s.mail + (row_of(s.steps, ahead) + me.first) * row, row, me.rows_of(ahead));
+    }
     own.take();
   }
   if (begun) add_product(-1);
@@ -141,7 +140,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
 template <class Cell, class T, class Tile>
 __global__ void __launch_bounds__(kTeamThreads, 1)
     cluster_backward(const __grid_constant__ Directions<BackwardScan<T>> directions, const TeamShape shape,
-                     int64_t first_team, unsigned) {
+                     int64_t first_team, unsigned most_polls) {
   using State = typename Tile::State;
   constexpr int kUnits = word_units(Tile::kArithmetic);
   const BackwardScan<T>& s = directions.of[blockIdx.z];
@@ -150,7 +149,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
   const TeamLayout layout = team_layout(TeamProduct::kScatter, shape, s.H, Cell::kGates, Tile::kArithmetic, 2);
   const Share<Cell, T, Tile, TeamProduct::kScatter> w(s.w_hh, s.H, shape, reinterpret_cast<uint4*>(shared),
                                                       reinterpret_cast<uint4*>(shared + layout.spilled));
-  Scatter exchange(shared, layout, shape, s.H, me.rows);
+  Scatter exchange(shared, layout, shape, s.H, me.rows, most_polls);
   // The gradients of the block's gates: [2, sequences, gates, units].
   State* const states = reinterpret_cast<State*>(shared + layout.states);
   const int size = shape.rows * layout.stride;
@@ -159,7 +158,8 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
   if (exchange.is_idle()) return;
   BackwardUnits<Cell, T, Tile> own(s, me);
   const auto receive = [&] {
-    own.add(exchange.receive() + me.column * shape.units + me.at, shape.blocks, layout.sums_slice);
+    const float* const sums = exchange.receive() + me.column * shape.units + me.at;
+    own.add(sums, shape.blocks, layout.sums_slice, exchange.late());
   };
 
   bool begun = false;
@@ -179,15 +179,16 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
           for (int i = 0; i < kUnits; ++i)
             to[me.column * layout.stride + q * shape.units + me.at + i] = Tile::state(own.gates[hh<Cell>(q)][i]);
       __syncthreads();
-      w.multiply(to, layout.stride, me.rows,
+      w.multiply(to, layout.stride, me.rows, false,
                  [&](int, int down, int n, const float (&c)[4]) { exchange.send(down, n, c); });
       turn ^= 1;
     }
-    own.each_row([&](T* to, const auto& v) { store_word(to, v, me.units); });
+    own.each_row([&](int, T* to, const auto& v) { store_word(to, v, me.units); });
     own.take();
   }
   if (begun) receive();
   own.store_states();
+  if (begun) exchange.part();
 }
 
 }  // namespace adl

@@ -5,10 +5,14 @@
 // weights and states agree: so the four are neighbours, and one load.
 #pragma once
 
+#include <limits>
+
 #include "cuda/device.cuh"
 #include "cuda/launch.h"
 
 namespace adl {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 __device__ __forceinline__ void mma(BFloat, float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   mma_bf16(c, a, b);

@@ -19,34 +19,29 @@ struct GpuConv {
   template <class T>
   static void run(const Tensor& on, const ConvForward<T>& f) {
     const Device device(on);
-    check("depthwise_conv", cuda::convolve(f, device.facts(), device.stream()));
+    check_launch("depthwise_conv", cuda::convolve(f, device.facts(), device.stream()));
   }
   template <class T>
   static void run(const Tensor& on, const ConvInputGrad<T>& g) {
     const Device device(on);
-    check("depthwise_conv_input_grad", cuda::convolve(g, device.facts(), device.stream()));
+    check_launch("depthwise_conv_input_grad", cuda::convolve(g, device.facts(), device.stream()));
   }
   template <class T>
   static void run(const Tensor& on, const ConvWeightGrad<T>& g) {
     const Device device(on);
     const Tensor sums = at::empty({cuda::conv_sums(g, device.facts())},
                                   on.options().dtype(type_of<Acc<T>>()).memory_format(at::MemoryFormat::Contiguous));
-    check("depthwise_conv_weight_grad", cuda::convolve(g, data<Acc<T>>(sums), device.facts(), device.stream()));
+    check_launch("depthwise_conv_weight_grad", cuda::convolve(g, data<Acc<T>>(sums), device.facts(), device.stream()));
   }
 
   template <class T>
   static void run(const Tensor& on, const SeparableForward<T>& s) {
     const Device device(on);
-    check("separable_conv", cuda::separable(s, device.facts(), device.stream()));
+    check_launch("separable_conv", cuda::separable(s, device.facts(), device.stream()));
   }
 
   // The kernels read the weight as it is.
   static const void* packed_data(const char*, const Tensor&, int64_t, int64_t) { return nullptr; }
-
- private:
-  static void check(const char* op, cudaError_t error) {
-    TORCH_CHECK(error == cudaSuccess, op, ": a CUDA kernel could not be launched: ", cudaGetErrorString(error));
-  }
 };
 
 }  // namespace

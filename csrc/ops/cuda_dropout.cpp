@@ -15,8 +15,7 @@ void run(const Tensor& on, const Tensor& seed, Launch launch) {
   // A seed on the device is read there, so that nothing waits and a CUDA graph can change it.
   const int64_t* there = seed.device() == on.device() ? seed.const_data_ptr<int64_t>() : nullptr;
   const int64_t value = there ? 0 : *seed.const_data_ptr<int64_t>();
-  const cudaError_t error = launch(value, there, device.facts().multiprocessors, device.stream());
-  TORCH_CHECK(error == cudaSuccess, "dropout: a CUDA kernel could not be launched: ", cudaGetErrorString(error));
+  check_launch("dropout", launch(value, there, device.facts().multiprocessors, device.stream()));
 }
 
 Tensor dropout(const Tensor& x_in, double p, const Tensor& seed, int64_t stream) {

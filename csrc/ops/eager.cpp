@@ -1,8 +1,8 @@
 // A short cut for calls of modules in eager mode: from the parameters straight to the kernel.
 //
 // A call of one step is over in a microsecond; the way through Python, views, the op's boxed arguments and an
-// autograd function in Python takes thirty. Here plain tensors on the CPU skip all of it. Whatever is out of the
-// ordinary (wrong arguments, a mode, a transform, another device) gets None, and takes the usual way.
+// autograd function in Python takes thirty. Here plain tensors skip all of it. Whatever is out of the ordinary (wrong
+// arguments, a mode, a transform, a device without kernels) gets None, and takes the usual way.
 #include "ops/eager.h"
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -31,6 +31,11 @@ using BackwardOp = Signature::Backward;
 const MaybeTensor kNone;
 const Asked kPlain{kNone, kNone, kNone, kNone, kNone, kNone, {}, "tanh", "tanh", false, false, false, 0};
 
+template <class Op>
+c10::TypedOperatorHandle<Op> find(const std::string& name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(("adl_kernels::" + name).c_str(), "").typed<Op>();
+}
+
 struct Ops {
   const char* name;
   int64_t gates;
@@ -38,10 +43,6 @@ struct Ops {
   c10::TypedOperatorHandle<ForwardOp> only, saving;
   c10::TypedOperatorHandle<BackwardOp> backward;
 
-  template <class Op>
-  static c10::TypedOperatorHandle<Op> find(const std::string& name) {
-    return c10::Dispatcher::singleton().findSchemaOrThrow(("adl_kernels::" + name).c_str(), "").typed<Op>();
-  }
   template <class Cell>
   static Ops of() {
     const std::string name = Cell::kName;
@@ -61,25 +62,46 @@ const Ops& ops_of(int64_t cell) {
   return kOps.at(cell);
 }
 
-const c10::DispatchKeySet kCpu(c10::DispatchKey::CPU);
+// The ops by which torch's cuDNN computes a layer.
+struct CudnnOps {
+  using Prefers = bool(int64_t, int64_t, at::ScalarType, at::IntArrayRef, bool, bool);
+  using Forward = Tensors(int64_t, int64_t, const Tensor&, at::TensorList, at::TensorList, const MaybeTensor&);
+  using Backward = Tensors(int64_t, int64_t, const c10::List<MaybeTensor>&, const Tensor&, at::TensorList,
+                           at::TensorList, const MaybeTensor&, const Tensor&, const Tensor&, const c10::List<bool>&);
+  const c10::TypedOperatorHandle<Prefers> prefers = find<Prefers>("prefers_cudnn");
+  const c10::TypedOperatorHandle<Forward> only = find<Forward>("cudnn"), saving = find<Forward>("cudnn_forward");
+  const c10::TypedOperatorHandle<Backward> backward = find<Backward>("cudnn_backward");
+  // Where there are kernels for them: nowhere in a build without CUDA.
+  const bool on_cpu = only.hasKernelForDispatchKey(c10::DispatchKey::CPU);
+  const bool on_cuda = only.hasKernelForDispatchKey(c10::DispatchKey::CUDA);
+};
+
+const CudnnOps& cudnn_ops() {
+  static const CudnnOps kOps;
+  return kOps;
+}
+
+c10::DispatchKey backend(const Tensor& t) { return t.is_cuda() ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU; }
+c10::DispatchKeySet backend_keys(const Tensor& t) { return c10::DispatchKeySet(backend(t)); }
 
 template <class Op>
 Tensors run_forward(const Op& op, const Tensor& x, at::TensorList hx, at::TensorList weights) {
-  return spread(kPlain, [&](const auto&... extras) { return op.redispatch(kCpu, x, hx, weights, extras...); });
+  const c10::DispatchKeySet keys = backend_keys(x);
+  return spread(kPlain, [&](const auto&... extras) { return op.redispatch(keys, x, hx, weights, extras...); });
 }
 
 // No mode, transform or other extension has a say in what happens to this tensor.
 bool is_plain(const Tensor& t) {
   const c10::impl::LocalDispatchKeySet local = c10::impl::tls_local_dispatch_key_set();
   const auto key = ((t.key_set() | local.included_) - local.excluded_).highestPriorityTypeId();
-  return key == c10::DispatchKey::AutogradCPU || key == c10::DispatchKey::ADInplaceOrView ||
-         key == c10::DispatchKey::CPU;
+  return key == c10::DispatchKey::ADInplaceOrView || key == backend(t) ||
+         key == (t.is_cuda() ? c10::DispatchKey::AutogradCUDA : c10::DispatchKey::AutogradCPU);
 }
 
 // The same tensor with a first dimension of 1, for use below autograd.
 Tensor one_step(const Tensor& t) {
   if (!t.is_contiguous()) return t.unsqueeze(0);
-  Tensor out = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(t.storage()), kCpu, t.dtype());
+  Tensor out = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(t.storage()), backend_keys(t), t.dtype());
   out.unsafeGetTensorImpl()->set_storage_offset(t.storage_offset());
   out.unsafeGetTensorImpl()->set_sizes_contiguous({1, t.size(0), t.size(1)});
   return out;
@@ -100,19 +122,25 @@ void drop_step(Tensors& list, size_t count) {
 // The gradients of a layer as Python has them from its definition, for gradients that are batched.
 PyObject* definition = nullptr;
 
-// Either a layer: y, h_n [, c_n] from x [T, B, I], states [D, B, ...]. Or one step: the new states from 2-D tensors.
+// What is to be computed: a layer, y, h_n [, c_n] from x [T, B, I], states [D, B, ...], by this package's kernels or
+// cuDNN's; or one step, the new states from 2-D tensors.
+enum Kind : int64_t { kLayer, kStep, kCudnn };
+
 struct EagerLayer : torch::autograd::Function<EagerLayer> {
-  static Tensors forward(torch::autograd::AutogradContext* ctx, int64_t cell, bool step, const Tensor& x,
+  static Tensors forward(torch::autograd::AutogradContext* ctx, int64_t cell, int64_t kind, const Tensor& x,
                          at::TensorList hx, at::TensorList weights) {
     const Ops& ops = ops_of(cell);
-    Tensors out =
-        step ? run_forward(ops.saving, one_step(x), one_step(hx), weights) : run_forward(ops.saving, x, hx, weights);
+    const bool step = kind == kStep;
+    Tensors out = step             ? run_forward(ops.saving, one_step(x), one_step(hx), weights)
+                  : kind == kCudnn ? cudnn_ops().saving.redispatch(backend_keys(x), cell, hx[0].size(0), x, hx, weights,
+                                                                   std::nullopt)
+                                   : run_forward(ops.saving, x, hx, weights);
     Tensors kept{out[0], x};
     kept.insert(kept.end(), hx.begin(), hx.end());
     kept.insert(kept.end(), weights.begin(), weights.end());
     kept.insert(kept.end(), out.begin() + 1 + hx.size(), out.end());
     ctx->save_for_backward(std::move(kept));
-    ctx->saved_data["call"] = cell << 32 | int64_t(weights.size()) << 1 | int64_t(step);
+    ctx->saved_data["call"] = cell << 32 | int64_t(weights.size()) << 2 | kind;
     out.resize(1 + hx.size());
     ctx->set_materialize_grads(false);
     if (!step) return out;
@@ -123,9 +151,10 @@ struct EagerLayer : torch::autograd::Function<EagerLayer> {
 
   static Tensors backward(torch::autograd::AutogradContext* ctx, Tensors grads) {
     const int64_t call = ctx->saved_data["call"].toInt();
-    const Ops& ops = ops_of(call >> 32);
-    const bool step = call & 1;
-    const size_t weights_count = (call & 0xffffffff) >> 1, inputs = 1 + ops.states + weights_count;
+    const int64_t cell = call >> 32, kind = call & 3;
+    const Ops& ops = ops_of(cell);
+    const bool step = kind == kStep;
+    const size_t weights_count = (call & 0xffffffff) >> 2, inputs = 1 + ops.states + weights_count;
     const Tensors kept = ctx->get_saved_variables();
     const Tensor &y = kept[0], &x = kept[1];
     const at::TensorList hx(kept.data() + 2, ops.states), weights(kept.data() + 2 + ops.states, weights_count);
@@ -147,7 +176,13 @@ struct EagerLayer : torch::autograd::Function<EagerLayer> {
       if (step) given.push_back(std::nullopt);
       for (const Tensor& g : grads)
         given.push_back(g.defined() ? std::optional(!step ? g : graph ? g.unsqueeze(0) : one_step(g)) : std::nullopt);
-      if (graph) {  // which has a derivative of its own
+      if (kind == kCudnn) {
+        const auto& op = cudnn_ops().backward;
+        const int64_t D = hx[0].size(0);
+        found = graph
+                    ? op.call(cell, D, given, x, hx, weights, std::nullopt, y, saved[0], wanted)
+                    : op.redispatch(backend_keys(x), cell, D, given, x, hx, weights, std::nullopt, y, saved[0], wanted);
+      } else if (graph) {  // which has a derivative of its own
         Tensors states;
         for (const Tensor& h : hx) states.push_back(step ? h.unsqueeze(0) : h);
         found = spread(kPlain, [&](const auto&... extras) {
@@ -158,14 +193,15 @@ struct EagerLayer : torch::autograd::Function<EagerLayer> {
       } else if (step) {
         const Tensors states = one_step(hx);
         found = spread(kPlain, [&](const auto&... extras) {
-          return ops.backward.redispatch(kCpu, given, one_step(x), states, weights, extras..., y, saved, wanted);
+          return ops.backward.redispatch(backend_keys(x), given, one_step(x), states, weights, extras..., y, saved,
+                                         wanted);
         });
         if (needs[0]) drop_step(found, 1);
         for (size_t k = 1; k < 1 + ops.states; ++k)
           found[k].unsafeGetTensorImpl()->set_sizes_contiguous({found[k].size(1), found[k].size(2)});
       } else {
         found = spread(kPlain, [&](const auto&... extras) {
-          return ops.backward.redispatch(kCpu, given, x, hx, weights, extras..., y, saved, wanted);
+          return ops.backward.redispatch(backend_keys(x), given, x, hx, weights, extras..., y, saved, wanted);
         });
       }
     }
@@ -197,7 +233,8 @@ struct EagerLayer : torch::autograd::Function<EagerLayer> {
 bool take(PyObject* object, const Tensor* like, Tensors& list) {
   if (!THPVariable_CheckExact(object)) return false;
   const Tensor& t = THPVariable_Unpack(object);
-  if (!is_plain(t) || (like && t.scalar_type() != like->scalar_type())) return false;
+  if (!(t.is_cpu() || (t.is_cuda() && cudnn_ops().on_cuda)) || !is_plain(t)) return false;
+  if (like && (t.scalar_type() != like->scalar_type() || t.device() != like->device())) return false;
   if (t._fw_grad(0).defined()) return false;
   list.push_back(t);
   return true;
@@ -256,12 +293,20 @@ py::object eager(int64_t cell, const py::dict& parameters, const py::sequence& n
   {
     py::gil_scoped_release no_gil;
     if (batch_first) x = x.transpose(0, 1);
+    if (batch_first && graph && x.is_cuda()) x = x.contiguous();  // once: forward and backward read it
+    int64_t kind = step ? kStep : kLayer;
+    if (!step && (x.is_cuda() || cudnn_ops().on_cpu) &&
+        cudnn_ops().prefers.call(cell, x.is_cuda() ? x.get_device() : 0, type,
+                                 {x.size(0), B, x.size(2), H, P, 1, directions}, false, graph))
+      kind = kCudnn;
     if (graph) {
-      out = EagerLayer::apply(cell, step, x, at::TensorList(states), at::TensorList(weights));
+      out = EagerLayer::apply(cell, kind, x, at::TensorList(states), at::TensorList(weights));
     } else {
       at::AutoDispatchBelowADInplaceOrView guard;
       out = step ? run_forward(ops.only, one_step(x), one_step(states), weights)
-                 : run_forward(ops.only, x, states, weights);
+            : kind == kCudnn
+                ? cudnn_ops().only.redispatch(backend_keys(x), cell, directions, x, states, weights, std::nullopt)
+                : run_forward(ops.only, x, states, weights);
       if (step) {
         out.erase(out.begin());
         drop_step(out, out.size());

@@ -1,9 +1,15 @@
 // What the CUDA ops ask of torch: device, stream, cuBLAS.
 #pragma once
 
+#include <array>
+#include <cstdlib>
+#include <optional>
+#include <string_view>
+
 #include "cuda/kernels.h"
 #include "cuda/types.h"
 #include "ops/layer.h"
+#include "ops/products.h"
 
 namespace adl {
 namespace {
@@ -16,6 +22,22 @@ constexpr at::ScalarType type_of() {
                                      : at::kHalf;
 }
 
+// ADL_CUDA_TIER, for tests and for measuring.
+inline std::optional<Tier> wanted_tier(const char* op) {
+  const char* wanted = std::getenv("ADL_CUDA_TIER");
+  if (!wanted) return {};
+  const auto found = std::find(std::begin(kTierNames), std::end(kTierNames), std::string_view(wanted));
+  TORCH_CHECK(found != std::end(kTierNames), op,
+              ": ADL_CUDA_TIER must be streaming, block, cluster, grid or cudnn, got ", wanted);
+  return Tier(found - std::begin(kTierNames));
+}
+
+// ADL_CUDA_CLUSTERS=0: as on a GPU without any.
+inline bool without_clusters() {
+  const char* wanted = std::getenv("ADL_CUDA_CLUSTERS");
+  return wanted && std::string_view(wanted) == "0";
+}
+
 // Calls f with a null pointer to the C++ type of numbers of this type.
 template <class F>
 void with_gpu_number(at::ScalarType type, F f) {
@@ -25,6 +47,28 @@ void with_gpu_number(at::ScalarType type, F f) {
   f(static_cast<Half*>(nullptr));
 }
 
+// What was computed for some keys lately: layers of the same shapes follow each other.
+template <class Key, class Value>
+class Recent {
+ public:
+  template <class F>
+  const Value& of(const Key& key, F compute) {
+    for (const auto& entry : entries_)
+      if (entry && entry->first == key) return entry->second;
+    auto& entry = entries_[next_++ % entries_.size()];
+    entry.emplace(key, compute());
+    return entry->second;
+  }
+
+ private:
+  std::array<std::optional<std::pair<Key, Value> >, 16> entries_;
+  size_t next_ = 0;
+};
+
+inline void check_launch(const char* op, cudaError_t error) {
+  TORCH_CHECK(error == cudaSuccess, op, ": a CUDA kernel could not be launched: ", cudaGetErrorString(error));
+}
+
 }  // namespace
 }  // namespace adl
 
@@ -32,7 +76,6 @@ void with_gpu_number(at::ScalarType type, F f) {
 #include "gpu_on_cpu.h"
 #else
 
-#include <ATen/Context.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
 
@@ -50,6 +93,40 @@ constexpr int64_t most_projected() { return int64_t(1) << 28; }
 // As torch has it for nn.LSTM: torch.backends.cudnn.rnn.fp32_precision, or cudnn.allow_tf32.
 inline bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
 
+// Whether torch.nn's recurrent layers would call cuDNN for numbers of this type.
+inline bool has_cudnn(at::ScalarType type) {
+  const at::CUDAHooksInterface& hooks = at::detail::getCUDAHooks();
+  return c10::cuda::device_count() > 0 && at::globalContext().userEnabledCuDNN() && hooks.compiledWithCuDNN() &&
+         (type != at::kBFloat16 || hooks.supportsBFloat16RNNWithCuDNN());
+}
+
+// torch's cuBLAS for the time of a call, which gives it back as it was. The handle is looked up once, with its stream
+// and workspace; the mode is set for each product, since what torch multiplies in between sets its own.
+class Products {
+ public:
+  Products() : handle_(at::cuda::getCurrentCUDABlasHandle()), allowed_(switches(allows_tf32())) {
+    TORCH_CUDABLAS_CHECK(cublasGetMathMode(handle_, &before_));
+  }
+  ~Products() { cublasSetMathMode(handle_, before_); }
+
+  cublasHandle_t handle() const { return handle_; }
+
+  // Before a product of matrices of this type: sets the mode, and returns what to compute in.
+  cublasComputeType_t begin(at::ScalarType type) const {
+    const Precision precision = checked_precision_of(type, allowed_);
+    TORCH_CUDABLAS_CHECK(cublasSetMathMode(
+        handle_, precision.reduced ? CUBLAS_DEFAULT_MATH : CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION));
+    return type == at::kDouble ? CUBLAS_COMPUTE_64F
+           : precision.tf32    ? CUBLAS_COMPUTE_32F_FAST_TF32
+                               : CUBLAS_COMPUTE_32F;
+  }
+
+ private:
+  cublasHandle_t handle_;
+  cublasMath_t before_;
+  Switches allowed_;
+};
+
 // The device of a tensor and its current stream, for the time of a call.
 class Device {
  public:
@@ -61,19 +138,25 @@ class Device {
 
   cudaStream_t stream() const { return stream_; }
 
-  Gpu facts() const {
-    const cudaDeviceProp& p = *at::cuda::getCurrentDeviceProperties();
+  Gpu facts() const { return facts(guard_.current_device().index()); }
+  static Gpu facts(int64_t device) {
+    const cudaDeviceProp& p = *at::cuda::getDeviceProperties(device);
     static std::mutex mutex;
-    static std::map<int, std::pair<int, int> > asked;  // by device
+    static std::map<int64_t, std::pair<int, int> > asked;  // by device
     const std::lock_guard lock(mutex);
-    auto found = asked.find(guard_.current_device().index());
-    if (found == asked.end())
-      found = asked.try_emplace(guard_.current_device().index(), cuda::clusters_at_once(8), cuda::clusters_at_once(16))
-                  .first;
+    auto found = asked.find(device);
+    if (found == asked.end()) {
+      const c10::cuda::CUDAGuard guard(static_cast<c10::DeviceIndex>(device));
+      found = asked.try_emplace(device, cuda::clusters_at_once(8), cuda::clusters_at_once(16)).first;
+    }
+    if (without_clusters()) return {p.multiProcessorCount, p.sharedMemPerBlockOptin};
     return {p.multiProcessorCount, p.sharedMemPerBlockOptin, found->second.first, found->second.second};
   }
 
-  void fill(void* p, int byte, size_t bytes) const { C10_CUDA_CHECK(cudaMemsetAsync(p, byte, bytes, stream_)); }
+  // `rows` of so many bytes, `pitch` bytes apart.
+  void fill(void* p, size_t pitch, int byte, size_t width, size_t rows) const {
+    if (width && rows) C10_CUDA_CHECK(cudaMemset2DAsync(p, pitch, byte, width, rows, stream_));
+  }
 
   // c = op(a) op(b), or c += that: row-major, c [m, n], op(a) [m, k], op(b) [k, n], rows ld apart as they lie.
   template <class To, class From>
@@ -86,17 +169,12 @@ class Device {
     }
     using Scale = Acc<From>;
     const Scale one = 1, beta = accumulate ? 1 : 0;
-    const bool is_float = std::is_same_v<From, float>, tf32 = is_float && allows_tf32();
-    std::optional<at::NoTF32Guard> exact;
-    if (is_float && !tf32) exact.emplace();
-    const cublasComputeType_t compute = std::is_same_v<From, double> ? CUBLAS_COMPUTE_64F
-                                        : tf32                       ? CUBLAS_COMPUTE_32F_FAST_TF32
-                                                                     : CUBLAS_COMPUTE_32F;
+    if (!products_) products_.emplace();
+    const cublasComputeType_t compute = products_->begin(type_of<From>());
     // cuBLAS sees columns where we have rows, so it computes the transpose.
-    TORCH_CUDABLAS_CHECK(cublasGemmEx_64(at::cuda::getCurrentCUDABlasHandle(), transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N,
-                                         transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, n, m, k, &one, b, type<From>(), ldb,
-                                         a, type<From>(), lda, &beta, c, type<To>(), ldc, compute,
-                                         CUBLAS_GEMM_DEFAULT));
+    TORCH_CUDABLAS_CHECK(cublasGemmEx_64(
+        products_->handle(), transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N, transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N, n, m, k,
+        &one, b, type<From>(), ldb, a, type<From>(), lda, &beta, c, type<To>(), ldc, compute, CUBLAS_GEMM_DEFAULT));
   }
 
  private:
@@ -110,9 +188,22 @@ class Device {
 
   c10::cuda::CUDAGuard guard_;
   cudaStream_t stream_;
+  mutable std::optional<Products> products_;  // from the first one on
 };
 
 }  // namespace
 }  // namespace adl
 
 #endif
+
+namespace adl {
+namespace {
+
+// How numbers of this type are multiplied by the tiers that hold the weights.
+inline Arithmetic arithmetic(at::ScalarType type) {
+  if (type == at::kBFloat16 || type == at::kHalf) return kHalfTensorCores;
+  return type == at::kFloat && allows_tf32() ? kTf32TensorCores : kFloatFma;
+}
+
+}  // namespace
+}  // namespace adl

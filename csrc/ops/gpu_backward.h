@@ -57,7 +57,7 @@ struct Gradients {
   }
 };
 
-// dh [B, P]: in dL/dh_n, out dL/dh_0.
+// dh [B, P]: in dL/dh_n, out dL/dh_0. Uniform layers without a projection take the former from the scan.
 template <class Cell, class T>
 void stream_backward(const Gradients<Cell, T>& gradients, int64_t d, const BackwardScan<T>& scan,
                      const BackwardExtras<T>& extras, Acc<T>* dh, const T* dy, const T* y) {
@@ -92,7 +92,8 @@ void stream_backward(const Gradients<Cell, T>& gradients, int64_t d, const Backw
     if (g.extended)
       g.check(g.cell.row_backward(scan, extras, t, count, stream));
     else
-      g.check(g.cell.streaming_backward(scan, row, count, g.before(d, t), stream));
+      g.check(g.cell.streaming_backward(scan, row, count, g.uniform && !s.projection && i == s.T - 1, g.before(d, t),
+                                        stream));
 
     const bool between = g.sees || g.truncates(d, t);  // whether something stands between W_hh and the state
     A* const to = between ? pointer<A>(seen) : dh;
@@ -133,13 +134,26 @@ void weight_gradients(const Gradients<Cell, T>& gradients, int64_t d, const Tens
     more = true;
   }
   if (T* to = pointer<T>(dw[1])) {
-    const Tensor h_prev = g.buffer({s.N, s.P}, type_of<T>());
-    g.check(g.kernels.previous_states(g.steps(d), g.extras(d), s.P, pointer<T>(y) + d * s.P, s.D * s.P, g.hx(0, d),
-                                      pointer<T>(h_prev), g.device.stream()));
+    // of `count` rows from `row` on, with the states that W_hh saw there
+    const auto product = [&](const Run& run, int64_t row, int64_t count, const T* states, int64_t stride, bool more) {
+      g.device.product(true, false, run.count * s.H, s.P, count, hh.of + row * hh.stride + run.pre * s.H, hh.stride,
+                       states, stride, to + run.gate * s.H * s.P, s.P, more);
+    };
+    const T* const y_d = pointer<T>(y) + d * s.P;
+    const int64_t y_stride = s.D * s.P, later = s.N - s.B;
+    Tensor h_prev;
+    if (!g.uniform) {
+      h_prev = g.buffer({s.N, s.P}, type_of<T>());
+      g.check(g.kernels.previous_states(g.steps(d), g.extras(d), s.P, y_d, y_stride, g.hx(0, d), pointer<T>(h_prev),
+                                        g.device.stream()));
+    }
     for (const Run& run : hh.runs) {
-      const Tensor& seen = Cell::kResetsBefore && run.gate > 0 ? gradients.reset_h : h_prev;
-      g.device.product(true, false, run.count * s.H, s.P, s.N, hh.of + run.pre * s.H, hh.stride, pointer<T>(seen), s.P,
-                       to + run.gate * s.H * s.P, s.P, false);
+      if (g.uniform) {
+        product(run, d == 1 ? later : 0, s.B, g.hx(0, d), s.P, false);
+        if (later) product(run, d == 1 ? 0 : s.B, later, d == 1 ? y_d + s.B * y_stride : y_d, y_stride, true);
+      } else {
+        product(run, 0, s.N, pointer<T>(Cell::kResetsBefore && run.gate > 0 ? gradients.reset_h : h_prev), s.P, false);
+      }
     }
   }
   const auto type = type_of<Acc<T>>();
@@ -181,20 +195,11 @@ void backward_layer(const Layer<Cell>& layer, const Tensors& grads, const Tensor
   const Tensor h_cell = s.projection ? *next++ : Tensor();
   const Tensor* dw = out.data() + 1 + layer.kStates;
 
-  // Gradients of the states in full precision: where that is T's own, the outputs themselves.
-  Tensors state;
-  for (size_t k = 0; k < layer.hx.size(); ++k) {
-    const Tensor& to = out[1 + k];
-    state.push_back(kExact ? to : g.buffer(to.sizes(), type_of<A>()));
-    if (grads[1 + k].defined())
-      state[k].copy_(grads[1 + k]);
-    else
-      state[k].zero_();
-  }
   Tensor dh_cell;
   if (s.projection) dh_cell = g.buffer({s.B, s.H}, type_of<A>());
 
   Directions<BackwardScan<T>> directions{int(s.D), {}};
+  Tensor mail[2];
   std::vector<Gradients<Cell, T>> gradients;
   for (int64_t d = 0; d < s.D; ++d) {
     gradients.emplace_back(g, dw + d * s.per_direction);
@@ -205,25 +210,46 @@ void backward_layer(const Layer<Cell>& layer, const Tensors& grads, const Tensor
     scan.H = s.H;
     scan.w_hh = g.w_hh(d);
     scan.h_0 = g.hx(0, d);
-    if (!s.projection)
-      scan.y = y_d, scan.y_stride = s.D * s.P, scan.dy = dy, scan.dh = pointer<A>(state[0], d);
-    else
+    if (!s.projection) {
+      scan.y = y_d, scan.y_stride = s.D * s.P, scan.dy = dy;
+      scan.dh_n = pointer<T>(grads[1], d), scan.dh_0 = pointer<T>(out[1], d);
+    } else {
       scan.dh = pointer<A>(dh_cell);
+    }
     scan.gates = pointer<T>(gates, d);
     if (Cell::kHasC) {
       scan.c_0 = g.hx(1, d);
       scan.kept_c = pointer<T>(kept_c, d);
-      scan.dc = pointer<A>(state[1], d);
+      scan.dc_n = pointer<T>(grads[2], d), scan.dc_0 = pointer<T>(out[2], d);
     }
     scan.dgates = pointer<T>(gradients[d].dgates);
     scan.choice = layer.choice;
     scan.w_ch = g.weight(d, s.w_ch);
     scan.dw_ch = pointer<A>(gradients[d].dw_ch);
-    if (plan.tier == Tier::kGrid)
-      g.device.fill(gradients[d].dgates.mutable_data_ptr(), 0xff, gradients[d].dgates.nbytes());
+    if (plan.tier != Tier::kGrid) continue;
+    scan.mail = scan.dgates, scan.mail_width = g.mail_width();
+    if (scan.mail_width != s.H) {
+      mail[d] = g.buffer({s.N, Cell::kPre, scan.mail_width}, type_of<T>());
+      scan.mail = pointer<T>(mail[d]);
+    }
+    g.clear_mail(scan.mail, scan.mail_width, s.N * Cell::kPre);
   }
-  const bool done = plan.tier != Tier::kStreaming && g.scan(directions, plan);
-  for (int64_t d = 0; d < s.D && !done; ++d) {
+  const bool streams = plan.tier == Tier::kStreaming || !g.scan(directions, plan);
+
+  // Gradients of the states in full precision, between steps: where that is T's own, the outputs themselves.
+  Tensors state;
+  for (size_t k = 0; streams && k < layer.hx.size(); ++k) {
+    const Tensor& to = out[1 + k];
+    state.push_back(kExact ? to : g.buffer(to.sizes(), type_of<A>()));
+    if (g.uniform && !s.projection) continue;
+    if (grads[1 + k].defined())
+      state[k].copy_(grads[1 + k]);
+    else
+      state[k].zero_();
+  }
+  for (int64_t d = 0; d < s.D && streams; ++d) {
+    if (!s.projection) directions.of[d].dh = pointer<A>(state[0], d);
+    if (Cell::kHasC) directions.of[d].dc = pointer<A>(state[1], d);
     BackwardExtras<T> extras{g.extras(d), nullptr, s.D * s.H, g.b_ih(d), g.b_hh(d), nullptr, nullptr, nullptr};
     if (layer.all_states && grads.back().defined()) extras.dall_c = pointer<T>(grads.back()) + d * s.H;
     extras.dproducts = pointer<T>(gradients[d].dproducts);

@@ -11,8 +11,7 @@ namespace {
 template <class Cell, class T>
 void project(const GpuLayer<Cell, T>& g, int64_t d, ForwardScan<T>& scan, Acc<T>* gx, int64_t stride) {
   const LayerShape& s = g.s;
-  const int64_t a = g.step(d, scan.steps.begin), b = g.step(d, scan.steps.end - 1);
-  const int64_t first = g.row(std::min(a, b)), rows = g.row(std::max(a, b) + 1) - first;
+  const auto [first, rows] = g.rows(d, scan.steps.begin, scan.steps.end);
   scan.gx = gx;
   scan.gx_first = stride ? 0 : first;
   scan.gx_stride = stride ? stride : g.kGates * s.H;
@@ -21,13 +20,15 @@ void project(const GpuLayer<Cell, T>& g, int64_t d, ForwardScan<T>& scan, Acc<T>
 }
 
 // h [B, P]: in h_0, out the state after the last step; h_n: the same rounded, what each product reads unless W_hh sees
-// something else. Plain layers with a projection have h_n alone.
+// something else. Plain layers with a projection have h_n alone. Uniform layers without a projection need neither: a
+// product reads h_0 and then y, the kernels begin with h_0 and c_0, and end with h_n and c_n.
 template <class Cell, class T>
 void stream_forward(const GpuLayer<Cell, T>& g, int64_t d, const ForwardScan<T>& scan, const ForwardExtras<T>& extras,
                     Acc<T>* h, T* h_n, T* y) {
   using A = Acc<T>;
   const LayerShape& s = g.s;
   const int64_t G = g.kGates, y_stride = s.D * s.P, early = Cell::kResetsBefore ? 2 : G;
+  const bool from_y = g.uniform && !s.projection;
   const cudaStream_t stream = g.device.stream();
   const Tensor gh = g.buffer({s.B, G * s.H}, type_of<A>());
   Tensor seen, reset_h, projected;
@@ -41,7 +42,12 @@ void stream_forward(const GpuLayer<Cell, T>& g, int64_t d, const ForwardScan<T>&
   for (int64_t i = scan.steps.begin; i < scan.steps.end; ++i) {
     const int64_t t = g.step(d, i), row = g.row(t), count = g.count(t);
     if (g.sees) g.check(g.kernels.seen_states(scan.steps, extras, t, count, s.P, h, pointer<T>(seen), stream));
-    g.device.product(false, true, count, early * s.H, s.P, g.sees ? pointer<T>(seen) : h_n, s.P, g.w_hh(d), s.P,
+    const bool first = from_y && i == 0, before = from_y && i > 0;
+    const T* state = before   ? y + g.row(g.step(d, i - 1)) * y_stride
+                     : first  ? g.hx(0, d)
+                     : g.sees ? pointer<T>(seen)
+                              : h_n;
+    g.device.product(false, true, count, early * s.H, s.P, state, before ? y_stride : s.P, g.w_hh(d), s.P,
                      pointer<A>(gh), G * s.H, false);
     if (Cell::kResetsBefore) {
       g.check(g.cell.reset_forward(scan, extras, t, count, pointer<A>(gh), pointer<T>(reset_h), stream));
@@ -51,7 +57,7 @@ void stream_forward(const GpuLayer<Cell, T>& g, int64_t d, const ForwardScan<T>&
     if (g.extended)
       g.check(g.cell.row_forward(scan, extras, t, count, pointer<A>(gh), stream));
     else
-      g.check(g.cell.streaming_forward(scan, row, count, pointer<A>(gh), stream));
+      g.check(g.cell.streaming_forward(scan, row, count, first, from_y && i == s.T - 1, pointer<A>(gh), stream));
     if (!s.projection) continue;
     const T* h_cell = scan.y + row * s.H;
     if (g.extended) {
@@ -80,12 +86,6 @@ void forward_layer(const Layer<Cell>& layer, const Tensor& y, const Tensors& h_n
   if (s.projection) h_cell = save ? *next++ : g.buffer({s.D, s.N, s.H}, type_of<T>());
   const int64_t in_place = kExact && gates.defined() ? layer.saved_per_unit() * s.H : 0;
 
-  // States in full precision: where that is T's own, the outputs themselves.
-  Tensors state;
-  for (size_t k = 0; k < h_n.size(); ++k) {
-    h_n[k].copy_(layer.hx[k]);
-    state.push_back(kExact ? h_n[k] : layer.hx[k].to(type_of<A>()));
-  }
   int64_t at_once = s.T;
   Tensor projected;
   if (!in_place) {
@@ -95,7 +95,22 @@ void forward_layer(const Layer<Cell>& layer, const Tensor& y, const Tensors& h_n
     projected = g.buffer({s.D, rows, Cell::kGates * s.H}, type_of<A>());
   }
 
-  if (plan.tier == Tier::kGrid) g.device.fill(y.mutable_data_ptr(), 0xff, y.nbytes());  // see exchange.cuh
+  // States in full precision between two launches: where that is T's own, the outputs themselves. A product reads h_n.
+  const bool from_y = g.uniform && !s.projection;
+  Tensors state(h_n.size());
+  const auto make_states = [&](bool streams) {
+    for (size_t k = 0; k < h_n.size(); ++k) {
+      const bool filled = streams && !from_y;
+      if (filled) h_n[k].copy_(layer.hx[k]);
+      state[k] = kExact ? h_n[k] : filled ? layer.hx[k].to(type_of<A>()) : g.buffer(h_n[k].sizes(), type_of<A>());
+    }
+  };
+  bool streams = plan.tier == Tier::kStreaming;
+  if (streams || at_once < s.T) make_states(streams);
+  const int64_t width = g.mail_width();
+  Tensor mail;
+  if (plan.tier == Tier::kGrid && width != s.H) mail = g.buffer({s.D, s.N, width}, type_of<T>());
+
   for (int64_t begin = 0; begin < s.T; begin += at_once) {
     Directions<ForwardScan<T>> directions{int(s.D), {}};
     for (int64_t d = 0; d < s.D; ++d) {
@@ -106,22 +121,42 @@ void forward_layer(const Layer<Cell>& layer, const Tensor& y, const Tensors& h_n
       scan.w_hh = g.w_hh(d);
       scan.b_ih = g.b_ih(d), scan.b_hh = g.b_hh(d);
       if (!s.projection) {
-        scan.h = pointer<A>(state[0], d);
-        if (!kExact) scan.h_rounded = pointer<T>(h_n[0], d);
-        scan.h_0 = g.hx(0, d);
+        scan.h_0 = g.hx(0, d), scan.h_n = pointer<T>(h_n[0], d);
         scan.y = pointer<T>(y) + d * s.P, scan.y_stride = s.D * s.P;
       } else {
         scan.y = pointer<T>(h_cell, d), scan.y_stride = s.H;
       }
-      if (Cell::kHasC) scan.c = pointer<A>(state[1], d);
+      if (Cell::kHasC) scan.c_0 = g.hx(1, d), scan.c_n = pointer<T>(h_n[1], d);
       scan.gates = pointer<T>(gates, d);
       scan.kept_c = pointer<T>(kept_c, d);
       scan.choice = layer.choice;
       scan.w_ch = g.weight(d, s.w_ch);
       project(g, d, scan, in_place ? pointer<A>(gates, d) : pointer<A>(projected, d), in_place);
     }
-    if (plan.tier != Tier::kStreaming && g.scan(directions, plan)) continue;
-    plan.tier = Tier::kStreaming;
+    const auto set_states = [&] {
+      for (int64_t d = 0; d < s.D; ++d) {
+        ForwardScan<T>& scan = directions.of[d];
+        if (!s.projection && !(streams && from_y && Cell::kHasC)) scan.h = pointer<A>(state[0], d);
+        if (!s.projection && !kExact && streams && !from_y) scan.h_rounded = pointer<T>(h_n[0], d);
+        if (Cell::kHasC) scan.c = pointer<A>(state[1], d);
+      }
+    };
+    if (state[0].defined()) set_states();
+    if (!streams) {
+      for (int64_t d = 0; d < s.D; ++d) {
+        ForwardScan<T>& scan = directions.of[d];
+        scan.mail = mail.defined() ? pointer<T>(mail, d) : scan.y;
+        scan.mail_stride = mail.defined() ? width : scan.y_stride;
+        if (plan.tier != Tier::kGrid) continue;
+        const auto [first, rows] = g.rows(d, begin, scan.steps.end);  // after what project() has written
+        g.clear_mail(scan.mail + first * scan.mail_stride, scan.mail_stride, rows);
+      }
+      if (g.scan(directions, plan)) continue;
+      streams = true;
+      if (begin == 0) make_states(true);
+      if (begin > 0 && !kExact && !from_y) h_n[0].copy_(state[0]);
+      set_states();
+    }
     for (int64_t d = 0; d < s.D; ++d) {
       ForwardExtras<T> extras{g.extras(d), nullptr, s.D * s.H};
       if (layer.all_states) extras.all_c = pointer<T>(all_c) + d * s.H;
@@ -129,8 +164,7 @@ void forward_layer(const Layer<Cell>& layer, const Tensor& y, const Tensors& h_n
                      pointer<T>(y) + d * s.P);
     }
   }
-  for (size_t k = 0; k < h_n.size() && !kExact; ++k)
-    if (k > 0 || plan.tier != Tier::kStreaming) h_n[k].copy_(state[k]);
+  if (Cell::kHasC && !kExact && streams && !from_y) h_n[1].copy_(state[1]);
 }
 
 }  // namespace

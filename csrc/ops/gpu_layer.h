@@ -5,8 +5,6 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <string_view>
 
 #include "cuda/kernels.h"
 #include "ops/gpu.h"
@@ -50,6 +48,7 @@ struct GpuLayer {
   const cuda::CellKernels<T>& cell;
   const bool sees;      // whether W_hh sees something else than h_{t-1}
   const bool extended;  // whether steps go by the kernels of rows.cuh
+  const bool uniform;   // whether each step has all sequences, and before it is y of the step before
   Tensor offsets;       // on the device; undefined where all steps have all sequences
   Tensor lengths;       // on the device, or undefined
 
@@ -62,16 +61,15 @@ struct GpuLayer {
         cell(kernels.cells[index_of<Cell>()]),
         sees(layer.mask.defined() || layer.reset.defined()),
         extended(Cell::kResetsBefore || sees || layer.lengths.defined() || layer.has_zoneout || layer.layer_norm ||
-                 layer.all_states || layer.bptt_steps) {
+                 layer.all_states || layer.bptt_steps),
+        uniform(!extended && layer.batch_sizes.front() == layer.batch_sizes.back()) {
     if (layer.batch_sizes.front() != layer.batch_sizes.back()) offsets = on_device(layer.offsets.data(), s.T + 1);
     if (!layer.lengths.defined()) return;
     lengths = layer.lengths;
     if (lengths.device() != layer.x.device()) lengths = on_device(lengths.template const_data_ptr<int64_t>(), s.B);
   }
 
-  void check(cudaError_t error) const {
-    TORCH_CHECK(error == cudaSuccess, op, ": a CUDA kernel could not be launched: ", cudaGetErrorString(error));
-  }
+  void check(cudaError_t error) const { check_launch(op, error); }
 
   Tensor buffer(at::IntArrayRef sizes, at::ScalarType type) const {
     return at::empty(sizes, layer.x.options().dtype(type));
@@ -103,6 +101,11 @@ struct GpuLayer {
   int64_t row(int64_t t) const { return layer.offsets[t]; }
   int64_t count(int64_t t) const { return layer.batch_sizes[t]; }
   int64_t step(int64_t d, int64_t i) const { return d == 1 ? s.T - 1 - i : i; }
+  // The first row of steps begin .. end - 1 of the scan, and how many they have.
+  std::pair<int64_t, int64_t> rows(int64_t d, int64_t begin, int64_t end) const {
+    const int64_t a = step(d, begin), b = step(d, end - 1), first = row(std::min(a, b));
+    return {first, row(std::max(a, b) + 1) - first};
+  }
   Before before(int64_t d, int64_t t) const {
     const int64_t other = d == 1 ? t + 1 : t - 1;
     return other < 0 || other >= s.T ? Before{0, 0} : Before{row(other), count(other)};
@@ -142,23 +145,32 @@ struct GpuLayer {
     return truncates(d, t) && (d == 0 || (!lengths.defined() && count(t + 1) == count(t)));
   }
 
+  // Numbers in a row of mail of H numbers, see exchange.cuh: whole 16 bytes.
+  int64_t mail_width() const {
+    constexpr int64_t kUnit = 16 / sizeof(T);
+    return (s.H + kUnit - 1) / kUnit * kUnit;
+  }
+  // Makes `count` rows of mail, `stride` numbers apart, that nobody has stored; numbers that nobody will are zero.
+  void clear_mail(T* mail, int64_t stride, int64_t count) const {
+    const size_t words = (s.H * sizeof(T) + 3) / 4 * 4, all = mail_width() * sizeof(T), pitch = stride * sizeof(T);
+    device.fill(mail, pitch, 0xff, words, count);
+    device.fill(reinterpret_cast<char*>(mail) + words, pitch, 0, all - words, count);
+  }
+
   // The tier for this layer; ADL_CUDA_TIER overrules the choice.
   Plan plan(bool backward) const {
-    const bool half = sizeof(T) == 2, fits = !s.projection && !Cell::kResetsBefore && !std::is_same_v<T, double>;
+    const bool fits = !s.projection && !Cell::kResetsBefore && !std::is_same_v<T, double>;
     const bool knows = !layer.mask.defined() && !layer.has_zoneout && !layer.layer_norm && !layer.all_states;
-    const Arithmetic arithmetic = half ? kHalfTensorCores : allows_tf32() ? kTf32TensorCores : kFloatFma;
-    const Scanned scanned{s.B,        s.H,      int(s.D),          int(kGates),  Cell::kPre,
-                          arithmetic, backward, fits && !extended, fits && knows};
+    const Scanned scanned{
+        s.T,          s.B, s.H, int(s.D), int(kGates), Cell::kPre, arithmetic(layer.type), backward, fits && !extended,
+        fits && knows};
     const Gpu gpu = device.facts();
-    Plan best = chosen(scanned, gpu);
-    if (const char* wanted = std::getenv("ADL_CUDA_TIER")) {
-      const std::string_view names[] = {"streaming", "block", "cluster", "grid"};
-      const auto found = std::find(std::begin(names), std::end(names), wanted);
-      TORCH_CHECK(found != std::end(names), op, ": ADL_CUDA_TIER must be streaming, block, cluster or grid, got ",
-                  wanted);
-      best = plan_of(Tier(found - std::begin(names)), scanned, gpu);
-      TORCH_CHECK(best.microseconds < kNever, op, ": ADL_CUDA_TIER=", wanted, " does not serve hidden size ", s.H,
-                  " in ", layer.type,
+    static thread_local Recent<std::pair<Scanned, Gpu>, Plan> recent;
+    Plan best = recent.of({scanned, gpu}, [&] { return choose(scanned, gpu); });
+    if (const std::optional<Tier> wanted = wanted_tier(op)) {
+      best = plan_of(*wanted, scanned, gpu);
+      TORCH_CHECK(best.microseconds < kNever, op, ": ADL_CUDA_TIER=", kTierNames[int(*wanted)],
+                  " does not serve hidden size ", s.H, " in ", layer.type,
                   s.projection ? " with a projection"
                   : extended   ? " with what else is asked for"
                                : "");
@@ -184,23 +196,8 @@ struct GpuLayer {
   }
 
  private:
-  // Layers of one shape follow each other.
-  static Plan chosen(const Scanned& scanned, const Gpu& gpu) {
-    struct Choice {
-      Scanned scanned;
-      Gpu gpu;
-      Plan plan;
-    };
-    static thread_local std::optional<Choice> latest[2];
-    std::optional<Choice>& last = latest[scanned.backward];
-    if (!last || last->scanned != scanned || last->gpu != gpu) last = {scanned, gpu, choose(scanned, gpu)};
-    return last->plan;
-  }
   bool started(cudaError_t error) const {
-    if (error == cudaErrorCooperativeLaunchTooLarge) {
-      cudaGetLastError();  // or torch's next launch would seem to have failed
-      return false;
-    }
+    if (error == cudaErrorCooperativeLaunchTooLarge) return false;
     check(error);
     return true;
   }

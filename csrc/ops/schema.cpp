@@ -17,6 +17,12 @@
 //   all_states      an output more: c of every step, [rows.., D H]
 //   bptt_steps      gradients do not pass from a step that is a multiple of it to the step before; 0: they all pass
 //
+//   cudnn            layers that torch.nn has too, by torch's cuDNN layer: y, h_n [, c_n]; hx and weights of all layers
+//                    as torch.nn has them, `cell` its place in csrc/cells/cells.h
+//   cudnn_forward    the same, and what cudnn_backward wants as `reserve`
+//   cudnn_backward   as <cell>_backward
+//   prefers_cudnn    whether layers of such sizes (T, B, I, H, P, layers, directions) are computed so
+//
 //   <cell>           y, h_n [, c_n] [, all c]; keeps nothing
 //   <cell>_forward   the same, and what <cell>_backward wants as `saved`
 //   <cell>_backward  dx, dh_0 [, dc_0], then one gradient per weight
@@ -50,4 +56,11 @@ TORCH_LIBRARY(adl_kernels, m) {
 #define ADL_DEFINE(Cell) define(m, adl::Cell::kName);
   ADL_CELLS(ADL_DEFINE)
 #undef ADL_DEFINE
+  const std::string layers = "Tensor x, Tensor[] hx, Tensor[] weights, Tensor? batch_sizes";
+  m.def(("cudnn(int cell, int directions, " + layers + ") -> Tensor[]").c_str());
+  m.def(("cudnn_forward(int cell, int directions, " + layers + ") -> Tensor[]").c_str());
+  m.def(("cudnn_backward(int cell, int directions, Tensor?[] grads, " + layers +
+         ", Tensor y, Tensor reserve, bool[] needs) -> Tensor[]")
+            .c_str());
+  m.def("prefers_cudnn(int cell, int device, ScalarType dtype, int[] sizes, bool packed, bool training) -> bool");
 }

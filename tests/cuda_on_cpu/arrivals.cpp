@@ -1,4 +1,5 @@
 // Stores that others do not see yet, and the barriers that count those into shared memory.
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <utility>
@@ -78,6 +79,12 @@ void land_at(size_t i) {
   land(store);
 }
 
+// Whether a thread of the cluster has waited in vain.
+bool gave_up(unsigned cluster) {
+  return std::any_of(current.blocks.begin(), current.blocks.end(),
+                     [&](const Block& block) { return block.cluster == cluster && block.gave_up; });
+}
+
 size_t any_store() { return random_number() % current.under_way.size(); }
 
 }  // namespace
@@ -138,21 +145,57 @@ void arrivals_expect(uint64_t* barrier, unsigned bytes, const void* caller) {
   end_phase_if_complete(barrier, *me()->in);
 }
 
-void arrivals_wait(Site site, uint64_t* barrier, unsigned parity, const void* caller) {
+bool arrivals_wait(Site site, uint64_t* barrier, unsigned parity, unsigned microseconds, const void* caller) {
   maybe_preempt();
   const Arrivals& a = own_arrivals("arrivals_wait", barrier);
   race::atomic_read(barrier, sizeof *barrier, caller);
   if (parity > 1) fail("arrivals_wait: the parity is %u", parity);
   while ((a.phase & 1) == parity) {  // whoever comes a phase late has missed it
     me()->awaits = barrier;
+    me()->microseconds = microseconds;
     me()->in->waiting.push_back(me());
     suspend(site);
     me()->awaits = nullptr;
+    if (std::exchange(me()->in_vain, false)) return false;
   }
   race::acquire(tag(barrier, parity));
+  return true;
 }
 
-void store_async(void* p, const void* value, uint64_t* barrier, unsigned rank, const void* caller) {
+namespace {
+
+// In turn all wait in vain before a block wakes up; with `lifo` one thread, with `random` some.
+bool wakes_up(const Block& sleeper, bool others_wait) {
+  if (sleeper.asleep.empty()) return false;
+  const bool was_late = gave_up(sleeper.cluster);
+  const Schedule schedule = settings().schedule;
+  return !others_wait ||
+         (was_late && (schedule == Schedule::kLifo || (schedule == Schedule::kRandom && random_number() % 8 == 0)));
+}
+
+}  // namespace
+
+bool time_passes() {
+  std::vector<Thread*> waiting;
+  for (const Block& block : current.blocks)
+    for (Thread* thread : block.waiting)
+      if (thread->microseconds < kForEver) waiting.push_back(thread);
+  for (Block& block : current.blocks)
+    if (wakes_up(block, !waiting.empty())) {
+      block.awake = true;
+      for (Thread* thread : std::exchange(block.asleep, {})) make_ready(thread);
+      return true;
+    }
+  if (waiting.empty()) return false;
+  const bool random = settings().schedule == Schedule::kRandom;
+  Thread* thread = waiting[random ? random_number() % waiting.size() : 0];
+  std::erase(thread->in->waiting, thread);
+  thread->in_vain = thread->in->gave_up = true;
+  make_ready(thread);
+  return true;
+}
+
+void store_async(Site site, void* p, const void* value, uint64_t* barrier, unsigned rank, const void* caller) {
   Store store{nullptr, 16, {}, me(), nullptr, nullptr, nullptr};
   if (misaligned(p, store.bytes)) fail("store_async: misaligned address");
   if (misaligned(barrier, sizeof *barrier)) fail("store_async: misaligned barrier");
@@ -160,6 +203,10 @@ void store_async(void* p, const void* value, uint64_t* barrier, unsigned rank, c
   shared_of(static_cast<char*>(p) + store.bytes - 1, rank);
   store.barrier = static_cast<uint64_t*>(shared_of(barrier, rank));
   store.in = block_of(rank);
+  if (me()->cluster_rank == settings().sleeper && !me()->in->awake) {
+    me()->in->asleep.push_back(me());
+    suspend({"asleep at store_async", site.file, site.line});
+  }
   if (store.in->live == 0) fail("store_async: block %u of the cluster has exited", rank);
   arrivals("store_async", store.barrier);
   memcpy(store.value, value, store.bytes);
@@ -175,7 +222,7 @@ void no_stores_to(Block& block) {
     if (store.in == &block) fail("a block has exited, but a store to it is under way");
   for (const uint64_t* barrier : block.arrivals) {
     const auto& a = *reinterpret_cast<const Arrivals*>(barrier);
-    if (a.mark == kMark && a.bytes < 0)
+    if (a.mark == kMark && a.bytes < 0 && !gave_up(block.cluster))
       fail("a block has exited, but has not waited for what it was sent: %s", barrier_state(barrier).c_str());
   }
 }

@@ -2,6 +2,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
+#include <string>
+#include <utility>
 
 #include "cuda/tiers.h"
 
@@ -53,10 +55,11 @@ struct Cell {
 };
 constexpr Cell kLstm{"LSTM", 4, 4, kHalfTensorCores}, kGru{"GRU", 3, 4, kHalfTensorCores};
 constexpr Cell kCells[] = {kLstm, kGru, {"LSTM tf32", 4, 4, kTf32TensorCores}, {"RNN", 1, 1, kHalfTensorCores}};
-constexpr const char* kTiers[] = {"streaming", "block", "cluster", "grid"};
+constexpr Cell kExactLstm{"LSTM float32", 4, 4, kFloatFma};
+constexpr int64_t kSteps = 512;
 
 constexpr Scanned scanned(const Cell& cell, int64_t B, int64_t H, int directions, bool backward) {
-  return {B, H, directions, cell.gates, cell.pre, cell.arithmetic, backward, true, true};
+  return {kSteps, B, H, directions, cell.gates, cell.pre, cell.arithmetic, backward, true, true};
 }
 
 // Says what a kernel could not do.
@@ -64,7 +67,7 @@ void check_team(const char* gpu_name, const Gpu& gpu, const Scanned& s, const Pl
   const TeamShape& t = p.team;
   const auto complain = [&](const char* what) {
     std::printf("%s B%ld H%ld D%d gates %d %s %s: %s\n", gpu_name, long(s.B), long(s.H), s.directions, s.gates,
-                s.backward ? "backward" : "forward", kTiers[int(p.tier)], what);
+                s.backward ? "backward" : "forward", kTierNames[int(p.tier)], what);
   };
   const bool cluster = p.tier == Tier::kCluster;
   const TeamProduct product = product_of(p.tier, s.backward);
@@ -88,7 +91,7 @@ void print_mistakes() {
       for (int directions : {1, 2})
         for (bool backward : {false, true})
           for (int64_t B : {1, 2, 3, 7, 8, 9, 16, 33, 64, 100, 500, 70000})
-            for (int64_t H = 8; H <= 2304; H += H < 300 ? 4 : 56)
+            for (int64_t H = 3; H <= 2304; H += H < 300 ? 5 : 57)
               for (Tier tier : {Tier::kCluster, Tier::kGrid}) {
                 const Scanned s = scanned(cell, B, H, directions, backward);
                 const Plan p = plan_of(tier, s, gpu);
@@ -104,7 +107,7 @@ void print_choices() {
         for (int64_t B : {1, 16, 64, 128})
           for (int64_t H : {64, 128, 256, 512, 768, 1024, 1536, 2048}) {
             const Plan p = choose(scanned(cell, B, H, 1, backward), gpu);
-            std::printf("%s,%s,%d,%ld,%ld,%s\n", name, cell.name, backward, long(B), long(H), kTiers[int(p.tier)]);
+            std::printf("%s,%s,%d,%ld,%ld,%s\n", name, cell.name, backward, long(B), long(H), kTierNames[int(p.tier)]);
           }
 }
 
@@ -112,19 +115,31 @@ void print_choices() {
 void print_markdown() {
   const Gpu gpu = kGpus[2].gpu;
   const auto text = [&](const Plan& p) {
-    if (p.tier == Tier::kCluster || p.tier == Tier::kGrid)
-      std::printf(" %s, %d blocks x %d | %.2f |", kTiers[int(p.tier)], p.blocks, p.team.rows, p.microseconds);
-    else
-      std::printf(" %s | %.2f |", kTiers[int(p.tier)], p.microseconds);
+    const std::string name = kTierNames[int(p.tier)];
+    const bool team = p.tier == Tier::kCluster || p.tier == Tier::kGrid;
+    return team ? name + " " + std::to_string(p.blocks) + " x " + std::to_string(p.team.rows) : name;
   };
-  for (const Cell& cell : {kLstm, kGru, kCells[2]})
+  const auto chosen = [&](Scanned s, bool training, bool backward) {
+    const bool cudnn = cudnn_is_faster(s, training, gpu);
+    s.backward = backward;
+    return cudnn ? cudnn_plan(s) : choose(s, gpu);
+  };
+  for (const auto& [cell, float16] : {std::pair{kLstm, true}, {kGru, true}, {kCells[2], false}, {kExactLstm, false}})
     for (int directions : {1, 2})
       for (int64_t B : {16, 64})
-        for (int64_t H : {128, 256, 512, 768, 1024}) {
-          if (directions == 2 && B != 16) continue;
-          std::printf("| %s%s | %ld | %ld |", cell.name, directions == 2 ? ", bidirectional" : "", long(B), long(H));
-          for (bool backward : {false, true}) text(choose(scanned(cell, B, H, directions, backward), gpu));
-          std::printf("\n");
+        for (int64_t H : {128, 256, 512, 650, 768, 1024}) {
+          const bool exact = cell.arithmetic == kFloatFma;
+          if (B != 16 && (directions == 2 || exact)) continue;
+          if (exact && directions == 2) continue;
+          Scanned s = scanned(cell, B, H, directions, false);
+          s.cudnn = {true, float16, false, false, false, 1, H};
+          const Plan infer = chosen(s, false, false), forward = chosen(s, true, false),
+                     backward = chosen(s, true, true);
+          const auto each = [&](double total) { return total / kSteps; };
+          std::printf("| %s%s | %ld | %ld | %s | %.2f | %s; %s | %.2f |\n", cell.name,
+                      directions == 2 ? ", bidirectional" : "", long(B), long(H), text(infer).c_str(),
+                      each(total(infer, kSteps)), text(forward).c_str(), text(backward).c_str(),
+                      each(total(forward, kSteps) + total(backward, kSteps)));
         }
 }
 

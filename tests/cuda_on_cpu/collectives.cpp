@@ -89,8 +89,11 @@ unsigned char* array_of(Block& block, const void* key, size_t bytes) {
   array = {static_cast<unsigned char*>(p), bytes};
   block.array_bytes += bytes;
   if (block.array_bytes > kStaticSharedBytes) fail("%zu bytes in shared arrays of fixed size", block.array_bytes);
-  if (block.array_bytes + current.shape.shared_bytes > kSharedBytes)
-    fail("%zu bytes of shared memory", block.array_bytes + current.shape.shared_bytes);
+  const size_t asked = current.allowed.dynamic_bytes, most = asked ? kSharedBytes : kStaticSharedBytes;
+  const size_t dynamic = asked ? asked : current.shape.shared_bytes;
+  if (block.array_bytes + dynamic > most)
+    fail("%zu bytes of shared memory in arrays of fixed size and %zu beside them, where %zu are allowed",
+         block.array_bytes, dynamic, most);
   return array.data;
 }
 
@@ -126,8 +129,12 @@ void wait_at(Barrier& barrier, unsigned expected, Site site) {
 
 void block_barrier(Site site) { wait_at(me()->in->barrier, me()->in->live, site); }
 
-void cluster_barrier(Site site) {
-  wait_at(current.clusters[me()->in->cluster], current.shape.cluster * me()->block_threads, site);
+void cluster_barrier(Site site) { wait_at(current.clusters[me()->in->cluster], live_in(me()->in->cluster), site); }
+
+unsigned live_in(unsigned cluster) {
+  unsigned live = 0;
+  for (const Block& block : current.blocks) live += block.cluster == cluster ? block.live : 0;
+  return live;
 }
 
 void grid_barrier(Site site) {

@@ -85,8 +85,6 @@ void end_thread() {
     if (!m->complete() && (m->mask >> t->lane & 1))
       fail("a thread has exited, but %s at line %d waits for its lane", m->site.what, m->site.line);
   if (!current.grid.waiting.empty()) fail("a thread has exited, but others wait for it at a grid barrier");
-  if (!current.clusters[block.cluster].waiting.empty())
-    fail("a thread has exited, but others wait for it at a cluster barrier");
   t->done = true;
   t->warp->exited |= 1u << t->lane;
   --current.live;
@@ -97,22 +95,26 @@ void end_thread() {
     race::acquire(&block.live);
     if (block.live == 0) wipe_shared(block);
   }
-  open_if_full(block.barrier, block.live);  // CUDA's waits for the threads that have not exited
+  // CUDA's wait for the threads that have not exited.
+  open_if_full(block.barrier, block.live);
+  Barrier& cluster = current.clusters[block.cluster];
+  if (!cluster.waiting.empty()) open_if_full(cluster, live_in(block.cluster));
 }
 
-// Whether all blocks of a cooperative launch run at once.
-bool check(const LaunchShape& shape) {
+// The error of a launch that CUDA would not begin; what no launcher should ask for is thrown.
+int check(const LaunchShape& shape, const Allowed& allowed) {
   const auto& [grid, block, shared_bytes, cooperative, cluster] = shape;
   const size_t threads = size_t{block.x} * block.y * block.z, blocks = size_t{grid.x} * grid.y * grid.z;
   if (threads == 0 || threads > 1024 || block.z > 64) fail("blocks of %u x %u x %u threads", block.x, block.y, block.z);
   if (blocks == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     fail("a grid of %u x %u x %u blocks", grid.x, grid.y, grid.z);
-  if (shared_bytes > kSharedBytes) fail("%zu bytes of shared memory", shared_bytes);
-  if (cluster == 0 || cluster > 16) fail("clusters of %u blocks", cluster);
+  if (shared_bytes > (allowed.dynamic_bytes ? allowed.dynamic_bytes : kStaticSharedBytes)) return cudaErrorInvalidValue;
+  if (cluster == 0 || cluster > (allowed.large_clusters ? 16 : 8)) fail("clusters of %u blocks", cluster);
   if (grid.x % cluster) fail("%u blocks are not a multiple of the cluster's %u", grid.x, cluster);
   const size_t fit = size_t{cluster} * active_clusters(cluster, static_cast<unsigned>(threads), shared_bytes);
   if (fit == 0) fail("clusters of %u such blocks fit nowhere", cluster);
-  return !cooperative || blocks <= fit;
+  if (cooperative && (blocks > fit || settings().refuse_cooperative)) return cudaErrorCooperativeLaunchTooLarge;
+  return settings().refuse_all ? cudaErrorInvalidConfiguration : cudaSuccess;
 }
 
 // The clusters of the grid, in the order in which they start.
@@ -183,12 +185,24 @@ void run_threads() {
   }
 }
 
-bool run(const void* kernel, const LaunchShape& shape, const std::function<void()>& body) {
+int& last_error() {
+  static thread_local int error = 0;
+  return error;
+}
+
+Allowed& allowed(const void* kernel) {
+  static std::unordered_map<const void*, Allowed> kernels;
+  return kernels[kernel];
+}
+
+int run(const void* kernel, const LaunchShape& shape, const std::function<void()>& body) {
   if (self) fail("a launch from a kernel");
+  if (const int error = std::exchange(last_error(), 0))
+    fail("error %d was left behind when this was launched: %s", error, name_of(kernel).c_str());
   static std::mutex one_launch;
   const std::lock_guard<std::mutex> lock(one_launch);
   update_settings();
-  if (!check(shape)) return false;
+  if (const int error = check(shape, allowed(kernel))) return error;
   const size_t threads = size_t{shape.block.x} * shape.block.y * shape.block.z;
   const size_t blocks = size_t{shape.grid.x} * shape.grid.y * shape.grid.z;
   count_launch(kernel, blocks * threads);
@@ -205,7 +219,7 @@ bool run(const void* kernel, const LaunchShape& shape, const std::function<void(
   begin_host();
   for (size_t begin = 0; begin < blocks; begin += at_once) {
     const size_t count = std::min(at_once, blocks - begin);
-    current = Launch{shape, &body, std::vector<Block>(count), std::vector<Barrier>(order.size())};
+    current = Launch{shape, allowed(kernel), &body, std::vector<Block>(count), std::vector<Barrier>(order.size())};
     current.live = static_cast<unsigned>(count * threads);
     begin_schedule(count * threads);
     for (size_t i = 0; i < count; ++i) {
@@ -220,7 +234,7 @@ bool run(const void* kernel, const LaunchShape& shape, const std::function<void(
     if (current.error.empty()) current.error = race::end_launch();
     if (!current.error.empty()) throw std::runtime_error(current.error);
   }
-  return true;
+  return cudaSuccess;
 }
 
 }  // namespace emulator

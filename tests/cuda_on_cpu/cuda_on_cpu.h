@@ -7,6 +7,7 @@
 #include <bit>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "emulator.h"
 
@@ -176,12 +177,24 @@ inline int __ffs(int x) { return __builtin_ffs(x); }
 
 // ---- the runtime, as far as launchers use it; memory is the host's
 
+namespace emulator {
+
+// An error is returned, and kept until someone asks for it.
+inline cudaError_t returned(int error) {
+  if (error != cudaSuccess) last_error() = error;
+  return static_cast<cudaError_t>(error);
+}
+
+}  // namespace emulator
+
 inline const char* cudaGetErrorString(cudaError_t error) {
   if (error == cudaErrorCooperativeLaunchTooLarge) return "too many blocks in cooperative launch";
+  if (error == cudaErrorInvalidValue) return "invalid argument";
+  if (error == cudaErrorInvalidConfiguration) return "invalid configuration argument";
   return error == cudaSuccess ? "no error" : "an error of the emulated GPU";
 }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetLastError() { return static_cast<cudaError_t>(std::exchange(emulator::last_error(), 0)); }
+inline cudaError_t cudaPeekAtLastError() { return static_cast<cudaError_t>(emulator::last_error()); }
 inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) {
@@ -190,7 +203,7 @@ inline cudaError_t cudaGetDevice(int* device) {
 }
 
 inline cudaError_t cudaMalloc(void** p, size_t bytes) {
-  if (posix_memalign(p, 256, bytes)) return cudaErrorMemoryAllocation;
+  if (posix_memalign(p, 256, bytes)) return emulator::returned(cudaErrorMemoryAllocation);
   memset(*p, 0xFF, bytes);  // NaN until written
   return cudaSuccess;
 }
@@ -244,20 +257,52 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
       *value = emulator::kSharedBytes + 1024;
       return cudaSuccess;
     default:
-      return cudaErrorNotSupported;
+      return emulator::returned(cudaErrorNotSupported);
   }
 }
-inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+
+inline cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  switch (attribute) {
+    case cudaFuncAttributeMaxDynamicSharedMemorySize:
+      if (value < 0 || static_cast<size_t>(value) > emulator::kSharedBytes)
+        return emulator::returned(cudaErrorInvalidValue);
+      emulator::allowed(kernel).dynamic_bytes = static_cast<size_t>(value);
+      return cudaSuccess;
+    case cudaFuncAttributeNonPortableClusterSizeAllowed:
+      emulator::allowed(kernel).large_clusters = value;
+      return cudaSuccess;
+    default:
+      return emulator::returned(cudaErrorNotSupported);
+  }
+}
 inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int threads, size_t shared) {
   *blocks = static_cast<int>(emulator::blocks_per_multiprocessor(static_cast<unsigned>(threads), shared));
   return cudaSuccess;
 }
-template <class... P>
-cudaError_t cudaFuncSetAttribute(void (*)(P...), cudaFuncAttribute, int) {
-  return cudaSuccess;
+
+namespace emulator {
+
+inline LaunchShape shape_of(const cudaLaunchConfig_t& config) {
+  LaunchShape shape{config.gridDim, config.blockDim, config.dynamicSmemBytes, false, 1};
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config.attrs[i];
+    if (attribute.id == cudaLaunchAttributeCooperative) shape.cooperative = attribute.val.cooperative;
+    if (attribute.id == cudaLaunchAttributeClusterDimension) shape.cluster = attribute.val.clusterDim.x;
+  }
+  return shape;
 }
-template <class... P>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void (*kernel)(P...), int threads,
-                                                          size_t shared) {
-  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, reinterpret_cast<const void*>(kernel), threads, shared);
+
+}  // namespace emulator
+
+inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*, const cudaLaunchConfig_t* config) {
+  const emulator::LaunchShape shape = emulator::shape_of(*config);
+  *clusters = static_cast<int>(emulator::active_clusters(shape.cluster, shape.block.x, shape.shared_bytes));
+  return *clusters ? cudaSuccess : emulator::returned(cudaErrorInvalidValue);
+}
+
+// Throws where a kernel did something wrong.
+template <class... P, class... A>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... arguments) {
+  return emulator::returned(
+      emulator::run(reinterpret_cast<const void*>(kernel), emulator::shape_of(*config), [&] { kernel(arguments...); }));
 }

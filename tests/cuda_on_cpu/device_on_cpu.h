@@ -17,25 +17,6 @@
 
 namespace adl {
 
-// Throws where a kernel did something wrong.
-template <class... P, class... A>
-cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, cudaStream_t, LaunchOptions options, A&&... arguments) {
-  const bool fits = emulator::run(reinterpret_cast<const void*>(kernel),
-                                  {grid, block, options.shared_bytes, options.cooperative, options.cluster},
-                                  [&] { kernel(arguments...); });
-  return fits ? cudaSuccess : cudaErrorCooperativeLaunchTooLarge;
-}
-
-// ---- how many blocks run at once, on the whole GPU
-
-inline int active_clusters(const void*, int size, int threads, size_t shared_bytes) {
-  return static_cast<int>(
-      emulator::active_clusters(static_cast<unsigned>(size), static_cast<unsigned>(threads), shared_bytes));
-}
-inline int active_blocks(const void* kernel, int threads, size_t shared_bytes) {
-  return active_clusters(kernel, 1, threads, shared_bytes);
-}
-
 // ---- flags between blocks
 
 inline unsigned load_acquire(const unsigned* p) {
@@ -67,11 +48,12 @@ ADL_EMULATOR_CALLER inline void arrivals_init(uint64_t* barrier) {
 ADL_EMULATOR_CALLER inline void arrivals_expect(uint64_t* barrier, unsigned bytes) {
   emulator::arrivals_expect(barrier, bytes, ADL_EMULATOR_FROM);
 }
-ADL_EMULATOR_CALLER inline void arrivals_wait(uint64_t* barrier, unsigned parity, ADL_EMULATOR_HERE) {
-  emulator::arrivals_wait({"arrivals_wait", file, line}, barrier, parity, ADL_EMULATOR_FROM);
+ADL_EMULATOR_CALLER inline bool arrivals_wait(uint64_t* barrier, unsigned parity, unsigned microseconds,
+                                              ADL_EMULATOR_HERE) {
+  return emulator::arrivals_wait({"arrivals_wait", file, line}, barrier, parity, microseconds, ADL_EMULATOR_FROM);
 }
-ADL_EMULATOR_CALLER inline void store_async(void* p, uint4 value, uint64_t* barrier, unsigned rank) {
-  emulator::store_async(p, &value, barrier, rank, ADL_EMULATOR_FROM);
+ADL_EMULATOR_CALLER inline void store_async(void* p, uint4 value, uint64_t* barrier, unsigned rank, ADL_EMULATOR_HERE) {
+  emulator::store_async({"store_async", file, line}, p, &value, barrier, rank, ADL_EMULATOR_FROM);
 }
 
 // ---- words of global memory that are their own flags
@@ -84,6 +66,7 @@ ADL_EMULATOR_CALLER inline uint4 load_relaxed(const uint4* p) {
 ADL_EMULATOR_CALLER inline void store_relaxed(uint32_t* p, uint32_t v) {
   emulator::store_relaxed(p, v, ADL_EMULATOR_FROM);
 }
+inline void prefetch_l2(const void*) {}
 inline void spin(ADL_EMULATOR_HERE) { emulator::spin({"spin", file, line}); }
 
 // ---- asynchronous copies from global to shared memory

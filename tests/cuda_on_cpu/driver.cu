@@ -55,12 +55,15 @@ void streaming_forward(const Case& k) {
   using A = Acc<T>;
   const Forward<Cell, T> f(k, k.directions == 2, 9);
   const ForwardScan<T> scan = f.scan(0, k.sizes.T, false);
+  const bool uniform = k.sizes.counts.empty();
   for (int64_t i = 0; i < k.sizes.T; ++i) {
     const int64_t t = f.r.step(i), count = k.sizes.count(t);
     const std::vector<A> h = f.kExact ? f.h.host() : converted<A>(f.h_rounded.host());
     const Array<A> gh(product(f.r.w_hh, f.G, f.H, h, count));
-    check(kernels_of<Cell, T>().streaming_forward(scan, f.r.offsets[t], count, gh, kStream));
+    const bool first = uniform && i == 0, last = uniform && i == k.sizes.T - 1;
+    check(kernels_of<Cell, T>().streaming_forward(scan, f.r.offsets[t], count, first, last, gh, kStream));
   }
+  if (!uniform) f.h_n.store(converted<T>(f.h.host())), f.c_n.store(converted<T>(f.c.host()));
   compare_all(name_of<Cell, T>("streaming forward", k), f.results(), Type<T>::kError);
 }
 
@@ -84,9 +87,11 @@ void streaming_backward(const Case& k) {
     const int64_t t = b.r.step(i), row = b.r.offsets[t], count = k.sizes.count(t);
     adl::Before before{0, 0};
     if (i > 0) before = {b.r.offsets[b.r.step(i - 1)], k.sizes.count(b.r.step(i - 1))};
-    check(kernels_of<Cell, T>().streaming_backward(b.scan(), row, count, before, kStream));
+    const bool first = k.sizes.counts.empty() && i == k.sizes.T - 1;
+    check(kernels_of<Cell, T>().streaming_backward(b.scan(), row, count, first, before, kStream));
     add_product(b, row, count);
   }
+  b.dh_0.store(converted<T>(b.dh.host())), b.dc_0.store(converted<T>(b.dc.host()));
   compare_all(name_of<Cell, T>("streaming backward", k), b.results(), Type<T>::kError);
 }
 

@@ -6,6 +6,9 @@
 //   ADL_EMULATOR_RESIDENT=n                  blocks under way at once; by default 1, for `random` 2
 //   ADL_EMULATOR_PREEMPT=n                   `random` also stops a thread at about every n-th atomic; 16
 //   ADL_EMULATOR_SMS=n                       multiprocessors of the pretended GPU; 132
+//   ADL_EMULATOR_REFUSE=cooperative|all      launches that fail
+//   ADL_EMULATOR_SLEEPER=n                   the block of rank n of a cluster stops where it first stores into another,
+//                                            until nobody else can go on: bounded waits for it are in vain
 //   ADL_EMULATOR_LOG=file                    a line per kernel is appended at exit: launches, threads, name
 // What a GPU would do wrong silently is an error here: std::runtime_error from the launch, with who waits where.
 #pragma once
@@ -33,7 +36,7 @@ namespace emulator {
 
 constexpr size_t kStackBytes = 128 << 10;
 constexpr size_t kSharedBytes = 227 << 10;       // of a block, and of a multiprocessor but for 1 KiB per block
-constexpr size_t kStaticSharedBytes = 48 << 10;  // of these, in arrays of fixed size
+constexpr size_t kStaticSharedBytes = 48 << 10;  // of these, in arrays of fixed size, and in all that nobody asked for
 
 struct ThreadView {
   uint3 thread, block;
@@ -56,8 +59,17 @@ struct LaunchShape {
   bool cooperative;
   unsigned cluster;
 };
-// False: a cooperative launch of more blocks than run at once.
-bool run(const void* kernel, const LaunchShape& shape, const std::function<void()>& body);
+// Returns CUDA's number of the error.
+int run(const void* kernel, const LaunchShape& shape, const std::function<void()>& body);
+int& last_error();  // until someone asks for it; a launch before that fails, as torch's checks would
+
+// What a kernel was allowed by cudaFuncSetAttribute, for all its launches.
+struct Allowed {
+  size_t dynamic_bytes = 0;  // 0: what arrays of fixed size leave of kStaticSharedBytes
+  bool large_clusters = false;
+};
+Allowed& allowed(const void* kernel);
+
 unsigned multiprocessors();
 unsigned blocks_per_multiprocessor(unsigned threads, size_t shared_bytes);
 unsigned active_clusters(unsigned size, unsigned threads, size_t shared_bytes);
@@ -112,8 +124,11 @@ void copy_async_wait(unsigned pending);
 
 void arrivals_init(uint64_t* barrier, const void* caller);
 void arrivals_expect(uint64_t* barrier, unsigned bytes, const void* caller);
-void arrivals_wait(Site site, uint64_t* barrier, unsigned parity, const void* caller);
-void store_async(void* p, const void* value, uint64_t* barrier, unsigned rank, const void* caller);
+// No time passes while a thread can run or a store can land. Only then does a wait end in vain, and one of kForEver
+// not even then: that is a deadlock.
+constexpr unsigned kForEver = 1000000;  // microseconds
+bool arrivals_wait(Site site, uint64_t* barrier, unsigned parity, unsigned microseconds, const void* caller);
+void store_async(Site site, void* p, const void* value, uint64_t* barrier, unsigned rank, const void* caller);
 void load_relaxed(const void* p, uint32_t (&words)[4], const void* caller);
 void store_relaxed(uint32_t* p, uint32_t v, const void* caller);
 

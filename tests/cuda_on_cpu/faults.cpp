@@ -54,6 +54,10 @@ __global__ void large_array(float* y) {
   ADL_SHARED(float, s, 20000);
   y[0] = s[0] = 1;
 }
+__global__ void arrays_beside(float* y) {
+  ADL_SHARED(float, s, 1024);
+  y[0] = s[0] = 1;
+}
 
 // ---- barriers and warps
 
@@ -185,6 +189,13 @@ int main(int argc, char** argv) {
   unsigned flag = 0;
   const cudaStream_t s = nullptr;
   const LaunchOptions shared{256, false, 1}, together{0, true, 1}, pairs{256, false, 2};
+  // As launch() does, but for what has to be asked for.
+  const auto unasked = [&](size_t shared_bytes) {
+    cudaLaunchConfig_t config{};
+    config.gridDim = config.blockDim = 1;
+    config.dynamicSmemBytes = shared_bytes;
+    return cudaLaunchKernelEx(&config, arrays_beside, y.data());
+  };
   Faults faults = {
       {"global_write", [&] { return launch(global_write, 1, 128, s, {}, y.data(), 64); }},
       {"global_read", [&] { return launch(global_read, 1, 256, s, {}, x.data(), y.data()); }},
@@ -196,6 +207,9 @@ int main(int argc, char** argv) {
       {"unwritten_array", [&] { return launch(unwritten_array, 1, 64, s, {}, y.data()); }},
       {"unwritten_dynamic", [&] { return launch(unwritten_dynamic, 1, 1, s, shared, y.data()); }},
       {"large_array", [&] { return launch(large_array, 1, 1, s, {}, y.data()); }},
+      {"arrays_beside", [&] { return unasked(48 * 1024); }},
+      {"shared_not_asked_for", [&] { return unasked(48 * 1024 + 1); }},
+      {"error_left", [&] { return unasked(48 * 1024 + 1), launch(threads_return, 1, 64, s, {}, y.data()); }},
       {"two_lines", [&] { return launch(two_lines, 1, 64, s, {}, y.data()); }},
       {"lanes_gone", [&] { return launch(lanes_gone, 1, 64, s, {}, y.data()); }},
       {"partial_warp", [&] { return launch(warp_sum, 1, 48, s, {}, y.data()); }},

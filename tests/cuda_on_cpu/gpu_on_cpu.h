@@ -6,6 +6,7 @@
 #include <ATen/ops/mm.h>
 
 #include <cstdlib>
+#include <fstream>
 
 #define ADL_GPU_KEY CPU
 
@@ -22,6 +23,11 @@ inline bool allows_tf32() {
   return wanted && *wanted == '1';
 }
 
+inline bool has_cudnn(at::ScalarType) {
+  const char* wanted = std::getenv("ADL_EMULATED_CUDNN");
+  return wanted && *wanted == '1';
+}
+
 inline size_t shared_bytes() {
   const char* wanted = std::getenv("ADL_EMULATED_SHARED");
   return wanted ? std::atoll(wanted) : size_t(227) << 10;
@@ -34,13 +40,17 @@ class Device {
   cudaStream_t stream() const { return nullptr; }
 
   // Few multiprocessors, so that small batches fill them and blocks get several sequences.
-  Gpu facts() const {
+  Gpu facts() const { return facts(0); }
+  static Gpu facts(int64_t) {
     const char* wanted = std::getenv("ADL_EMULATED_SMS");
     const int sms = wanted ? std::atoi(wanted) : 4;
+    if (without_clusters()) return {sms, shared_bytes()};
     return {sms, shared_bytes(), sms / 8, sms / 16};
   }
 
-  void fill(void* p, int byte, size_t bytes) const { std::memset(p, byte, bytes); }
+  void fill(void* p, size_t pitch, int byte, size_t width, size_t rows) const {
+    for (size_t i = 0; i < rows; ++i) std::memset(static_cast<char*>(p) + i * pitch, byte, width);
+  }
 
   // As cuBLAS: sums in float or double, whatever is multiplied.
   template <class To, class From>
@@ -48,6 +58,10 @@ class Device {
                const From* b, int64_t ldb, To* c, int64_t ldc, bool accumulate) const {
     const Tensor left = matrix(a, transpose_a ? k : m, transpose_a ? m : k, lda);
     const Tensor right = matrix(b, transpose_b ? n : k, transpose_b ? k : n, ldb);
+    const Precision precision = checked_precision_of(type_of<From>(), switches(allows_tf32()));
+    if (const char* path = std::getenv("ADL_EMULATED_PRODUCTS"))  // a line for each, for the tests
+      std::ofstream(path, std::ios::app) << type_of<From>() << " tf32 " << precision.tf32 << " reduced "
+                                         << precision.reduced << "\n";
     const at::ScalarType type = type_of<Acc<From>>();
     Tensor out = matrix(c, m, n, ldc);
     const Tensor sum = at::mm((transpose_a ? left.t() : left).to(type), (transpose_b ? right.t() : right).to(type));

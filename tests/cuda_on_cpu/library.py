@@ -33,12 +33,13 @@ def library(variant: str) -> Path:
 
 def take_over(variant: str) -> None:
     """From now on, the ops on the CPU run emulated CUDA kernels."""
-    from adl_kernels import _fake
+    from adl_kernels import _cudnn, _fake
 
     torch.ops.load_library(library(variant))
     # Where cores are few, torch's threads wait for each other much longer than they compute.
     torch.set_num_threads(1)
     _fake.LAYOUTS["cpu"] = _fake.LAYOUTS["cuda"]
+    _cudnn.DEVICES.add("cpu")
 
 
 if __name__ == "__main__":

@@ -15,16 +15,6 @@ namespace emulator {
 
 namespace {
 
-std::string name_of(const void* kernel) {
-  Dl_info info;
-  if (!dladdr(kernel, &info) || !info.dli_sname || info.dli_saddr != kernel) return "a kernel without a symbol";
-  int status;
-  char* readable = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
-  const std::string name = readable ? readable : info.dli_sname;
-  free(readable);
-  return name;
-}
-
 struct Count {
   uint64_t launches = 0, threads = 0;
 };
@@ -47,6 +37,16 @@ struct Log {
 } log;
 
 }  // namespace
+
+std::string name_of(const void* kernel) {
+  Dl_info info;
+  if (!dladdr(kernel, &info) || !info.dli_sname || info.dli_saddr != kernel) return "a kernel without a symbol";
+  int status;
+  char* readable = abi::__cxa_demangle(info.dli_sname, nullptr, nullptr, &status);
+  const std::string name = readable ? readable : info.dli_sname;
+  free(readable);
+  return name;
+}
 
 void count_launch(const void* kernel, uint64_t threads) {
   Count& count = log.counts[kernel];

@@ -1,5 +1,7 @@
 """Removes one synchronisation at a time from the kernels, and asks whether the emulator notices.
 
+So it does with what a kernel does about a wait that was in vain.
+
     python tests/cuda_on_cpu/mutate.py [FILE ...] [--seeds N] [--jobs N]
 
 Prints a Markdown table; the exit code is 1 if something can be removed unnoticed. A statement that
@@ -27,7 +29,8 @@ SYNCHRONISATION = re.compile(
     r"\b(?P<barrier>(__syncthreads|__syncwarp|(grid|cluster)_barrier|copy_async_commit)\([^()]*\));"
     r"|\bcopy_async_wait<(?P<groups>[^<>]*)>\(\);"
     r"|\b(?P<flag>add_release|load_acquire)\("
-    r"|\b(?P<call>arrivals_(?:init|expect|wait)|(?:load|store)_relaxed|arrived)\("
+    r"|\b(?P<call>arrivals_(?:init|expect|wait)|(?:load|store)_relaxed|arrived|__any_sync)\("
+    r"|(?P<late>\b(exchange\.)?late\(\))(?! const)"
 )
 # What a flag becomes: the same access without the order of memory.
 MUTANTS = """\
@@ -49,9 +52,15 @@ template <int removed, int fewer>
 void arrivals_expect(uint64_t* barrier, unsigned bytes) {
   if (number != removed) adl::arrivals_expect(barrier, number == fewer ? bytes - 16 : bytes);
 }
-template <int removed, int other>
-void arrivals_wait(uint64_t* barrier, unsigned parity) {
-  if (number != removed) adl::arrivals_wait(barrier, number == other ? 1 - parity : parity);
+template <int removed, int other, int believed, int endless>
+bool arrivals_wait(uint64_t* barrier, unsigned parity, unsigned microseconds) {
+  if (number == removed) return true;
+  if (number == other) parity = 1 - parity;
+  return adl::arrivals_wait(barrier, parity, number == endless ? ~0u : microseconds) || number == believed;
+}
+template <int own>
+int __any_sync(unsigned mask, int predicate) {
+  return number == own ? predicate : ::__any_sync(mask, predicate);
 }
 template <int plain>
 uint4 load_relaxed(const uint4* p) {
@@ -71,7 +80,8 @@ bool arrived(uint4 v) {
 CHANGES = {
     "arrivals_init": ["no {}"],
     "arrivals_expect": ["no {}", "{} of 16 bytes fewer"],
-    "arrivals_wait": ["no {}", "{} for the other parity"],
+    "arrivals_wait": ["no {}", "{} for the other parity", "{} never in vain", "endless {}"],
+    "__any_sync": ["own vote for {}"],
     "load_relaxed": ["plain load for {}"],
     "store_relaxed": ["plain store for {}"],
     "arrived": ["always {}"],
@@ -136,6 +146,8 @@ def mutate(file: Path, mutants: list[Mutant]) -> str:
             if call := match["call"]:
                 numbers = [add(change.format(call)) for change in CHANGES[call]]
                 return f"mutant::{call}<{', '.join(numbers)}>("
+            if late := match["late"]:
+                return f"({choose('never ' + late)} && {late})"
             if flag := match["flag"]:
                 return f"({choose(f'{flag} without order')} ? {flag} : mutant::{flag})("
             if groups := match["groups"]:

@@ -71,8 +71,10 @@ struct Block {
   unsigned char* shared = nullptr;
   std::unordered_map<const void*, Array> arrays;
   size_t array_bytes = 0;
-  std::vector<uint64_t*> arrivals;  // barriers that count stores
-  std::vector<Thread*> waiting;     // for one of them
+  std::vector<uint64_t*> arrivals;      // barriers that count stores
+  std::vector<Thread*> waiting;         // for one of them
+  std::vector<Thread*> asleep;          // until `awake`
+  bool awake = false, gave_up = false;  // a thread of it
 };
 
 struct Thread : ThreadView {
@@ -84,7 +86,9 @@ struct Thread : ThreadView {
   bool done = false;
   std::vector<std::vector<Copy>> copies;  // by group; the last one is open
   uint64_t* awaits = nullptr;             // a barrier that counts stores
-  unsigned relaxed_stores = 0;            // under way
+  unsigned microseconds = 0;              // for so long
+  bool in_vain = false;
+  unsigned relaxed_stores = 0;  // under way
 };
 
 enum class Schedule { kFifo, kLifo, kRandom };
@@ -92,6 +96,8 @@ enum class Schedule { kFifo, kLifo, kRandom };
 struct Settings {
   Schedule schedule = Schedule::kFifo;
   unsigned resident = 1, preempt = 0, multiprocessors = 0;
+  bool refuse_cooperative = false, refuse_all = false;
+  unsigned sleeper = ~0u;
   uint64_t seed = 0;
   bool operator==(const Settings&) const = default;
 };
@@ -101,6 +107,7 @@ void update_settings();  // from the environment; what is random begins again wh
 // The launch under way.
 struct Launch {
   LaunchShape shape;
+  Allowed allowed{};
   const std::function<void()>* body = nullptr;
   std::vector<Block> blocks;  // those under way
   std::vector<Barrier> clusters;
@@ -137,16 +144,19 @@ std::string who_waits();
 void wait_at(Barrier& barrier, unsigned expected, Site site);
 void open_if_full(Barrier& barrier, unsigned expected);
 
-Block* block_of(unsigned rank);  // in this cluster
+Block* block_of(unsigned rank);      // in this cluster
+unsigned live_in(unsigned cluster);  // threads that have not exited
 
 // ---- arrivals.cpp
 void some_stores_land();          // at every scheduling point
 bool one_store_lands();           // where no thread can run; false: none is under way
+bool time_passes();               // nor any store land: a wait is in vain, or a block wakes up; false: nothing changes
 void publish(const void* tag);    // race::release, but first its relaxed stores land; null: only that
 void no_stores_to(Block& block);  // which has exited
 std::string barrier_state(const uint64_t* barrier);
 
 // ---- log.cpp
+std::string name_of(const void* kernel);
 void count_launch(const void* kernel, uint64_t threads);
 
 }  // namespace emulator

@@ -90,6 +90,16 @@ std::vector<T> nothing(int64_t n) {
   return v;
 }
 
+// Rows of mail for H numbers: those that nobody stores are zero.
+template <class T>
+std::vector<T> cleared_mail(int64_t H, int64_t width, int64_t rows) {
+  std::vector<T> v = nothing<T>(rows * width);
+  const int64_t stored = (H * sizeof(T) + 3) / 4 * 4 / sizeof(T);
+  for (int64_t i = 0; i < rows * width; ++i)
+    if (i % width >= stored) v[i] = static_cast<T>(0.0f);
+  return v;
+}
+
 // Rows of `width`, with NaN between them.
 Doubles spread(const Doubles& v, int64_t width, int64_t stride) {
   Doubles out(v.size() / width * stride, NAN);
@@ -126,7 +136,10 @@ struct Forward {
   const Offsets offsets{r.s};
   const Array<T> w_hh{converted<T>(r.w_hh)}, b_ih{converted<T>(r.b_ih)}, b_hh{converted<T>(r.b_hh)};
   const Array<A> h{converted<A>(r.h_0)}, c{converted<A>(r.c_0)}, gx{std::vector<A>(N * gx_stride, A(NAN))};
-  const Array<T> h_0{converted<T>(r.h_0)}, h_rounded{converted<T>(r.h_0)}, y{nothing<T>(N * y_stride)};
+  const Array<T> h_0{converted<T>(r.h_0)}, c_0{converted<T>(r.c_0)}, h_rounded{converted<T>(r.h_0)};
+  const Array<T> h_n{nothing<T>(r.h_0.size())}, c_n{nothing<T>(r.c_0.size())}, y{nothing<T>(N * y_stride)};
+  const int64_t unit = 16 / sizeof(T), mail_width = (H + unit - 1) / unit * unit;
+  const Array<T> mail{cleared_mail<T>(H, mail_width, mail_width == H ? 0 : N)};
   const Array<T> gates{nothing<T>(Cell::kSavesGates && save == Save::kBeside ? N * P * H : 0)};
   const Array<T> kept_c{nothing<T>(Cell::kHasC && save != Save::kNothing ? N * H : 0)};
 
@@ -150,14 +163,19 @@ struct Forward {
             .b_ih = b_ih,
             .b_hh = b_hh,
             .h_0 = h_0,
+            .c_0 = c_0,
             .gx = gx,
             .gx_stride = gx_stride,
             .gx_first = at,
             .h = h,
             .c = c,
+            .h_n = h_n,
+            .c_n = c_n,
             .h_rounded = kExact || block ? nullptr : +h_rounded,
             .y = y,
             .y_stride = y_stride,
+            .mail = mail_width == H ? +y : +mail,
+            .mail_stride = mail_width == H ? y_stride : mail_width,
             .gates = kept,
             .kept_c = kept_c,
             .choice = {},
@@ -166,8 +184,8 @@ struct Forward {
 
   std::vector<Result> results() const {
     std::vector<Result> all{{"y: ", gathered(y, H, y_stride), r.y},
-                            {"h_n: ", converted<double>(h.host()), r.h_n},
-                            {"c_n: ", converted<double>(c.host()), r.c_n}};
+                            {"h_n: ", converted<double>(h_n.host()), r.h_n},
+                            {"c_n: ", converted<double>(c_n.host()), r.c_n}};
     if (save == Save::kNothing) return all;
     if (Cell::kHasC) all.push_back({"c: ", converted<double>(kept_c.host()), r.c});
     if (Cell::kSavesGates)
@@ -187,8 +205,12 @@ struct Backward {
   const Array<T> w_hh{converted<T>(r.w_hh)}, h_0{converted<T>(r.h_0)}, c_0{converted<T>(r.c_0)};
   const Array<T> y{converted<T>(spread(r.y, H, y_stride))}, dy{converted<T>(spread(r.dy, H, y_stride))};
   const Array<T> gates{converted<T>(Cell::kSavesGates ? r.gates : Doubles())}, kept_c{converted<T>(r.c)};
+  const Array<T> dh_n{converted<T>(r.dh_n)}, dc_n{converted<T>(r.dc_n)};
+  const Array<T> dh_0{nothing<T>(r.dh_n.size())}, dc_0{nothing<T>(r.dc_n.size())};
   const Array<A> dh{converted<A>(r.dh_n)}, dc{converted<A>(r.dc_n)};
   const Array<T> dgates{nothing<T>(r.dgates.size())};
+  const int64_t unit = 16 / sizeof(T), mail_width = (H + unit - 1) / unit * unit;
+  const Array<T> mail{cleared_mail<T>(H, mail_width, mail_width == H ? 0 : N * Cell::kPre)};
 
   Backward(const Case& k, bool reverse, unsigned seed) : r(k.sizes, reverse, round_to<T>, seed) {}
 
@@ -204,9 +226,15 @@ struct Backward {
             .gates = gates,
             .kept_c = kept_c,
             .dy = dy,
+            .dh_n = dh_n,
+            .dc_n = dc_n,
+            .dh_0 = dh_0,
+            .dc_0 = dc_0,
             .dh = dh,
             .dc = dc,
             .dgates = dgates,
+            .mail = mail_width == H ? +dgates : +mail,
+            .mail_width = mail_width,
             .choice = {},
             .w_ch = nullptr,
             .dw_ch = nullptr};
@@ -214,8 +242,8 @@ struct Backward {
 
   std::vector<Result> results() const {
     return {{"dgates: ", converted<double>(dgates.host()), r.dgates},
-            {"dh_0: ", converted<double>(dh.host()), r.dh_0},
-            {"dc_0: ", converted<double>(dc.host()), r.dc_0}};
+            {"dh_0: ", converted<double>(dh_0.host()), r.dh_0},
+            {"dc_0: ", converted<double>(dc_0.host()), r.dc_0}};
   }
 };
 

@@ -45,6 +45,12 @@ Settings read_settings() {
   s.resident = std::max(1u, number_from("ADL_EMULATOR_RESIDENT", random ? 2 : 1));
   s.preempt = random ? number_from("ADL_EMULATOR_PREEMPT", 16) : 0;
   s.multiprocessors = number_from("ADL_EMULATOR_SMS", 132);
+  s.sleeper = number_from("ADL_EMULATOR_SLEEPER", ~0u);
+  const char* refuse = getenv("ADL_EMULATOR_REFUSE");
+  s.refuse_all = refuse && !strcmp(refuse, "all");
+  s.refuse_cooperative = refuse && !strcmp(refuse, "cooperative");
+  if (refuse && !s.refuse_all && !s.refuse_cooperative)
+    fail("ADL_EMULATOR_REFUSE must be cooperative or all, got %s", refuse);
   return s;
 }
 
@@ -88,7 +94,7 @@ void make_ready(Thread* thread) { ring[(head + count++) % ring.size()] = thread;
 
 Thread* next_ready() {
   while (!count)
-    if (!one_store_lands()) return nullptr;
+    if (!one_store_lands() && !time_passes()) return nullptr;
   if (settings().schedule == Schedule::kLifo) return ring[(head + --count) % ring.size()];
   if (settings().schedule == Schedule::kRandom) std::swap(ring[random_candidate()], ring[head]);
   Thread* thread = ring[head];

@@ -4,6 +4,8 @@
 
 namespace adl {
 
+constexpr unsigned kForEver = emulator::kForEver;
+
 // ---- counted stores: two blocks of a thread
 
 template <class F>
@@ -17,7 +19,7 @@ __global__ void pair(F f) {
 }
 __global__ void uninitialised() {
   ADL_SHARED(uint64_t, full, 1);
-  arrivals_wait(full, 0);
+  arrivals_wait(full, 0, kForEver);
 }
 __global__ void init_twice() {
   ADL_SHARED(uint64_t, full, 1);
@@ -31,7 +33,7 @@ __global__ void init_unseen(uint4* y) {
   __nanosleep(32);
   store_async(s, uint4{}, full, 1 - cluster_rank());
   arrivals_expect(full, 16);
-  arrivals_wait(full, 0);
+  arrivals_wait(full, 0, kForEver);
   y[blockIdx.x] = s[0];
 }
 // Each block sends to the other, `buffers` by turns.
@@ -46,10 +48,10 @@ __global__ void turns(uint4* y) {
     uint64_t* barrier = full + t % 2;
     arrivals_expect(barrier, 16);
     store_async(s + t % buffers, uint4{t}, barrier, 1 - cluster_rank());
-    if (wait) arrivals_wait(barrier, t / 2);
+    if (wait) arrivals_wait(barrier, t / 2, kForEver);
     y[blockIdx.x].x += s[t % buffers].x;
   }
-  for (unsigned b = 0; b < 2; ++b) arrivals_wait(full + b, wait ? 1 : 0);
+  for (unsigned b = 0; b < 2; ++b) arrivals_wait(full + b, wait ? 1 : 0, kForEver);
 }
 
 // ---- words that are their own flags, which are zero before
@@ -112,17 +114,18 @@ Faults store_faults() {
          return launch_pair([](unsigned rank, uint64_t* full, uint4* s) {
            if (rank == 1) arrivals_expect(full, 32);
            if (rank == 0) store_async(s, uint4{}, full, 1);
-           if (rank == 1) arrivals_wait(full, 0);
+           if (rank == 1) arrivals_wait(full, 0, kForEver);
          });
        }},
       {"wait_unarmed",
        [=] {
          return launch_pair([](unsigned rank, uint64_t* full, uint4* s) {
            if (rank == 0) store_async(s, uint4{}, full, 1);
-           if (rank == 1) arrivals_wait(full, 0);
+           if (rank == 1) arrivals_wait(full, 0, kForEver);
          });
        }},
-      {"wait_parity", [=] { return launch_pair([](unsigned, uint64_t* full, uint4*) { arrivals_wait(full, 2); }); }},
+      {"wait_parity",
+       [=] { return launch_pair([](unsigned, uint64_t* full, uint4*) { arrivals_wait(full, 2, kForEver); }); }},
       {"expect_twice",
        [=] {
          return launch_pair([](unsigned, uint64_t* full, uint4*) {

@@ -227,6 +227,10 @@ PLANES = [
     Conv((10, 8), (5, 5), (0, 4, 3, 3), stride=(2, 2)),
     Conv((1, 1), (7, 7), C=150),
     Conv((2, 3), (7, 7), stride=(2, 2), C=150),
+    # Blocks that fill the shared memory that need not be asked for, without their sums.
+    *(Conv((4, 4), (k, k), C=130) for k in (5, 7)),
+    Conv((3, 2), (5, 5), C=130),
+    Conv((8, 8), (7, 7), stride=(2, 2), C=70, B=1),
     Conv((1100,), (4,), (3, 0), B=1, C=1),
     *(Conv((16,), (k,), (p, k - 1 - p)) for k, p in ((4, 0), (4, 1), (4, 2), (2, 1), (8, 5))),
     Conv((9,), (1,), (0, 0), C=5),

@@ -115,6 +115,12 @@ void test_exchange(unsigned size) {
   compare("exchange between " + std::to_string(size), yd.host(), y);
 }
 
+void test_wait_in_vain() {
+  const Array<unsigned> yd(std::vector<unsigned>{9, 9});
+  check(adl::launch(adl::wait_in_vain, 1, 1, nullptr, {}, yd));
+  compare("wait_in_vain", yd.host(), std::vector<unsigned>{0, 1});
+}
+
 // As many clusters as the emulator pretends; on a GPU as many as it has.
 void test_occupancy() {
   const auto* kernel = reinterpret_cast<const void*>(adl::exchange);
@@ -135,8 +141,9 @@ void test_too_many() {
   const auto blocks = static_cast<unsigned>(adl::active_blocks(kernel, 1024, 0)) + 1;
   const cudaError_t error = adl::launch(adl::relay<false>, blocks, 1024, nullptr, options, static_cast<float*>(nullptr),
                                         static_cast<unsigned*>(nullptr), 0);
-  cudaGetLastError();  // it stays until someone asks
-  compare("active_blocks", std::vector<int>{error}, std::vector<int>{cudaErrorCooperativeLaunchTooLarge});
+  // Nothing of it is left for the next launch.
+  compare("active_blocks", std::vector<int>{error, cudaPeekAtLastError()},
+          std::vector<int>{cudaErrorCooperativeLaunchTooLarge, cudaSuccess});
 }
 
 void test_cluster() {

@@ -108,6 +108,22 @@ __global__ void cluster_relay(const float* x, float* y, int steps) {
 
 // ---- stores counted by barriers
 
+__device__ __forceinline__ bool came(uint64_t* barrier, unsigned parity, unsigned microseconds) {
+  return arrivals_wait(barrier, parity, microseconds);
+}
+
+// One thread waits for what it has not sent, then for what it has: y[0] is 0, y[1] is 1.
+__global__ void wait_in_vain(unsigned* y) {
+  ADL_SHARED(uint64_t, full, 1);
+  ADL_SHARED(uint4, s, 1);
+  arrivals_init(full);
+  cluster_barrier();
+  arrivals_expect(full, 16);
+  y[0] = came(full, 0, 100);
+  store_async(s, make_uint4(1, 2, 3, 4), full, 0);
+  y[1] = came(full, 0, 100000);
+}
+
 // In every step each thread sends 16 bytes to all blocks of its cluster, and adds up what one thread of each has sent.
 // Nobody sends again into a buffer that a block still reads: for that all its threads must have sent the next step.
 __global__ void exchange(const uint4* x, uint4* y, unsigned blocks, int steps) {
@@ -123,7 +139,7 @@ __global__ void exchange(const uint4* x, uint4* y, unsigned blocks, int steps) {
     uint4* sent = reinterpret_cast<uint4*>(memory) + static_cast<unsigned>(t % 2) * blocks * n;  // [blocks, threads]
     if (i == 0) arrivals_expect(barrier, blocks * n * 16);
     for (unsigned r = 0; r < blocks; ++r) store_async(sent + rank * n + i, v, barrier, r);
-    arrivals_wait(barrier, static_cast<unsigned>(t / 2) % 2);
+    if (!came(barrier, static_cast<unsigned>(t / 2) % 2, 1000000)) __trap();
     for (unsigned r = 0; r < blocks; ++r) {
       const uint4 other = sent[r * n + (i + r + 1) % n];
       v = {v.x + r * other.x, v.y + r * other.y, v.z + other.z, v.w + other.w};
@@ -136,7 +152,8 @@ __global__ void exchange(const uint4* x, uint4* y, unsigned blocks, int steps) {
 
 __device__ __forceinline__ uint4 receive(const uint4* p) {
   uint4 v = load_relaxed(p);
-  while (!arrived(v)) {
+  for (int polls = 0; !arrived(v); ++polls) {
+    if (polls == 1 << 20) __trap();
     spin();
     v = load_relaxed(p);
   }
