@@ -31,6 +31,7 @@ TIERS = {
     "cluster": [(6, 5, 9, 200, 2)],
     "grid": [(6, 5, 16, 512, 1)],
     "streaming": [(5, 3, 7, 20, 2), (3, 4, 8, 264, 1)],
+    "cudnn": [(5, 3, 7, 20, 2)],
 }
 ADVICE = """\
 {failures} of {checks} checks failed. The results of this build cannot be trusted on {device}.

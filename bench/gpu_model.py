@@ -92,7 +92,8 @@ def weights(row: Row) -> int:
 
 
 def plan(row: Row, backward: bool, gpu: Gpu) -> dict[str, Any]:
-    """Of a scan of one layer, in all directions: its tier, and microseconds per step."""
+    """Of a scan of one layer, in all directions: its tier, the microseconds of a step and those
+    that it begins with."""
     from adl_kernels import _C
     from adl_kernels._cells import CELLS
 
@@ -102,9 +103,13 @@ def plan(row: Row, backward: bool, gpu: Gpu) -> dict[str, Any]:
         pre_activations=cell.pre_activations,
         hidden_size=row["H"],
         sequences=sequences(row),
+        steps=row["T"],
         directions=row["directions"],
-        half=number_bytes(row) == 2,
+        layers=row["layers"],
+        input_size=row["I"],
+        dtype=row["dtype"],
         backward=backward,
+        training=row["mode"] == "train",
         clusters_of_8=gpu.clusters[8],
         clusters_of_16=gpu.clusters[16],
     )
@@ -115,7 +120,8 @@ def predict(row: Row, gpu: Gpu | None = None) -> float:
     gpu = gpu or Gpu()
     train = row["mode"] == "train"
     ways = (False, True) if train else (False,)
-    scans = row["layers"] * sum(plan(row, way, gpu)["microseconds"] for way in ways)
+    plans = [plan(row, way, gpu) for way in ways]
+    scans = row["layers"] * sum(p["microseconds"] + p["start"] / row["T"] for p in plans)
     # The products around the scans: W_ih x; the gradients of x, W_ih and W_hh.
     D, H = row["directions"], row["H"]
     into = row["I"] + (row["layers"] - 1) * D * H  # of all layers

@@ -82,7 +82,9 @@ def test_model_of_rows() -> None:
     by_case = {(row["cell"], row["case"]): row for row in halves}
     one, two, four = (by_case["lstm", f"{n}-16x512"] for n in ("layer", "two", "four"))
     times = [gpu_model.predict(row) for row in (one, two, four)]
-    assert times[1] == pytest.approx(2 * times[0]) and times[2] == pytest.approx(4 * times[0])
+    # Half as many steps, of which the start of a scan takes a larger share.
+    assert times[1] == pytest.approx(2 * times[0], rel=0.03) and times[1] > 2 * times[0]
+    assert times[2] == pytest.approx(2 * times[1])
     # Both directions side by side: dearer than one, cheaper than two.
     both = gpu_model.predict(by_case["lstm", "bi-16x512"])
     assert times[0] < both < times[1]
@@ -172,7 +174,7 @@ def test_measured_constants_go_into_the_model(measured: Path, monkeypatch, capsy
     infer, train = (line.partition("768 ")[2].split() for line in box)
     before, predicted, ours, ratio, graph, torch = infer[1:]
     assert (infer[0], before, ours, graph, torch) == ("infer", "1.05", "2.00", "1.90", "4.00")
-    assert predicted == "2.09" and ratio == f"({2 / float(predicted):.2f}x)"
+    assert predicted == "2.11" and ratio == f"({2 / float(predicted):.2f}x)"
     assert train[0] == "train" and len(train) == 3  # its result was wrong
     assert main(["gpu-calibrate", str(measured)]) == 0  # nothing is left to do
     assert len(built) == 1 and "edited" not in capsys.readouterr().out

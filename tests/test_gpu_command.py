@@ -118,7 +118,7 @@ def test_a_kit_run_fits_into_its_time() -> None:
     first, second = lines.first(Machine()), lines.second(Machine())
     must = [line for line in first if line.name in ("tiers", "times")]
     assert lines.PLANS["first"][1] == 330 and lines.PLANS["second"][1] == 280
-    assert lines.total_s(must) <= 330 - 60 - 40
+    assert lines.total_s(must) <= 330 - 60
     assert lines.total_s(second) <= 280 - 8
     assert max(line.limit_s for line in lines.everything(Machine())) < 540
 
@@ -128,9 +128,9 @@ def test_every_calibrating_program_is_run() -> None:
     assert names == {p.stem.partition("_")[2] for p in lines.ROOT.glob("bench/gpu/*.cu")}
 
 
-def test_tiers_are_checked_by_24_processes() -> None:
+def test_tiers_are_checked_by_processes_of_their_own() -> None:
     line = lines.tiers(Machine())
-    assert len(line.commands) == 24 and line.at_once == 4
+    assert len(line.commands) == 30 and line.at_once == 4
     assert next(iter(line.commands)) == "block lstm bf16"
 
 
@@ -284,7 +284,7 @@ def test_the_table_is_short_and_tells_what_came(run: Run) -> None:
     assert len(found) <= table.MOST_LINES and sum(map(len, found)) < 10_000
     text = "\n".join(found)
     assert "Costs::grid_latency: measured 990, assumed 800" in text
-    assert "tiers" in text and "24 of 24 not ok" in text
+    assert "tiers" in text and "30 of 30 not ok" in text
     assert sum("(2.00)" in line for line in found) == 17
     content = json.loads((run.out / "calibration.json").read_text())
     assert len(content["calibration"]) == len(lines.CALIBRATIONS)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from gpu import check_tier, few_ops, test_numbers, test_streams, test_teams
-from layers import Case
+from layers import SHORT, Case
 from pairs import KINDS
 
 from adl_kernels import _C, selftest
@@ -16,20 +16,13 @@ from adl_kernels._cells import CELLS
 pytestmark = pytest.mark.cpu_only
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
-# A GPU without what other tiers need, so that the tier in question or streaming is the answer.
-ALONE = {
-    "block": {"multiprocessors": 1, "clusters_of_8": 0, "clusters_of_16": 0},
-    "cluster": {"multiprocessors": 1},
-    "grid": {"clusters_of_8": 0, "clusters_of_16": 0},
-}
 
 
 def serves(tier: str, case: Case, tf32: bool, backward: bool) -> bool:
     """Whether this tier can have the case where ADL_CUDA_TIER asks for it."""
     if tier == "streaming":
         return True
-    exact = case.dtype == F64 or (case.dtype == F32 and not tf32)
-    if case.P or case.cell == "gru_reset_before" or (exact and tier != "block"):
+    if case.P or case.cell == "gru_reset_before":
         return False
     cell = CELLS[case.cell]
     plan = _C.cuda_plan(
@@ -37,12 +30,13 @@ def serves(tier: str, case: Case, tf32: bool, backward: bool) -> bool:
         pre_activations=cell.pre_activations,
         hidden_size=case.H,
         sequences=case.B,
+        steps=case.T,
         directions=case.D,
-        half=case.dtype in (BF16, F16),
+        dtype="tf32" if tf32 and case.dtype == F32 else SHORT[case.dtype],
         backward=backward,
-        **ALONE[tier],
+        tier=tier,
     )
-    return plan["tier"] == tier
+    return plan["serves"]
 
 
 def meant() -> Iterator[tuple[str, str, Case, bool]]:

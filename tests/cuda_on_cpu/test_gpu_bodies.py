@@ -66,6 +66,7 @@ def test_a_check_of_a_tier(
     monkeypatch.setattr(check_tier, "REPEATS", 2)
     monkeypatch.setenv("ADL_CUDA_TIER", "")  # to be put back
     monkeypatch.setenv("ADL_EMULATED_TF32", str(int(dtype == "tf32")))
+    monkeypatch.setenv("ADL_EMULATED_CUDNN", "1")
     row = check_tier.check(tier, "lstm", dtype, T=3, B=2, I=3, H=40)
     assert row["ok"], row
     assert 0 < row["forward"] <= 1 and 0 < row["backward"] <= 1 and row["same_bits"] == 2
@@ -73,8 +74,8 @@ def test_a_check_of_a_tier(
 
 def test_a_check_tells_what_is_wrong(tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADL_CUDA_TIER", "")
-    row = check_tier.check("grid", "lstm", "bf16", T=3, B=2, I=3, H=41)
-    assert not row["ok"] and "does not serve hidden size 41" in row["problem"]
+    row = check_tier.check("block", "lstm", "bf16", T=3, B=2, I=3, H=200)
+    assert not row["ok"] and "does not serve hidden size 200" in row["problem"]
     assert not check_tier.good({"forward": float("nan"), "backward": 0.1, "same_bits": 20})
     right = {"forward": 0.5, "backward": 0.5, "same_bits": check_tier.REPEATS}
     assert check_tier.good(right) and not check_tier.good(right | {"same_bits": 3})
@@ -84,10 +85,12 @@ def test_a_check_tells_what_is_wrong(tf32: bool, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("tf32", [False, True], indirect=True)
 def test_selftest_of_every_tier(tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Teams have float32 only as tf32."""
-    tiers = {"block": [(3, 2, 3, 20, 1)], "cluster": [(2, 2, 3, 40, 1)], "grid": [(2, 2, 3, 40, 1)]}
+    tiers = dict.fromkeys(("block", "cluster", "grid", "cudnn"), [(2, 2, 3, 40, 1)])
+    monkeypatch.setenv("ADL_EMULATED_CUDNN", "1")
     monkeypatch.setattr(selftest, "SIZES", [(3, 2, 3, 20, 1)])
     found = {name: (e, b) for name, e, b in selftest.results(torch.device("cpu"), tiers, tf32)}
     assert all(error <= bound for error, bound in found.values())
     assert ("lstm, float32, grid" in found) == ("gru, float32, cluster" in found) == tf32
     assert "lstm, bfloat16, grid" in found and "lstm, float64, block" not in found
     assert "gru_reset_before, bfloat16, block" not in found
+    assert "lstm, float32, cudnn" in found and "lstm_coupled, float32, cudnn" not in found

@@ -17,7 +17,7 @@ import devices
 import torch
 
 # Hidden sizes that the tier serves with every gate count and dtype, of as many sequences.
-UNITS = {"block": 64, "cluster": 256, "grid": 768, "streaming": 256}
+UNITS = {"block": 64, "cluster": 256, "grid": 768, "streaming": 256, "cudnn": 256}
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "tf32": torch.float32}
 SIZES = {"T": 50, "B": 16, "I": 64}
 REPEATS = 20
@@ -30,6 +30,12 @@ def check(tier: str, cell: str, dtype: str, T: int, B: int, I: int, H: int) -> R
     from layers import Case, Layer, gradients, make, widened
     from tolerance import allowed, error
 
+    from adl_kernels import functional
+    from adl_kernels._cells import CELLS
+
+    def by_us(of: Layer) -> list[torch.Tensor]:  # cuDNN is asked before any op is
+        return functional.recurrent(CELLS[cell], of.x, of.hx, of.weights, functional.Options())
+
     torch.manual_seed(0)
     case = Case(cell, T, B, I, H, DTYPES[dtype])
     row: Row = {"tier": tier, "cell": cell, "dtype": dtype, "case": str(case)}
@@ -40,8 +46,8 @@ def check(tier: str, cell: str, dtype: str, T: int, B: int, I: int, H: int) -> R
     def run(cotangents: list | None = None) -> list[torch.Tensor]:
         if cotangents is None:
             with torch.no_grad():
-                return layer.ours()
-        outputs, grads = gradients(layer, Layer.ours, cotangents)
+                return by_us(layer)
+        outputs, grads = gradients(layer, by_us, cotangents)
         return [*outputs, *grads]
 
     try:

@@ -27,7 +27,7 @@ CALIBRATIONS = {
 MORE_CALIBRATIONS = {"wgmma": ()}
 
 DRIVERS = ("driver", "team_driver", "conv_driver")
-TIERS = ("block", "cluster", "grid", "streaming")
+TIERS = ("block", "cluster", "grid", "streaming", "cudnn")
 CELLS, DTYPES = ("lstm", "gru"), ("bf16", "f16", "tf32")
 # Of the seconds that a line has, those in which `bench` does not time anything.
 BENCH_OVERHEAD_S = 12.0

@@ -19,7 +19,7 @@ SIZES = pack_padded_sequence(torch.empty(T, B, 1), LENGTHS).batch_sizes
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 # Hidden sizes that each tier serves.
-TIERS = {"block": 64, "cluster": 200, "grid": 768, "streaming": 200}
+TIERS = {"block": 64, "cluster": 200, "grid": 768, "streaming": 200, "cudnn": 200}
 CLUSTERS = torch.cuda.get_device_capability() >= (9, 0) if torch.cuda.is_available() else False
 
 
