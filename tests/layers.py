@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from devices import DEVICE
+from tolerance import ProductsInTf32
 from torch import Tensor
 
 from adl_kernels import reference
@@ -116,6 +117,12 @@ def gradients(layer: Layer, run: Callable, cotangents: list[Tensor]) -> tuple[li
     tensors = [t.requires_grad_() for t in tensors]
     outputs = run(layer.with_tensors(tensors))
     return outputs, torch.autograd.grad(outputs, tensors, cotangents)
+
+
+def gradients_in_tf32(layer: Layer, cotangents: list[Tensor]) -> tuple[list, tuple]:
+    """The same by the definition, with what it multiplies rounded to tf32."""
+    with ProductsInTf32():
+        return gradients(layer, Layer.reference, cotangents)
 
 
 def widened(layer: Layer) -> Layer:

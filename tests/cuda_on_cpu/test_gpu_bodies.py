@@ -85,7 +85,7 @@ def test_a_check_tells_what_is_wrong(tf32: bool, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("tf32", [False, True], indirect=True)
 def test_selftest_of_every_tier(tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Teams have float32 only as tf32."""
-    tiers = dict.fromkeys(("block", "cluster", "grid", "cudnn"), [(2, 2, 3, 40, 1)])
+    tiers = {name: [(2, 2, 3, 40, 1)] for name in ("block", "cluster", "grid", "cudnn")}
     monkeypatch.setenv("ADL_EMULATED_CUDNN", "1")
     monkeypatch.setattr(selftest, "SIZES", [(3, 2, 3, 20, 1)])
     found = {name: (e, b) for name, e, b in selftest.results(torch.device("cpu"), tiers, tf32)}
@@ -94,3 +94,12 @@ def test_selftest_of_every_tier(tf32: bool, monkeypatch: pytest.MonkeyPatch) -> 
     assert "lstm, bfloat16, grid" in found and "lstm, float64, block" not in found
     assert "gru_reset_before, bfloat16, block" not in found
     assert "lstm, float32, cudnn" in found and "lstm_coupled, float32, cudnn" not in found
+
+
+@pytest.mark.parametrize("cell", ["lstm", "rnn_relu", "lstm_no_forget"])
+def test_tf32_in_as_many_steps_as_on_a_gpu(
+    cell: str, tf32: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors grow with the steps, and by turned signs: with what is allowed."""
+    for dtype in (F32, torch.float16):
+        test_numbers.test_every_tier(Case(cell, 64, 9, 40, 128, dtype), "block", tf32, monkeypatch)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import Case, gradients, make, widened
+from layers import Case, gradients, gradients_in_tf32, make, widened
 from test_ops import assert_layer_is_accurate
 from tolerance import assert_accurate
 
@@ -79,8 +79,9 @@ def test_tf32(cell, hidden_size, tier, monkeypatch):
     plain = gradients(layer, type(layer).ours, cotangents)
     monkeypatch.setenv("ADL_EMULATED_TF32", "1")
     rounded = gradients(layer, type(layer).ours, cotangents)
-    for three in zip(*([*a, *b] for a, b in (rounded, plain, exact)), strict=True):
-        assert_accurate(*three, "outputs and gradients", tf32=True)
+    tf32 = gradients_in_tf32(layer, cotangents)
+    for *three, peer in zip(*([*a, *b] for a, b in (rounded, plain, exact, tf32)), strict=True):
+        assert_accurate(*three, "outputs and gradients", tf32=peer)
     assert not torch.equal(rounded[0][0], plain[0][0])
 
 

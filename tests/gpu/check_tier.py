@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 def check(tier: str, cell: str, dtype: str, T: int, B: int, I: int, H: int) -> Row:
     """What there is to say of a tier, as far as it came."""
-    from layers import Case, Layer, gradients, make, widened
+    from layers import Case, Layer, gradients, gradients_in_tf32, make, widened
     from tolerance import allowed, error
 
     from adl_kernels import functional
@@ -57,10 +57,11 @@ def check(tier: str, cell: str, dtype: str, T: int, B: int, I: int, H: int) -> R
         torchs = gradients(layer, Layer.torchs, cotangents)
         names = ["y", "h_n", "c_n"][: len(exact[0])] + [f"d{name}" for name in layer.names]
         shares = {}  # of the error that is allowed
-        for name, a, b, c in zip(
-            names, ours, [*torchs[0], *torchs[1]], [*exact[0], *exact[1]], strict=True
+        peers = gradients_in_tf32(layer, cotangents) if dtype == "tf32" else torchs
+        for name, a, b, c, d in zip(
+            names, ours, *([*x, *y] for x, y in (torchs, exact, peers)), strict=True
         ):
-            shares[name] = error(a, c) / allowed(b, c, tf32=dtype == "tf32")
+            shares[name] = error(a, c) / allowed(b, c, tf32=d if dtype == "tf32" else None)
         outputs = len(exact[0])
         row["forward"] = max(list(shares.values())[:outputs])
         row["backward"] = max(list(shares.values())[outputs:])

@@ -119,8 +119,8 @@ def drivers(machine: Machine) -> list[Line]:
 def selftests(machine: Machine) -> list[Line]:
     command = python("-m", "adl_kernels.selftest", "--device", machine.device)
     return [
-        Line("self-test", {"exact": command}, 30),
-        Line("self-test", {"tf32": [*command, "--tf32"]}, 30),
+        Line("self-test", {"exact": command}, 40),
+        Line("self-test", {"tf32": [*command, "--tf32"]}, 40),
     ]
 
 
