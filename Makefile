@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # Of `make cuda-build`; those gigabytes.
 TORCH_CUDA ?= torch==2.14.1
+# Of `make gpu`: where its results go.
+OUT ?= build/gpu
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +20,7 @@ CSRC := $(shell find csrc -type f)
 FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/cpu_driver/* tests/cuda_on_cpu/* bench/gpu/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-conv bench-variants cuda-env cuda-check cuda-build gpu lint format clean
+.PHONY: help demo test bench bench-conv bench-variants cuda-env cuda-check cuda-build gpu gpu-kit lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -50,8 +52,12 @@ cuda-build: $(CUDA_STAMP) ## build and import against a CUDA torch, in .venv-cud
 	ADL_CUDA=1 $(VENV_CUDA)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
 	cd $(VENV_CUDA) && bin/python -m adl_kernels.info
 
-gpu: ## calibrate, build, test and measure on a GPU with the Python at hand, no network (25 minutes); STAGES=...
-	$(PYTHON) tests/gpu $(addprefix --stage ,$(STAGES))
+gpu: ## build, calibrate, test and measure on a GPU with the Python at hand, no network (25 minutes); LINES=...
+	$(PYTHON) tests/gpu $(OUT) all $(if $(LINES),--only $(LINES))
+
+# Where time on a GPU is short: what takes it is built beforehand, for that machine's Python and torch.
+gpu-kit: ## build gpu_kit for PYTHON and TORCH (torch==2.11.0) of a machine with a Hopper GPU; needs no GPU
+	$(PYTHON) tests/gpu/kit.py --python "$(PYTHON)" --torch "$(TORCH)" $(if $(ARCHS),--archs "$(ARCHS)")
 
 lint: $(BUILD_STAMP) ## check style and types, change nothing
 	$(BIN)/ruff check .
@@ -65,7 +71,7 @@ format: $(BUILD_STAMP) ## rewrite Python and C++ in the project's style
 	$(BIN)/clang-format -i $(FORMATTED)
 
 clean: ## remove what was built, .venv and .venv-cuda
-	rm -rf $(VENV) $(VENV_CUDA) build dist *.egg-info adl_kernels/*.so adl_kernels/_build_info.py
+	rm -rf $(VENV) $(VENV_CUDA) gpu_kit build dist *.egg-info adl_kernels/*.so adl_kernels/_build_info.py
 
 $(ENV_STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("needs Python 3.10 or newer: make PYTHON=/path/to/python3")'

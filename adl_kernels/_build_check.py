@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 CURE = "Rebuild it in this environment: pip install --force-reinstall --no-deps --no-cache-dir "
@@ -48,6 +49,18 @@ def mismatch(
             f"{torch_version} with {running} is running."
         )
     return None
+
+
+def runs_on(archs: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether a build with code for sm_80, sm_90a, compute_120, .. serves a GPU of 9.0, say."""
+    own = 10 * capability[0] + capability[1]
+    for kind, _, name in (arch.partition("_") for arch in archs):
+        number = int(name.rstrip("af"))
+        exact = name.endswith("a")  # code with a letter runs on nothing else
+        newer = kind == "compute" or number // 10 == own // 10
+        if number == own or (number < own and newer and not exact):
+            return True
+    return False
 
 
 def minor(version: str) -> list[str]:

@@ -10,6 +10,7 @@ import torch
 
 from . import _C
 from . import _build_info as build
+from ._build_check import runs_on
 
 
 def facts() -> Iterator[tuple[str, str]]:
@@ -46,7 +47,14 @@ def cudnn_version() -> str:
 
 
 def devices() -> list[str]:
-    return ["cpu", *(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))]
+    found = ["cpu"]
+    for index in range(torch.cuda.device_count()):
+        capability = torch.cuda.get_device_capability(index)
+        name = f"{torch.cuda.get_device_name(index)} ({capability[0]}.{capability[1]})"
+        served = not build.CUDA_ARCHS or runs_on(build.CUDA_ARCHS, capability)
+        cure = f"built for none such: build with ADL_CUDA_ARCHS={capability[0]}{capability[1]}"
+        found.append(name if served else f"{name}, {cure}")
+    return found
 
 
 def ops() -> list[str]:

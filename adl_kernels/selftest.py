@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +22,17 @@ CONVS = [
     (16, 2, (15, 8), (5, 2), (2, 1)),
     (20, 1, (40,), (7,), (1,)),
 ]
+Size = tuple[int, int, int, int, int]
+TF32_BOUND = 0.02
 SIZES = [(5, 3, 7, 20, 1), (9, 40, 33, 65, 2), (60, 1, 16, 48, 1)]  # T, B, I, H, directions
+# On a GPU each tier besides, whatever would be chosen: a layer that one does not serve is no check.
+TIERS = {
+    "block": SIZES[:2],
+    "cluster": [(6, 5, 9, 200, 2)],
+    "grid": [(6, 5, 16, 512, 1)],
+    "streaming": [(5, 3, 7, 20, 2), (3, 4, 8, 264, 1)],
+    "cudnn": [(5, 3, 7, 20, 2)],
+}
 ADVICE = """\
 {failures} of {checks} checks failed. The results of this build cannot be trusted on {device}.
 - Does it also fail with ADL_ISA=default set? If not, the instruction set {isa} is at fault.
@@ -33,17 +44,21 @@ ADVICE = """\
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m adl_kernels.selftest", description=__doc__)
     parser.add_argument("--device", default="cpu", help="where to run, such as cpu or cuda:0")
-    device = torch.device(parser.parse_args(argv).device)
+    parser.add_argument("--tf32", action="store_true", help="let a GPU round float32 to tf32")
+    asked = parser.parse_args(argv)
+    device, tf32 = torch.device(asked.device), asked.tf32
     print(
         f"adl_kernels {build.VERSION}, torch {torch.__version__}, {device}, "
         f"instruction set {_C.isa()}, {torch.get_num_threads()} threads"
     )
-    torch.backends.cudnn.allow_tf32 = False  # float32 is to be tested, not tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     if device.type not in functional.DEVICES:
         print(f"There are no kernels for {device.type} in this version: torch's own layers run.")
     start = time.perf_counter()
     failures = checks = 0
-    for name, error, bound in results(device):
+    tiers = TIERS if device.type == "cuda" else {}
+    for name, error, bound in results(device, tiers, tf32):
         good = error <= bound
         checks += 1
         failures += not good
@@ -55,16 +70,37 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def results(device: torch.device) -> Iterator[tuple[str, float, float]]:
+def results(
+    device: torch.device, tiers: Mapping[str, Sequence[Size]], tf32: bool
+) -> Iterator[tuple[str, float, float]]:
     """A name, the largest relative error of outputs and gradients, and what is allowed."""
     torch.manual_seed(0)
+    asked: list[tuple[str | None, Sequence[Size]]] = [(None, SIZES), *tiers.items()]
+    before = os.environ.pop("ADL_CUDA_TIER", None)
     for cell in CELLS.values():
         for dtype, bound in BOUNDS.items():
             # Rounding turns signs before the ReLU, here and in torch.nn: much for a single element.
-            turns = (cell.name, dtype) == ("rnn_relu", torch.bfloat16)
-            error = max(check(cell, dtype, device, turns, *size) for size in SIZES)
-            bound *= 3 if turns else 1
-            yield f"{cell.name}, {str(dtype).removeprefix('torch.')}", error, bound
+            rounded = tf32 and dtype == torch.float32
+            turns = cell.name == "rnn_relu" and (rounded or dtype == torch.bfloat16)
+            bound = TF32_BOUND if rounded else bound
+            for tier, sizes in asked:
+                if tier:
+                    os.environ["ADL_CUDA_TIER"] = tier
+                name = f"{cell.name}, {str(dtype).removeprefix('torch.')}"
+                try:
+                    error = max(check(cell, dtype, device, turns, *size) for size in sizes)
+                    yield (
+                        f"{name}, {tier}" if tier else name,
+                        error,
+                        3 * BOUNDS[torch.bfloat16] if turns else bound,
+                    )
+                except RuntimeError as problem:
+                    if "does not serve" not in str(problem):
+                        raise
+                finally:
+                    os.environ.pop("ADL_CUDA_TIER", None)
+    if before is not None:
+        os.environ["ADL_CUDA_TIER"] = before
 
     for dtype, bound in BOUNDS.items():
         error = max(check_conv(dtype, device, last, *conv) for conv in CONVS for last in (0, 1))

@@ -1,4 +1,4 @@
-"""The command line: `python -m bench rnn`, `conv`, `gpu`, `calibrate`, `demo` and others."""
+"""The command line: `python -m bench rnn`, `conv`, `gpu`, `gpu-calibrate`, `demo` and others."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.cases import CLASSES, DTYPES, GRIDS, MODES, NAMED, jobs, parse_cases, select
 
-GPU_DTYPES = ("f32", "bf16", "tf32", "f16")
+GPU_DTYPES = ("tf32", "bf16", "f16", "f32")  # in the order in which they are measured
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     _add_rnn(commands)
     _add_conv(commands)
     _add_gpu(commands)
-    _add_calibrate(commands)
+    _add_gpu_calibrate(commands)
     _add_demo(commands)
     _add_flow(commands)
     commands.add_parser(
@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         help="draw a JSON file of `rnn` or `gpu`",
         description=(
             "As a PNG beside the file: of `rnn` ratios and shares of the peak; of `gpu` times per "
-            "step, predictions and bounds, with what `calibrate` found if its file is there."
+            "step, predictions and bounds, with what a calibration found if its file is there."
         ),
     )
     for command in (table, picture):
@@ -218,14 +218,16 @@ def _add_gpu(commands) -> None:
         type=_words(GPU_DTYPES),
         default=GPU_DTYPES,
         metavar="LIST",
-        help="of f32,bf16,tf32,f16 (default: all); tf32 is float32 that may be rounded to it",
+        help="of tf32,bf16,f16,f32 (default: all); tf32 is float32 that may be rounded to it",
     )
     add(
         "--grid",
-        choices=("wide", "goals"),
+        choices=("wide", "goals", "first"),
         default="wide",
-        help="goals: the shapes of bench/gpu_goals.py, to <name of GPU>-goals.json",
+        help="goals: the shapes of bench/gpu_goals.py, to <name of GPU>-goals.json; first: what "
+        "tells most in two minutes",
     )
+    add("--graphs", action="store_true", help="also replay every call from a CUDA graph")
     add("--cases", metavar="LIST", help="names of cases or shapes TxBxIxH (default: the grid)")
     add(
         "--seconds",
@@ -237,19 +239,16 @@ def _add_gpu(commands) -> None:
     add("--json", type=Path, metavar="PATH", help="write to PATH instead")
 
 
-def _add_calibrate(commands) -> None:
-    calibrate = commands.add_parser(
-        "calibrate",
-        help="measure on a GPU what the model of a step rests on (a minute)",
+def _add_gpu_calibrate(commands) -> None:
+    command = commands.add_parser(
+        "gpu-calibrate",
+        help="put what a run on a GPU measured into the model that chooses kernels",
         description=(
-            "Compiles and runs the programs of bench/gpu: what launches a GPU allows, how long "
-            "blocks take to hand each other a state, products with few columns, and a step with "
-            "its stages left out; each figure beside what the model predicts for an H200. Writes "
-            "bench/results/<name of GPU>-calibration.json. Needs nvcc."
+            "Reads what `gpu_kit/run OUT` or `make gpu` wrote, edits the constants of "
+            "csrc/cuda/tiers.h in place, builds again, and prints predicted and measured times."
         ),
     )
-    calibrate.add_argument("--json", type=Path, metavar="PATH", help="write to PATH instead")
-    calibrate.add_argument("--compile-only", action="store_true", help="for sm_90a; needs no GPU")
+    command.add_argument("out", type=Path, metavar="OUT", help="the folder with the results")
 
 
 def _add_demo(commands) -> None:
@@ -446,7 +445,8 @@ def run_gpu(options: argparse.Namespace) -> int:
     wide = options.grid == "wide"
     grid = gpu_grid if wide else gpu_goals
     if options.cases is None:
-        chosen = grid.grid(options.cells, options.dtypes)
+        choose = gpu_goals.first if options.grid == "first" else grid.grid
+        chosen = choose(options.cells, options.dtypes)
     else:
         chosen = jobs(parse_cases(options.cases, grid.NAMED), options.cells, options.dtypes)
     settings = gpu.Settings(
@@ -455,14 +455,15 @@ def run_gpu(options: argparse.Namespace) -> int:
         options.seconds,
         goals=grid.GOALS,
         name="" if wide else options.grid,
+        graphs=options.graphs,
     )
     return gpu.main(settings, options.arguments, options.json, RESULTS)
 
 
-def run_calibrate(options: argparse.Namespace) -> int:
-    from bench import calibration
+def run_gpu_calibrate(options: argparse.Namespace) -> int:
+    from bench import gpu_calibrate
 
-    return calibration.main(options.arguments, options.json, RESULTS, options.compile_only)
+    return gpu_calibrate.main(options.out)
 
 
 def run_recompute(options: argparse.Namespace) -> int:
@@ -506,12 +507,12 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def _draw(path: Path) -> None:
-    """With what a calibration of the same GPU found, if there is one beside the file."""
+    """With what the calibration of the same run found, if it is beside the file."""
     content, to = json.loads(path.read_text()), path.with_suffix(".png")
     if "ceilings" in content:
         from bench import gpu_picture
 
-        beside = path.with_stem(path.stem.removesuffix("-goals") + "-calibration")
+        beside = path.with_name("calibration.json")
         found = json.loads(beside.read_text())["calibration"] if beside.exists() else ()
         gpu_picture.draw(to, content, found)
     else:
@@ -574,7 +575,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "rnn": run_rnn,
             "conv": run_conv,
             "gpu": run_gpu,
-            "calibrate": run_calibrate,
+            "gpu-calibrate": run_gpu_calibrate,
             "demo": run_demo,
             "flow": run_flow,
             "recompute": run_recompute,

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 FACTOR = 2.0
 FLOOR_ULPS = 4.0
+TF32_EPS = 2.0**-10
 
 Values = dict[str, Tensor]
 
@@ -124,11 +125,17 @@ def _error(found: Tensor, truth: Tensor) -> float:
     return ((found.double() - truth).abs().max() / largest).item()
 
 
-def judge(found: Values, truth: Values, torch_error: Mapping[str, float]) -> Verdict:
-    """Compare every tensor with its limit and report the worst."""
+def judge(
+    found: Values, truth: Values, torch_error: Mapping[str, float], tf32: bool = False
+) -> Verdict:
+    """Compare every tensor with its limit and report the worst.
+
+    tf32: float32 may be rounded to it, though torch.nn need not have done so for this size.
+    """
     verdicts = []
     for name, error in errors(found, truth).items():
-        limit = FACTOR * torch_error[name] + FLOOR_ULPS * torch.finfo(found[name].dtype).eps
+        eps = TF32_EPS if tf32 else torch.finfo(found[name].dtype).eps
+        limit = FACTOR * torch_error[name] + FLOOR_ULPS * eps
         # Written so that NaN, for which every comparison is false, is a failure.
         verdicts.append(Verdict(error <= limit, name, error, torch_error[name], limit))
     wrong = [verdict for verdict in verdicts if not verdict.ok]

@@ -31,6 +31,7 @@ class Settings:
     modes: Sequence[str] = MODES
     goals: Sequence[Goal] = GOALS
     name: str = ""  # of the grid, as the result file has it
+    graphs: bool = False  # also replay the calls from CUDA graphs
 
 
 # Time
@@ -106,6 +107,12 @@ def race(sides: Sequence[Side], seconds: float, sample_s: float) -> None:
         gc.enable()
 
 
+def allow_tf32(may: bool) -> None:
+    """In layers, and in products, by which torch's cells are made."""
+    torch.backends.cudnn.allow_tf32 = may
+    torch.set_float32_matmul_precision("high" if may else "highest")
+
+
 # Rows
 
 
@@ -127,24 +134,55 @@ def _rows_of(job: Job, settings: Settings, clock: Clock, seconds: float) -> Iter
     key = {"cell": job.cell, "dtype": job.dtype, "case": case.name, "shape": str(case)}
     key |= {"kind": case.kind, "T": case.T, "B": case.B, "I": case.I, "H": case.H}
     key |= {"layers": case.num_layers, "directions": case.directions, "tokens": case.tokens}
-    torch.backends.cudnn.allow_tf32 = job.dtype == "tf32"
+    allow_tf32(job.dtype == "tf32")
     try:
         *modules, problem = pair(job, settings.device)
-        checked = check(*modules, problem, settings.modes)
+        checked = check(*modules, problem, settings.modes, tf32=job.dtype == "tf32")
     except RuntimeError as error:  # the other cases may well run
         failed = {"status": "FAILED", "check": str(error).splitlines()[0]}
         checked = dict.fromkeys(settings.modes, failed)
     for mode in settings.modes:
         row = key | {"mode": mode} | checked[mode]
         if row["status"] == "ok":
-            sides = []
+            steps = []
             for module in modules:
                 module.train(mode == "train")  # in eval mode cuDNN keeps nothing for backward
-                sides.append(Side(make_step(module, problem, mode), clock))
+                steps.append(make_step(module, problem, mode))
+            share = seconds / 2 if settings.graphs else seconds
             with torch.set_grad_enabled(mode == "train"):
-                race(sides, seconds, settings.sample_s)
-            row |= _figures(sides, job, mode)
+                sides = [Side(step, clock) for step in steps]
+                race(sides, share, settings.sample_s)
+                row |= _figures(sides, job, mode)
+                if settings.graphs and clock.on_gpu:
+                    row["graph"] = _replayed(steps, clock, job, share, settings.sample_s)
         yield row
+
+
+def _replayed(
+    steps: Sequence[Step], clock: Clock, job: Job, seconds: float, sample_s: float
+) -> Row:
+    """Without the host's part: microseconds per step of graphs of the calls."""
+    try:
+        sides = [Side(captured(step), clock) for step in steps]
+        race(sides, seconds, sample_s)
+    except RuntimeError as error:
+        return {"problem": str(error).splitlines()[0]}
+    ours, theirs = (1e6 * quantiles(side.seconds)[1] / job.case.T for side in sides)
+    return {"ours_us": ours, "torch_us": theirs, "ratio": theirs / ours}
+
+
+def captured(step: Step) -> Step:
+    """The replay of a CUDA graph of the call."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
 
 
 def _figures(sides: Sequence[Side], job: Job, mode: str) -> Row:
@@ -178,10 +216,10 @@ def ceilings(device: str, size: int = 8192) -> dict[str, float]:
     moved = 2 * source.numel() * source.element_size()
     found = {"copy GB/s": moved / best(lambda: target.copy_(source), 5) * 1e-9}
     for name in ("f32", "tf32", "bf16", "f16"):
-        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        allow_tf32(name == "tf32")
         a, b = (torch.randn(size, size, device=device).to(NUMBERS[name]) for _ in range(2))
         found[f"matmul {name} TFLOP/s"] = 2 * size**3 / best(lambda a=a, b=b: a @ b, 3) * 1e-12
-    torch.backends.cuda.matmul.allow_tf32 = False
+    allow_tf32(False)
     one = torch.zeros(1, device=device)
     found["launch µs"] = 1e6 * best(one.zero_, 1000)
     return found

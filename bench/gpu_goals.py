@@ -30,6 +30,26 @@ PACKED = tuple(
 NAMED = {case.name: case for case in (BOX, *LAYERS, *BOTH_WAYS, *DEEP, *PACKED)}
 
 
+# Of a first run on a GPU: what users get by default, the classic language model, single steps; then
+# half precision, and float32 that may not be rounded.
+_WIDE = tuple(Case(f"wide-{H}", 128, 32, H, H) for H in (256, 512, 1024, 650))
+_BI = Case("bi-650", 128, 32, 650, 650, "stack", 1, True)
+_CELL = Case("cell-512", 1, 32, 512, 512, "cell")
+_SHORT = tuple(Case(f"short-{T}", T, 32, 512, 512) for T in (1, 16))
+FIRST = (
+    *jobs((*_WIDE, _BI, _CELL, *_SHORT), ("lstm",), ("tf32",)),
+    *jobs(LAYERS, ("lstm",), ("bf16",)),
+    *jobs((BOX,), ("lstm",), ("f16",)),
+    *jobs(SQUARE[:1], ("gru",), ("bf16",)),
+    *jobs(_WIDE[1:2], ("lstm",), ("f32",)),
+)
+NAMED |= {job.case.name: job.case for job in FIRST}
+
+
+def first(cells: Sequence[str], dtypes: Sequence[str]) -> tuple[Job, ...]:
+    return tuple(job for job in FIRST if job.cell in cells and job.dtype in dtypes)
+
+
 def grid(cells: Sequence[str], dtypes: Sequence[str]) -> tuple[Job, ...]:
     """The most telling first, in case time runs out."""
     found = (

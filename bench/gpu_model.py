@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bench.cases import GATES
 
 Row = Mapping[str, Any]
 
-# `Costs` of csrc/cuda/tiers.h, as far as they are calibrated: cycles, and bytes per cycle.
-ASSUMED = {
-    "per_microsecond": 1980.0,
-    "product": 6.6,
-    "cluster_latency": 250.0,
-    "cluster_rate": 18.0,
-    "grid_latency": 800.0,
-    "grid_rate_of_all": 4500.0,
-}
+ROOT = Path(__file__).resolve().parents[1]
+TIERS = ROOT / "csrc/cuda/tiers.h"
+
+
+def assumed() -> dict[str, float]:
+    """`Costs` of csrc/cuda/tiers.h: cycles, bytes per cycle, microseconds."""
+    body = TIERS.read_text().partition("struct Costs {")[2].partition("};")[0]
+    return {name: float(value) for name, value in re.findall(r"(\w+) = ([\d.e+-]+)", body)}
+
+
+def assumed_names() -> set[str]:
+    """Those that a calibration tells."""
+    return {name for name, _ in CALIBRATED.values()}
+
+
+# Figures by the constants that they tell, and what one is times the other.
 CALIBRATED = {
     "clock": ("per_microsecond", 1.0),
     "mma.sync bf16, N = 16, A in registers, 4 sums": ("product", 2.0),
@@ -43,7 +52,7 @@ class Gpu:
     clusters: Mapping[int, int] = field(default_factory=lambda: {8: 15, 16: 7})  # at a time
 
     def cost(self, name: str) -> float:
-        return self.costs.get(name, ASSUMED[name])
+        return self.costs.get(name, assumed()[name])
 
 
 def calibrated(rows: Sequence[Row]) -> Gpu:
@@ -83,7 +92,8 @@ def weights(row: Row) -> int:
 
 
 def plan(row: Row, backward: bool, gpu: Gpu) -> dict[str, Any]:
-    """Of a scan of one layer, in all directions: its tier, and microseconds per step."""
+    """Of a scan of one layer, in all directions: its tier, the microseconds of a step and those
+    that it begins with."""
     from adl_kernels import _C
     from adl_kernels._cells import CELLS
 
@@ -93,9 +103,13 @@ def plan(row: Row, backward: bool, gpu: Gpu) -> dict[str, Any]:
         pre_activations=cell.pre_activations,
         hidden_size=row["H"],
         sequences=sequences(row),
+        steps=row["T"],
         directions=row["directions"],
-        half=number_bytes(row) == 2,
+        layers=row["layers"],
+        input_size=row["I"],
+        dtype=row["dtype"],
         backward=backward,
+        training=row["mode"] == "train",
         clusters_of_8=gpu.clusters[8],
         clusters_of_16=gpu.clusters[16],
     )
@@ -106,7 +120,8 @@ def predict(row: Row, gpu: Gpu | None = None) -> float:
     gpu = gpu or Gpu()
     train = row["mode"] == "train"
     ways = (False, True) if train else (False,)
-    scans = row["layers"] * sum(plan(row, way, gpu)["microseconds"] for way in ways)
+    plans = [plan(row, way, gpu) for way in ways]
+    scans = row["layers"] * sum(p["microseconds"] + p["start"] / row["T"] for p in plans)
     # The products around the scans: W_ih x; the gradients of x, W_ih and W_hh.
     D, H = row["directions"], row["H"]
     into = row["I"] + (row["layers"] - 1) * D * H  # of all layers

@@ -31,7 +31,7 @@ TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
 def draw(path: Path, content: Mapping[str, Any], calibration: Sequence[Row] = ()) -> None:
-    """A line per case, forward and training side by side. `calibration`: rows of `calibrate`."""
+    """A line per case, forward and training side by side. `calibration`: rows of its file."""
     gpu = gpu_model.calibrated(calibration)
     rows = [row for row in content["rows"] if row["status"] == "ok"]
     if not rows:

@@ -259,14 +259,18 @@ def _rows_of(job: Job, settings: Settings, peak: Peak) -> Iterator[Row]:
 
 
 def check(
-    ours: nn.Module, theirs: nn.Module, problem: gate.Problem, modes: Sequence[str]
+    ours: nn.Module,
+    theirs: nn.Module,
+    problem: gate.Problem,
+    modes: Sequence[str],
+    tf32: bool = False,
 ) -> dict[str, Row]:
     """What the gate says of each mode. With most threads: the bits do not depend on them."""
     truth = gate.reference(theirs, problem)
     allowed = gate.torch_errors(theirs, problem, truth)
     found = {}
     for mode in modes:
-        verdict = gate.judge(gate.values(ours, problem, mode), truth, allowed)
+        verdict = gate.judge(gate.values(ours, problem, mode), truth, allowed, tf32)
         found[mode] = {"status": "ok" if verdict.ok else "WRONG", "check": str(verdict)}
     return found
 

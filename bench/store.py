@@ -22,4 +22,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
             text = "[\n" + ",\n".join(json.dumps(row) for row in value) + "\n]"
         parts.append(f"{json.dumps(key)}: {text}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+    # At once, so that the file is whole whenever the program is stopped.
+    new = path.with_name(f"{path.name}.new")
+    new.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+    new.replace(path)

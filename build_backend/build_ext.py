@@ -12,7 +12,7 @@ from pathlib import Path
 from setuptools.command.build_ext import build_ext
 
 from . import choices
-from .compile import OPENMP, Plan, compile_all, cuda_sources
+from .compile import OPENMP, Plan, compile_objects, cuda_sources
 from .errors import BuildError
 from .torch_info import TorchInfo, check_supported, find_torch
 
@@ -38,10 +38,8 @@ class BuildExt(build_ext):
             info.write_text(build_info(self.distribution.get_version(), self.plan))
 
     def build_extension(self, ext) -> None:
-        # Not build_temp: an editable install puts that into a new folder every time.
-        folder = ROOT / "build" / f"objects-{sys.implementation.cache_tag}"
         self.compiler.link_shared_object(
-            compile_all(self.plan, folder),
+            compile_objects(self.plan.objects(), objects_folder(), self.plan.cuda_home),
             self.get_ext_fullpath(ext.name),
             libraries=self.plan.libraries(),
             library_dirs=self.plan.library_dirs(),
@@ -50,14 +48,29 @@ class BuildExt(build_ext):
         )
 
 
+def objects_folder() -> Path:
+    """Not build_temp: an editable install puts that into a new folder every time."""
+    return ROOT / "build" / f"objects-{sys.implementation.cache_tag}"
+
+
 def make_plan(torch: TorchInfo) -> Plan:
     cuda_home = choices.find_cuda_home(os.environ, shutil.which("nvcc"))
     sources = [str(path) for path in cuda_sources(ROOT)]
-    with_cuda, line = choices.cuda_decision(
+    with_cuda, why_not = choices.cuda_decision(
         os.environ.get("ADL_CUDA"), sources, torch.cuda, cuda_home
     )
+    archs: tuple[str, ...] = ()
+    if with_cuda:
+        setting = os.environ.get("ADL_CUDA_ARCHS")
+        archs = choices.cuda_archs(setting, [] if setting else choices.present_gpus())
+        nvcc = [str(cuda_home / "bin/nvcc"), "--list-gpu-code"]
+        known = subprocess.run(nvcc, capture_output=True, text=True)
+        choices.check_archs(archs, known.stdout)
+    line = f"CPU build ({why_not})"
+    if with_cuda:
+        line = f"CUDA build for {', '.join(choices.codes(archs))}"
     print(f"adl_kernels: {line}, torch {torch.version}", file=sys.stderr)
-    return Plan(ROOT, torch, choices.isas(), cuda_home if with_cuda else None)
+    return Plan(ROOT, torch, choices.isas(), cuda_home if with_cuda else None, archs)
 
 
 def compiler_version(command: str) -> str:
@@ -71,7 +84,7 @@ def build_info(version: str, plan: Plan) -> str:
         "VERSION": version,
         "TORCH_VERSION": plan.torch.version,
         "TORCH_CUDA": plan.torch.cuda,
-        "CUDA_ARCHS": tuple(f"sm_{arch}" for arch in choices.CUDA_ARCHS) if plan.cuda_home else (),
+        "CUDA_ARCHS": choices.codes(plan.cuda_archs),
         "ISAS": plan.isas,
         "COMPILER": compiler_version(choices.find_compiler(os.environ)),
         "PYTHON": platform.python_version(),

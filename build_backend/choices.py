@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +24,9 @@ ISA_FLAGS = {
     "avx512bf16": [*AVX512_FLAGS, "-mavx512bf16"],
 }
 
+# Of GPUs that this package knows; where none is present, all of them are built.
 CUDA_ARCHS = ("80", "90a", "100", "120")
+OLDEST_CUDA_ARCH = 80
 
 
 def isas(system: str = sys.platform, machine: str = platform.machine()) -> tuple[str, ...]:
@@ -45,9 +49,10 @@ def jobs_here() -> int:
     return max_jobs(os.environ.get("MAX_JOBS"), available_cores(), available_memory())
 
 
-def nvcc_threads(jobs: int, files: int) -> int:
-    """Architectures that each nvcc compiles at a time, so that all jobs have something to do."""
-    return max(1, min(len(gencode_flags()), jobs // max(1, files)))
+def nvcc_threads(jobs: int, archs: int) -> int:
+    """Architectures that each nvcc compiles at a time: with many cores the longest file is what all
+    wait for, with few there is always another file to compile."""
+    return max(1, min(archs, jobs // 4))
 
 
 def available_cores() -> int:
@@ -85,14 +90,17 @@ def find_cuda_home(environ: Mapping[str, str], nvcc: str | None) -> Path | None:
 
 
 def cuda_decision(
-    setting: str | None, sources: Sequence[str], torch_cuda: str | None, cuda_home: Path | None
+    setting: str | None,
+    sources: Sequence[str],
+    torch_cuda: str | None,
+    cuda_home: Path | None,
 ) -> tuple[bool, str]:
-    """Whether to build for CUDA, and the line that says so. `setting` is ADL_CUDA."""
+    """Whether to build for CUDA, and why not. `setting` is ADL_CUDA."""
     if setting not in (None, "", "0", "1"):
         raise BuildError(f"ADL_CUDA must be 0 or 1, got {setting!r}.")
     if setting == "0":
-        return False, "CPU build (ADL_CUDA=0)"
-    missing, cure = None, ""
+        return False, "ADL_CUDA=0"
+    missing, cure = "", ""
     if not sources:
         missing = "this version has no CUDA kernels yet"
     elif torch_cuda is None:
@@ -101,18 +109,84 @@ def cuda_decision(
     elif cuda_home is None:
         missing = "no CUDA toolkit with include/cuda_runtime.h and bin/nvcc was found"
         cure = ": set CUDA_HOME to its folder"
-    if missing is None:
-        return True, f"CUDA build for {', '.join('sm_' + arch for arch in CUDA_ARCHS)}"
-    if setting == "1":
+    if missing and setting == "1":
         raise BuildError(f"ADL_CUDA=1 asks for a CUDA build, but {missing}{cure}.")
-    return False, f"CPU build ({missing})"
+    return not missing, missing
 
 
-def gencode_flags() -> list[str]:
-    """Explicit, because torch's own list fails without a GPU; PTX serves GPUs yet to come."""
-    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in CUDA_ARCHS]
-    newest = CUDA_ARCHS[-1]
-    return [*flags, f"-gencode=arch=compute_{newest},code=compute_{newest}"]
+def present_gpus(driver: str = "libcuda.so.1") -> list[tuple[int, int]]:
+    """Compute capabilities of the GPUs here, from the driver: torch may be out of sight."""
+    try:
+        cuda = ctypes.CDLL(driver)
+    except OSError:
+        return []
+    count, found = ctypes.c_int(), []
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):
+        return []
+    for index in range(count.value):
+        device, version = ctypes.c_int(), (ctypes.c_int(), ctypes.c_int())
+        cuda.cuDeviceGet(ctypes.byref(device), index)
+        for part, attribute in zip(
+            version, (75, 76), strict=True
+        ):  # COMPUTE_CAPABILITY_MAJOR, _MINOR
+            cuda.cuDeviceGetAttribute(ctypes.byref(part), attribute, device)
+        found.append((version[0].value, version[1].value))
+    return found
+
+
+def arch_of(capability: tuple[int, int]) -> str:
+    """Of the known architectures the newest whose code a GPU runs, or its own: 8.6 -> 80."""
+    major, minor = capability
+    own = 10 * major + minor
+    fitting = [a for a in CUDA_ARCHS if _number(a) // 10 == major and _number(a) <= own]
+    return fitting[-1] if fitting else str(own)
+
+
+def cuda_archs(setting: str | None, gpus: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    """What to build for: ADL_CUDA_ARCHS, or the GPUs that are present, or all known ones."""
+    words = re.split(r"[\s,;]+", (setting or "").strip(" ,;"))
+    if words == [""]:
+        serving = [arch for arch in map(arch_of, gpus) if _number(arch) >= OLDEST_CUDA_ARCH]
+        return tuple(sorted(set(serving), key=_number)) or CUDA_ARCHS
+    for word in words:
+        if not re.fullmatch(r"\d{2,3}[af]?", word):
+            raise BuildError(
+                "ADL_CUDA_ARCHS must be a list of compute capabilities without their dots, such as "
+                f"80 90a 100, got {word!r}."
+            )
+        if _number(word) < OLDEST_CUDA_ARCH:
+            raise BuildError(
+                f"ADL_CUDA_ARCHS names {word}, but the CUDA kernels need compute capability 8.0 or "
+                "newer."
+            )
+    return tuple(sorted(set(words), key=_number))
+
+
+def check_archs(archs: Sequence[str], nvcc_says: str) -> None:
+    """`nvcc_says` is what `nvcc --list-gpu-code` prints: sm_80 sm_90 ..., without letters."""
+    known = [int(number) for number in re.findall(r"sm_(\d+)", nvcc_says)]
+    missing = [arch for arch in archs if _number(arch) not in known]
+    if known and missing:
+        raise BuildError(
+            f"this nvcc cannot compile for {', '.join('sm_' + arch for arch in missing)}; it knows "
+            f"{', '.join(f'sm_{number}' for number in sorted(known))}. Name others with "
+            "ADL_CUDA_ARCHS, or another toolkit with CUDA_HOME."
+        )
+
+
+def _number(arch: str) -> int:
+    return int(arch.rstrip("af"))
+
+
+def codes(archs: Sequence[str]) -> tuple[str, ...]:
+    """What is made: sm_80, ...; in a build for all also PTX, compute_120, for GPUs yet to come."""
+    newest = (f"compute_{archs[-1]}",) if archs == CUDA_ARCHS else ()
+    return (*(f"sm_{arch}" for arch in archs), *newest)
+
+
+def gencode_flags(archs: Sequence[str]) -> list[str]:
+    """Explicit, because torch's own list fails without a GPU."""
+    return [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in codes(archs)]
 
 
 def find_compiler(environ: Mapping[str, str]) -> str:

@@ -26,6 +26,22 @@ KERNEL_FLAGS = (
 NVCC_FLAGS = (
     "-std=c++20 -O3 -DNDEBUG --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden".split()
 )
+# What nvcc takes for one architecture, as measured once: the longest files are begun with.
+NVCC_SECONDS = {
+    "conv_bf16": 19,
+    "conv_f16": 19,
+    "conv_f32": 18,
+    "conv_f64": 3,
+    "dropout": 2,
+    "numbers": 2,
+    "recurrent_bf16": 11,
+    "recurrent_f16": 10,
+    "recurrent_f32": 15,
+    "recurrent_f64": 7,
+    "team_bf16": 26,
+    "team_f16": 26,
+    "team_f32": 19,
+}
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
 
 # -MD, not -MMD: torch's headers count as system headers, and a new torch must rebuild.
@@ -60,12 +76,13 @@ class Plan:
     torch: TorchInfo
     isas: tuple[str, ...]
     cuda_home: Path | None  # None: CPU build
+    cuda_archs: tuple[str, ...] = choices.CUDA_ARCHS
 
     def objects(self) -> Iterator[Object]:
+        if self.cuda_home:
+            yield from self.cuda_objects()  # first, because they take longest
         yield from self.torch_objects()
         yield from self.kernel_objects()
-        if self.cuda_home:
-            yield from self.cuda_objects()
 
     def torch_objects(self) -> Iterator[Object]:
         """Sources that may include torch or Python headers."""
@@ -78,7 +95,10 @@ class Plan:
             *(["-DADL_WITH_CUDA"] if self.cuda_home else []),
             *(f"-isystem{folder}" for folder in includes),
         ]
-        cuda_flags = [*flags, *(f"-isystem{folder}" for folder in self.cuda_include_dirs())]
+        # For error messages, to be quoted there.
+        archs = f"-DADL_CUDA_ARCHS={','.join(choices.codes(self.cuda_archs))}"
+        headers = (f"-isystem{folder}" for folder in self.cuda_include_dirs())
+        cuda_flags = [*flags, archs, *headers]
         for source in torch_sources(self.root):
             name = object_name(self.root, source, "torch")
             if not is_cuda_source(source):
@@ -95,11 +115,10 @@ class Plan:
                 yield Object("cxx", source, object_name(self.root, source, isa), flags)
 
     def cuda_objects(self) -> Iterator[Object]:
-        sources = cuda_sources(self.root)
-        threads = choices.nvcc_threads(choices.jobs_here(), len(sources))
-        flags = [*NVCC_FLAGS, *choices.gencode_flags(), f"--threads={threads}"]
-        flags.append(f"-I{self.root / 'csrc'}")
-        for source in sources:
+        threads = choices.nvcc_threads(choices.jobs_here(), len(self.cuda_archs))
+        flags = [*NVCC_FLAGS, *choices.gencode_flags(self.cuda_archs), f"--threads={threads}"]
+        flags += [f"-I{self.root / 'csrc'}", *env_flags("NVCCFLAGS")]
+        for source in sorted(cuda_sources(self.root), key=lambda s: -NVCC_SECONDS.get(s.stem, 5)):
             yield Object("nvcc", source, object_name(self.root, source, "cuda"), flags)
 
     def cuda_include_dirs(self) -> list[Path]:
@@ -190,12 +209,14 @@ def check_python_headers() -> None:
         )
 
 
-def compile_all(plan: Plan, folder: Path) -> list[str]:
-    """Brings all objects below `folder` up to date and returns their paths."""
+def compile_objects(
+    objects: Iterable[Object], folder: Path, cuda_home: Path | None = None
+) -> list[str]:
+    """Brings all objects that are built below `folder` up to date; returns their paths."""
     check_python_headers()
     cxx = choices.find_compiler(os.environ)
-    objects = list(plan.objects())
-    nvcc = str(plan.cuda_home / "bin/nvcc") if plan.cuda_home else "nvcc"
+    objects = list(objects)
+    nvcc = str(cuda_home / "bin/nvcc") if cuda_home else "nvcc"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "build.ninja").write_text(ninja_text(objects, folder, cxx, nvcc))
     sys.stdout.flush()

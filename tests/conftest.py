@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import devices
@@ -28,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "cpu_only: says nothing about other devices; deselected by --device cuda"
     )
+    config.addinivalue_line("markers", "large: takes gigabytes or many thousand steps")
     devices.use(config.getoption("--device"))
     if devices.DEVICE != "cpu":
         collect_ignore.remove("gpu")
@@ -60,6 +62,18 @@ def poisoned_memory():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tf32(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """Whether float32 may be rounded to tf32: in layers, in products, and on the emulated GPU."""
+    may = getattr(request, "param", True)
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    monkeypatch.setenv("ADL_EMULATED_TF32", str(int(may)))
+    devices.allow_tf32(may)
+    yield may
+    torch.backends.cudnn.allow_tf32 = before[0]
+    torch.set_float32_matmul_precision(before[1])
 
 
 @pytest.fixture

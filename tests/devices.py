@@ -17,5 +17,12 @@ def use(device: str) -> None:
         # Without it cuBLAS may sum in another order from call to call, which torch refuses.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # torch's layers round float32 to 19 bits by default; no test of exactness could then fail.
-        torch.backends.cudnn.allow_tf32 = False
-        torch.backends.cuda.matmul.allow_tf32 = False
+        allow_tf32(False)
+
+
+def allow_tf32(may: bool) -> None:
+    """In layers and in products."""
+    torch.backends.cudnn.allow_tf32 = may
+    # Not by cuda.matmul.allow_tf32: after this function was called once, that leaves torch in a
+    # state in which asking for the precision raises.
+    torch.set_float32_matmul_precision("high" if may else "highest")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from devices import DEVICE
+from tolerance import ProductsInTf32
 from torch import Tensor
 
 from adl_kernels import reference
@@ -107,3 +109,25 @@ def make(case: Case) -> Layer:
         weights += [tensor(*shape, scale=bound) for shape in shapes]
     hx = [tensor(case.D, case.B, width)] + [tensor(case.D, case.B, case.H)] * cell.has_c
     return Layer(case, tensor(*rows, case.I), hx, weights, batch_sizes)
+
+
+def gradients(layer: Layer, run: Callable, cotangents: list[Tensor]) -> tuple[list, tuple]:
+    """The outputs of one of the ways to run a layer, and the gradients of its tensors."""
+    tensors = [t.detach().clone(memory_format=torch.preserve_format) for t in layer.tensors]
+    tensors = [t.requires_grad_() for t in tensors]
+    outputs = run(layer.with_tensors(tensors))
+    return outputs, torch.autograd.grad(outputs, tensors, cotangents)
+
+
+def gradients_in_tf32(layer: Layer, cotangents: list[Tensor]) -> tuple[list, tuple]:
+    """The same by the definition, with what it multiplies rounded to tf32."""
+    with ProductsInTf32():
+        return gradients(layer, Layer.reference, cotangents)
+
+
+def widened(layer: Layer) -> Layer:
+    return layer.with_tensors([t.double() for t in layer.tensors])
+
+
+def narrowed(layer: Layer) -> Layer:
+    return layer.with_tensors([t.float() for t in layer.tensors])

@@ -55,6 +55,7 @@ def test_right_kernels(programs, program, variant):
 CALIBRATION = {
     "cluster": ((3, 1), 132, 12),
     "l2": ((2, 1), 132, 9),
+    "l2, evicted": ((2, 1, 1), 132, 2),
     "mma": ((2,), 1, 20),
     "step": ((2,), 132, 10),
 }
@@ -64,6 +65,7 @@ CALIBRATION = {
 def test_calibration(name):
     """What was sent came, nobody waited in vain, and the figures are what a reader expects."""
     arguments, multiprocessors, count = CALIBRATION[name]
+    name = name.split(",")[0]
     output = ROOT / f"build/emulator-fast/calibrate_{name}"
     program = build_program(f"calibrate_{name}", "fast", output)
     done = run(program, *arguments, ADL_EMULATOR_SMS=multiprocessors)

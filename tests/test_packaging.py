@@ -12,12 +12,14 @@ import torch
 
 import adl_kernels
 from adl_kernels import _build_check, _build_info
+from adl_kernels import info as adl_info
 from build_backend import choices, compile, target, torch_info
 from build_backend.errors import BuildError
 
 pytestmark = pytest.mark.cpu_only
 
 GB = 2**30
+ROOT = Path(__file__).resolve().parents[1]
 
 
 # The target environment
@@ -166,9 +168,11 @@ def test_max_jobs(setting, cores, memory, jobs):
     assert choices.max_jobs(setting, cores, memory) == jobs
 
 
-@pytest.mark.parametrize("jobs, files, threads", [(2, 4, 1), (16, 4, 4), (64, 4, 5), (8, 0, 5)])
-def test_idle_jobs_compile_other_architectures(jobs, files, threads):
-    assert choices.nvcc_threads(jobs, files) == threads
+@pytest.mark.parametrize(
+    "jobs, archs, threads", [(2, 4, 1), (4, 4, 1), (8, 4, 2), (16, 4, 4), (64, 1, 1)]
+)
+def test_idle_jobs_compile_other_architectures(jobs, archs, threads):
+    assert choices.nvcc_threads(jobs, archs) == threads
 
 
 @pytest.mark.parametrize("setting", ["0", "-1", "all"])
@@ -200,20 +204,20 @@ KERNELS, TOOLKIT = ["scan.cu"], Path("/cuda")
 
 
 @pytest.mark.parametrize(
-    "setting, sources, torch_cuda, home, line",
+    "setting, sources, torch_cuda, home, why_not",
     [
-        (None, [], "13.0", TOOLKIT, "CPU build (this version has no CUDA kernels yet)"),
-        (None, KERNELS, None, TOOLKIT, "CPU build (the torch found is a CPU-only build)"),
-        ("", KERNELS, "13.0", None, "CPU build (no CUDA toolkit with include/cuda_runtime.h"),
-        ("0", KERNELS, "13.0", TOOLKIT, "CPU build (ADL_CUDA=0)"),
-        (None, KERNELS, "13.0", TOOLKIT, "CUDA build for sm_80, sm_90a"),
-        ("1", KERNELS, "13.0", TOOLKIT, "CUDA build for sm_80, sm_90a"),
+        (None, [], "13.0", TOOLKIT, "this version has no CUDA kernels yet"),
+        (None, KERNELS, None, TOOLKIT, "the torch found is a CPU-only build"),
+        ("", KERNELS, "13.0", None, "no CUDA toolkit with include/cuda_runtime.h"),
+        ("0", KERNELS, "13.0", TOOLKIT, "ADL_CUDA=0"),
+        (None, KERNELS, "13.0", TOOLKIT, ""),
+        ("1", KERNELS, "13.0", TOOLKIT, ""),
     ],
 )
-def test_cuda_decision(setting, sources, torch_cuda, home, line):
+def test_cuda_decision(setting, sources, torch_cuda, home, why_not):
     with_cuda, said = choices.cuda_decision(setting, sources, torch_cuda, home)
-    assert said.startswith(line)
-    assert with_cuda == line.startswith("CUDA")
+    assert said.startswith(why_not)
+    assert with_cuda == (not why_not) == (not said)
 
 
 @pytest.mark.parametrize(
@@ -232,6 +236,81 @@ def test_forced_cuda_says_what_is_missing(sources, torch_cuda, home, missing):
 def test_adl_cuda_takes_0_or_1():
     with pytest.raises(BuildError, match="ADL_CUDA must be 0 or 1, got 'yes'"):
         choices.cuda_decision("yes", [], None, None)
+
+
+ALL = ("80", "90a", "100", "120")
+
+
+@pytest.mark.parametrize(
+    "setting, gpus, archs",
+    [
+        (None, [], ALL),
+        ("", [], ALL),
+        (" ", [(7, 5)], ALL),  # not served by the kernels, whatever is built
+        (None, [(9, 0)], ("90a",)),
+        (None, [(8, 6), (9, 0), (8, 9)], ("80", "90a")),
+        (None, [(10, 3), (12, 1)], ("100", "120")),
+        (None, [(11, 0)], ("110",)),  # no known architecture has code for it
+        ("90a", [(8, 0)], ("90a",)),
+        ("120 80", [], ("80", "120")),
+        ("80, 90a,80", [], ("80", "90a")),
+        ("80;90a", [], ("80", "90a")),
+    ],
+)
+def test_architectures(setting, gpus, archs):
+    assert choices.cuda_archs(setting, gpus) == archs
+
+
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ("hopper", "without their dots, such as 80 90a 100, got 'hopper'"),
+        ("9.0", "without their dots, such as 80 90a 100, got '9.0'"),
+        ("90a sm_80", "got 'sm_80'"),
+        ("90b", "got '90b'"),
+        ("75 80", "names 75, but the CUDA kernels need compute capability 8.0 or newer"),
+    ],
+)
+def test_wrong_architectures_are_sentences(setting, said):
+    with pytest.raises(BuildError, match=f"ADL_CUDA_ARCHS .*{said}"):
+        choices.cuda_archs(setting, [])
+
+
+def test_architectures_that_nvcc_does_not_know():
+    said = "sm_80 sm_86 sm_90 sm_100"
+    choices.check_archs(("80", "90a"), said)
+    choices.check_archs(("123",), "")  # of an nvcc that does not say
+    with pytest.raises(BuildError, match=r"cannot compile for sm_85, sm_120; it knows sm_80, sm_8"):
+        choices.check_archs(("85", "90a", "120"), said)
+
+
+def test_only_a_build_for_all_has_code_for_gpus_to_come():
+    assert choices.gencode_flags(("90a",)) == ["-gencode=arch=compute_90a,code=sm_90a"]
+    assert choices.gencode_flags(ALL)[-1] == "-gencode=arch=compute_120,code=compute_120"
+    assert len(choices.gencode_flags(ALL)) == 5
+    assert choices.codes(ALL) == ("sm_80", "sm_90a", "sm_100", "sm_120", "compute_120")
+
+
+DRIVER = """
+int cuInit(unsigned flags) { return FAILS; }
+int cuDeviceGetCount(int* count) { *count = 2; return 0; }
+int cuDeviceGet(int* device, int index) { *device = 7 + index; return 0; }
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  *value = attribute == 75 ? 1 + device : attribute == 76 ? 6 * (device == 7) : -1;
+  return 0;
+}
+"""
+
+
+def test_gpus_are_found_without_torch(tmp_path):
+    """By a library that answers as the driver's."""
+    (tmp_path / "driver.c").write_text(DRIVER)
+    for name, fails in (("driver", 0), ("no_gpu", 100)):
+        command = ["cc", "-shared", "-fPIC", f"-DFAILS={fails}", str(tmp_path / "driver.c")]
+        subprocess.run([*command, "-o", str(tmp_path / name)], check=True)
+    assert choices.present_gpus(str(tmp_path / "driver")) == [(8, 6), (9, 0)]
+    assert choices.present_gpus(str(tmp_path / "no_gpu")) == []
+    assert choices.present_gpus(str(tmp_path / "no_such_library")) == []
 
 
 def test_cuda_home_needs_the_headers_too(tmp_path):
@@ -254,13 +333,15 @@ SOURCES = (
 )
 
 
-def make_plan(root: Path, cuda_home: Path | None = None) -> compile.Plan:
+def make_plan(
+    root: Path, cuda_home: Path | None = None, archs: tuple[str, ...] = ("80", "90a")
+) -> compile.Plan:
     for name in SOURCES:
         source = root / "csrc" / name
         source.parent.mkdir(parents=True, exist_ok=True)
         source.touch()
     torch = torch_info.TorchInfo(root / "site/torch", "2.13.0", None)
-    return compile.Plan(root, torch, ("default", "avx2"), cuda_home)
+    return compile.Plan(root, torch, ("default", "avx2"), cuda_home, archs)
 
 
 def test_kernels_are_compiled_once_for_each_instruction_set(tmp_path):
@@ -293,9 +374,20 @@ def test_only_a_cuda_build_compiles_kernels_and_operators_for_cuda(tmp_path):
     assert not set(headers) & set(objects["torch/ops/cpu.cpp.o"].flags)
     assert "-DADL_WITH_CUDA" in objects["torch/module.cpp.o"].flags
     nvcc = objects["cuda/cuda/scan.cu.o"]
-    assert nvcc.rule == "nvcc" and set(choices.gencode_flags()) <= set(nvcc.flags)
+    assert nvcc.rule == "nvcc" and set(choices.gencode_flags(("80", "90a"))) <= set(nvcc.flags)
+    assert "-DADL_CUDA_ARCHS=sm_80,sm_90a" in objects["torch/ops/cuda.cpp.o"].flags
     assert {"c10_cuda", "torch_cuda", "cudart"} <= set(plan.libraries())
     assert str(TOOLKIT / "lib64") in plan.library_dirs()
+
+
+def test_the_longest_files_begin(tmp_path):
+    for name in ("dropout", "team_f32", "zero"):
+        (tmp_path / "csrc/cuda").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"csrc/cuda/{name}.cu").touch()
+    order = [item.source.stem for item in make_plan(tmp_path, TOOLKIT).objects()]
+    assert order.index("team_f32") == 0
+    assert order.index("dropout") < order.index("module")
+    assert set(compile.NVCC_SECONDS) == {path.stem for path in compile.cuda_sources(ROOT)}
 
 
 def test_ninja_file_survives_spaces(tmp_path):
@@ -305,6 +397,35 @@ def test_ninja_file_survives_spaces(tmp_path):
 
 
 # The check at import
+
+
+@pytest.mark.parametrize(
+    "archs, capability, serves",
+    [
+        (("sm_80",), (8, 0), True),
+        (("sm_80",), (8, 9), True),
+        (("sm_80",), (9, 0), False),
+        (("sm_86",), (8, 0), False),
+        (("sm_90a",), (9, 0), True),
+        (("sm_90a",), (12, 0), False),
+        (("sm_100a",), (10, 3), False),
+        (("sm_80", "sm_120"), (12, 1), True),
+        (("sm_80", "sm_120", "compute_120"), (13, 0), True),
+        (("sm_80", "sm_120", "compute_120"), (11, 0), False),
+    ],
+)
+def test_which_gpus_a_build_serves(archs, capability, serves):
+    assert _build_check.runs_on(archs, capability) == serves
+
+
+def test_info_names_gpus_that_no_architecture_serves(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "NVIDIA Made Up")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: [(9, 0), (12, 0)][i])
+    monkeypatch.setattr(_build_info, "CUDA_ARCHS", ("sm_90a",))
+    cpu, here, other = adl_info.devices()
+    assert (cpu, here) == ("cpu", "NVIDIA Made Up (9.0)")
+    assert other.endswith("(12.0), built for none such: build with ADL_CUDA_ARCHS=120")
 
 
 def test_import_refuses_another_minor_of_torch():

@@ -75,7 +75,8 @@ struct Exchange {
   }
 };
 
-Figure measure(const Exchange& e, int most_steps) {
+// `evict`: so many bytes of other data are written between filling the box and the steps, as W_ih x is in a layer.
+Figure measure(const Exchange& e, int most_steps, size_t evict = 0) {
   if (e.P * e.groups > device().multiprocessors) return absent();
   const size_t slot_bytes = static_cast<size_t>(e.bytes()) * e.groups * (e.scatter ? e.P : 1);
   // What gathers is written once: filled before with words that are no step's, it is its own flag.
@@ -83,9 +84,10 @@ Figure measure(const Exchange& e, int most_steps) {
   const int steps =
       e.scatter ? std::min(1000, most_steps) : static_cast<int>(std::min(fitting, static_cast<size_t>(most_steps)));
   const int slots = e.scatter ? 2 : steps, warm_up = steps / 8;
-  uint4* box = nullptr;
-  const cudaError_t error = cudaMalloc(&box, slots * slot_bytes);
-  if (error != cudaSuccess) return failed(cudaGetErrorString(error));
+  uint4 *box = nullptr, *other = nullptr;
+  cudaError_t error = cudaMalloc(&box, slots * slot_bytes);
+  if (error == cudaSuccess && evict) error = cudaMalloc(&other, evict);
+  if (error != cudaSuccess) return cudaFree(box), failed(cudaGetErrorString(error));
   adl::LaunchOptions options;
   options.cooperative = true;
   const auto kernel = e.scatter ? exchange<true> : exchange<false>;
@@ -94,8 +96,12 @@ Figure measure(const Exchange& e, int most_steps) {
       [&](Times* times) {
         return adl::launch(kernel, blocks, threads, nullptr, options, box, e.P, e.chunks, slots, steps, warm_up, times);
       },
-      steps - warm_up, e.predicted(), [&] { cudaMemset(box, 0xFF, slots * slot_bytes); });
-  cudaFree(box);
+      steps - warm_up, e.predicted(),
+      [&] {
+        cudaMemset(box, 0xFF, slots * slot_bytes);
+        if (evict) cudaMemset(other, 0, evict);
+      });
+  cudaFree(box), cudaFree(other);
   return found;
 }
 
@@ -127,6 +133,14 @@ void bandwidths(const Effort& effort) {
     }
 }
 
+// A mailbox that has left L2 before it is read.
+void evicted(const Effort& effort, int megabytes) {
+  for (const Exchange& e : {Exchange{false, 64, 1, 1}, Exchange{false, 64, 2, std::max(1, effort.kilobytes)}})
+    line("exchange of " + std::to_string(e.chunks) + " KB, " + words(e) + ", after " + std::to_string(megabytes) +
+             " MB of other data",
+         "us/step", measure(e, effort.steps, size_t(megabytes) << 20));
+}
+
 void barriers(int steps) {
   adl::LaunchOptions options;
   options.cooperative = true;
@@ -144,6 +158,10 @@ void barriers(int steps) {
 
 int main(int count, char** arguments) {
   const calibrate::Effort effort(count, arguments);
+  if (count > 3) {
+    calibrate::evicted(effort, atoi(arguments[3]));
+    return calibrate::failures != 0;
+  }
   calibrate::latencies(effort.steps);
   calibrate::barriers(effort.steps);
   calibrate::bandwidths(effort);

@@ -86,6 +86,7 @@ void compare(const std::string& name, const std::vector<T>& got, const std::vect
 // The exit code of a program that is nothing but these checks.
 template <class Checks>
 int run_checks(Checks checks) {
+  setvbuf(stdout, nullptr, _IOLBF, 0);  // what was said of a program that has to be stopped
   try {
     checks();
   } catch (const std::exception& error) {

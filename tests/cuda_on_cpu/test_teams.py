@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from layers import Case, make
+from layers import Case, gradients, gradients_in_tf32, make, widened
 from test_extras import CHOOSERS, Asked, assert_as_defined
-from test_ops import assert_layer_is_accurate, gradients, widened
-from test_tiers import TF32_ERROR, assert_the_same_in_pieces
+from test_ops import assert_layer_is_accurate
+from test_tiers import assert_the_same_in_pieces
+from tolerance import assert_accurate
 
 from adl_kernels._cells import CELLS
 
@@ -80,8 +81,9 @@ def test_tf32(cell, hidden_size, tier, monkeypatch):
     cotangents = [torch.randn_like(t) for t in layer.ours()]
     exact = gradients(widened(layer), type(layer).reference, [c.double() for c in cotangents])
     ours = gradients(layer, type(layer).ours, cotangents)
-    for a, b in zip([*ours[0], *ours[1]], [*exact[0], *exact[1]], strict=True):
-        assert (a - b).abs().max() <= TF32_ERROR * b.abs().max()
+    tf32 = gradients_in_tf32(layer, cotangents)
+    for a, b, peer in zip(*([*x, *y] for x, y in (ours, exact, tf32)), strict=True):
+        assert_accurate(a, peer, b, "outputs and gradients", tf32=peer)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])

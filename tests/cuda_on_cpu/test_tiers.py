@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import Case, make
-from test_ops import assert_layer_is_accurate, gradients, widened
+from layers import Case, gradients, gradients_in_tf32, make, widened
+from test_ops import assert_layer_is_accurate
+from tolerance import assert_accurate
 
 from adl_kernels._cells import CELLS
 
@@ -17,7 +18,6 @@ RAGGED = (4, 4, 3, 1, 1)
 # Those that torch has; test_extras.py has all others.
 CELLS_OF_TORCH = [name for name in CELLS if hasattr(torch._VF, name)]
 IN_BLOCKS = [name for name in CELLS if name != "gru_reset_before"]
-TF32_ERROR = 3e-3  # of the largest value; its own unit in the last place is 1e-3
 
 BLOCK = [
     *(Case(cell, 4, 5, 3, 18, dtype, D=2) for cell in CELLS_OF_TORCH for dtype in (F32, BF16, F16)),
@@ -79,8 +79,9 @@ def test_tf32(cell, hidden_size, tier, monkeypatch):
     plain = gradients(layer, type(layer).ours, cotangents)
     monkeypatch.setenv("ADL_EMULATED_TF32", "1")
     rounded = gradients(layer, type(layer).ours, cotangents)
-    for ours, truth in zip([*rounded[0], *rounded[1]], [*exact[0], *exact[1]], strict=True):
-        assert (ours - truth).abs().max() <= TF32_ERROR * truth.abs().max()
+    tf32 = gradients_in_tf32(layer, cotangents)
+    for *three, peer in zip(*([*a, *b] for a, b in (rounded, plain, exact, tf32)), strict=True):
+        assert_accurate(*three, "outputs and gradients", tf32=peer)
     assert not torch.equal(rounded[0][0], plain[0][0])
 
 

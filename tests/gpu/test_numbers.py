@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from devices import DEVICE
-from layers import Case, make
+from layers import Case, gradients, make, widened
 from pairs import KINDS
-from test_ops import assert_layer_is_accurate, gradients, widened
+from test_ops import assert_layer_is_accurate
 from tolerance import assert_accurate
 from torch import nn
 
@@ -41,25 +41,22 @@ CASES = [
 SMALL = [case for H in (17, 128) for case in cases(CELLS, ALL, 33, 19, 24, H, D=2)]
 
 
-@pytest.fixture
-def tf32(request: pytest.FixtureRequest):
-    """torch's own switch; allowed is its default."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = request.param
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+# What float32 is multiplied as; torch's default for its recurrent layers is tf32.
+exact_and_tf32 = pytest.mark.parametrize(
+    "tf32", [False, True], ids=["exact", "tf32"], indirect=True
+)
 
 
-@pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"], indirect=True)
+@exact_and_tf32
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_at_most_twice_the_error_of_cudnn(case: Case, tf32: None) -> None:
-    assert_layer_is_accurate(case)
+def test_at_most_twice_the_error_of_cudnn(case: Case, tf32: bool) -> None:
+    assert_layer_is_accurate(case, tf32)
 
 
-@pytest.mark.parametrize("tf32", [False, True], ids=["exact", "tf32"], indirect=True)
+@exact_and_tf32
 @pytest.mark.parametrize("tier", ["streaming", "block"])
 @pytest.mark.parametrize("case", SMALL, ids=str)
-def test_every_tier(case: Case, tier: str, tf32: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_tier(case: Case, tier: str, tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ADL_CUDA_TIER", tier)
     try:
         make(case).ours()
@@ -67,7 +64,7 @@ def test_every_tier(case: Case, tier: str, tf32: None, monkeypatch: pytest.Monke
         if "does not serve" in str(error):  # this GPU's blocks have too little shared memory
             pytest.skip(str(error))
         raise
-    assert_layer_is_accurate(case)
+    assert_layer_is_accurate(case, tf32)
 
 
 @pytest.mark.parametrize("cell", CELLS)

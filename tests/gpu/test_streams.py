@@ -18,8 +18,22 @@ LENGTHS = torch.tensor([20, 17, 17, 9, 4, 2, 1, 1])
 SIZES = pack_padded_sequence(torch.empty(T, B, 1), LENGTHS).batch_sizes
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
-# Within one block, a cluster, a grid (or streaming, by device and dtype).
-every_size = pytest.mark.parametrize("H", [64, 200, 768])
+# Hidden sizes that each tier serves.
+TIERS = {"block": 64, "cluster": 200, "grid": 768, "streaming": 200, "cudnn": 200}
+CLUSTERS = torch.cuda.get_device_capability() >= (9, 0) if torch.cuda.is_available() else False
+
+
+@pytest.fixture
+def H(request: pytest.FixtureRequest, tf32: bool, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Of the tier that is the fixture's parameter, in which the test's layers then run; float32 as
+    tf32, in which every tier has it."""
+    if request.param == "cluster" and not CLUSTERS:
+        pytest.skip("this GPU has no clusters")
+    monkeypatch.setenv("ADL_CUDA_TIER", request.param)
+    return TIERS[request.param]
+
+
+every_size = pytest.mark.parametrize("H", TIERS, indirect=True)
 every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 every_form = pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 

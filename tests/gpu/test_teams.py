@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from devices import DEVICE
-from layers import Case, make
-from test_ops import assert_layer_is_accurate, gradients
+from layers import Case, gradients, make
+from test_ops import assert_layer_is_accurate
 
 import adl_kernels
 from adl_kernels._cells import CELLS
@@ -16,6 +16,7 @@ SERVED = [name for name in CELLS if name != "gru_reset_before"]
 RAGGED = (40, 33, 33, 20, 7, 1)
 CLUSTERS = torch.cuda.get_device_capability() >= (9, 0) if torch.cuda.is_available() else False
 TIERS = ["cluster"] * CLUSTERS + ["grid"]
+pytestmark = pytest.mark.usefixtures("tf32")  # teams multiply float32 as tf32 alone
 every_tier = pytest.mark.parametrize("tier", TIERS)
 
 CASES = {
@@ -41,7 +42,7 @@ def test_at_most_twice_the_error_of_cudnn(
     name: str, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADL_CUDA_TIER", name)
-    assert_layer_is_accurate(case)
+    assert_layer_is_accurate(case, tf32=True)
 
 
 @pytest.mark.parametrize("name, case", [(t, c) for t in TIERS for c in CASES[t][::5]], ids=str)
@@ -65,19 +66,39 @@ def assert_near(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
         assert (a - b).abs().max() <= 0.05 * b.abs().max()
 
 
+# Units that need as many blocks as a tier has.
+UNITS = {"cluster": 256, "grid": 768}
+
+
 @every_tier
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
 def test_lengths_and_resets_as_the_streaming_kernels_have_them(
     kind: str, tier: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    T, B = 40, 20
-    H = 256 if tier == "cluster" else 768
-    module = getattr(adl_kernels, kind)(64, H, bidirectional=True, device=DEVICE, dtype=BF16)
-    x = torch.randn(T, B, 64, device=DEVICE, dtype=BF16)
-    asked = {
-        "lengths": torch.randint(0, T + 1, (B,), device=DEVICE),
-        "reset": torch.rand(T, B, device=DEVICE) < 0.1,
-    }
+    assert_as_streamed(tier, monkeypatch, kind, 40, 20, UNITS[tier], extras=True)
+
+
+@pytest.mark.large
+@every_tier
+def test_more_than_16_bits_of_steps(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_as_streamed(tier, monkeypatch, "LSTM", 70_000, 2, UNITS[tier])
+
+
+def assert_as_streamed(
+    tier: str,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    T: int,
+    B: int,
+    H: int,
+    extras: bool = False,
+) -> None:
+    module = getattr(adl_kernels, kind)(16, H, bidirectional=extras, device=DEVICE, dtype=BF16)
+    x = torch.randn(T, B, 16, device=DEVICE, dtype=BF16)
+    asked = {}
+    if extras:
+        asked["lengths"] = torch.randint(0, T + 1, (B,), device=DEVICE)
+        asked["reset"] = torch.rand(T, B, device=DEVICE) < 0.1
     results = []
     for name in ("streaming", tier):
         monkeypatch.setenv("ADL_CUDA_TIER", name)
@@ -85,24 +106,15 @@ def test_lengths_and_resets_as_the_streaming_kernels_have_them(
     assert_near(results[1], results[0])
 
 
-@every_tier
-def test_more_than_16_bits_of_steps(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    H = 256 if tier == "cluster" else 768
-    module = adl_kernels.LSTM(16, H, device=DEVICE, dtype=BF16)
-    x = torch.randn(70_000, 2, 16, device=DEVICE, dtype=BF16)
-    results = []
-    for name in ("streaming", tier):
-        monkeypatch.setenv("ADL_CUDA_TIER", name)
-        results.append(trained(module, x))
-    assert_near(results[1], results[0])
+# Units of which a team or two fill the GPU.
+FULL = {"cluster": 512, "grid": 1024}
 
 
 @every_tier
 def test_several_streams_at_once(tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Grids of which each would fill the GPU must not wait for each other's places."""
     monkeypatch.setenv("ADL_CUDA_TIER", tier)
-    H = 512 if tier == "cluster" else 1024
-    module = adl_kernels.LSTM(64, H, device=DEVICE, dtype=BF16)
+    module = adl_kernels.LSTM(64, FULL[tier], device=DEVICE, dtype=BF16)
     xs = [torch.randn(200, 16, 64, device=DEVICE, dtype=BF16) for _ in range(4)]
     expected = [trained(module, x) for x in xs]
     torch.cuda.synchronize()
