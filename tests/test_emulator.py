@@ -39,7 +39,7 @@ def run(*command: object, schedule: str = "fifo", seed: int = 0, **environment: 
     )
 
 
-CHECKS = {"wrappers": 26, "driver": 91, "team_driver": 54, "conv_driver": 50}
+CHECKS = {"wrappers": 26, "driver": 91, "team_driver": 62, "conv_driver": 50}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

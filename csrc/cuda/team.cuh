@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kTeamThreads, 1)
     float y[kUnits] = {}, kept_c[kUnits] = {}, gates[kPre][kUnits] = {};
     if (turn.active) {
       float gh[kGates][kUnits] = {};
-      if (!exchange.late()) add_slices(gh, own_sums, shape.units, shape.slices, layout.sums_slice);
+      add_slices(gh, own_sums, shape.units, shape.slices, layout.sums_slice);
 #pragma unroll
       for (int i = 0; i < kUnits; ++i) {
         if (i >= me.units) continue;
