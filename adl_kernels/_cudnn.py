@@ -1,7 +1,7 @@
-"""Layers that torch.nn has too, by torch's own cuDNN layer.
+"""Layers that torch.nn has too, computed by torch's own cuDNN layer.
 
-So are those computed for which no kernel of this package is faster by its model, csrc/cuda/tiers.h.
-A stack of layers is one call: cuDNN begins a layer before the one below it has ended.
+cuDNN is chosen where no kernel of this package is faster by its model (csrc/cuda/tiers.h). A stack of
+layers is one call, because cuDNN begins a layer before the one below it has ended.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from . import reference
 from ._build_info import CUDA_ARCHS
 from ._cells import Cell
 
-# The device types of the op prefers_cudnn, which only builds for CUDA have.
+# Where the op prefers_cudnn has a kernel: only in a build for CUDA.
 DEVICES: set[str] = {"cuda"} if CUDA_ARCHS else set()
 
 
@@ -72,9 +72,9 @@ def prefers(
     training: bool,
     dtype: torch.dtype | None = None,
 ) -> bool:
-    """Whether such layers are computed by cuDNN.
+    """Whether these layers are computed by cuDNN.
 
-    Arguments that do not fit each other are not: the ops of the cell say what is wrong with them.
+    False for arguments that do not fit each other: the cell's own op reports what is wrong.
     """
     if x.device.type not in DEVICES or len(hx) != cell.states or len(weights) < 2:
         return False
@@ -97,9 +97,9 @@ def prefers(
 
 
 def _hint(n: int | torch.SymInt) -> int:
-    """A number for the model, also of a size that is symbolic while a graph is traced.
+    """The size as a number; for a symbolic size, the one it was traced with.
 
-    No guard is asked for: either choice computes every size.
+    The choice needs no guard: both ways compute every size correctly.
     """
     if isinstance(n, int):
         return n

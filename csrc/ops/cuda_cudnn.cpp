@@ -1,5 +1,5 @@
-// Layers that torch.nn has too, by torch's own cuDNN layer: where no tier of this package is faster by its model, and
-// a whole stack of them in one call, since cuDNN begins a layer before the one below it has ended.
+// Layers that torch.nn has too, computed by torch's own cuDNN layer where no tier of this package is faster by its
+// model. A stack of layers is one call, because cuDNN begins a layer before the one below it has ended.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros_like.h>
@@ -93,8 +93,8 @@ struct Stack {
   int64_t proj_size() const { return is_projected() ? P : 0; }
 };
 
-// The weights in the one buffer that cuDNN wants: that of flatten_parameters(), or a copy. Where they lie in it only
-// cuDNN knows, so the first copy of a shape tells.
+// The weights in one buffer, as cuDNN wants them: the buffer of flatten_parameters(), or a copy. Only cuDNN knows their
+// places in the buffer. The first copy for given sizes shows them.
 Tensor flat_weights(const Stack& s) {
   using Key = std::array<int64_t, 8>;
   struct Places {
@@ -117,7 +117,7 @@ Tensor flat_weights(const Stack& s) {
       flat = s.weights[k].is_alias_of(w) && s.weights[k].storage_offset() == begin + places->of[k];
     if (flat) return at::empty({0}, w.options()).set_(w.storage(), begin, {places->all}, {1});
   }
-  Tensors copies;  // They are made views of the buffer; the weights stay what they are, and their versions too.
+  Tensors copies;  // flattening makes these views of the buffer, without touching the weights or their versions
   for (const Tensor& w : s.weights)
     copies.push_back(at::empty({0}, w.options()).set_(w.storage(), w.storage_offset(), w.sizes(), w.strides()));
   const Tensor flat = cudnn::_cudnn_rnn_flatten_weight(copies, s.per_direction, s.I, s.cell.mode, s.H, s.proj_size(),
@@ -149,9 +149,9 @@ Tensors forward(int64_t cell, int64_t directions, const Tensor& x, at::TensorLis
   return run(s, flat_weights(s), false);
 }
 
-// The reserve's size is cuDNN's secret, which nobody can tell who traces the op. So it is passed as a tensor without
-// elements on its memory. Backward writes to that memory: then, and where someone has copied the tensor, the memory is
-// said to be empty, and backward runs forward once more.
+// Only cuDNN knows the size of its reserve, so a fake of the op could not return it. The op therefore returns a tensor
+// without elements on the reserve's memory. A copy of that tensor has no memory, and cuDNN's backward overwrites the
+// memory, after which it is marked as empty. In both cases backward runs forward again.
 Tensors saving_forward(int64_t cell, int64_t directions, const Tensor& x, at::TensorList hx, at::TensorList weights,
                        const MaybeTensor& batch_sizes) {
   const Stack s("cudnn_forward", cell, directions, x, hx, weights, batch_sizes);
@@ -164,7 +164,7 @@ Tensors saving_forward(int64_t cell, int64_t directions, const Tensor& x, at::Te
 Tensor taken(const Tensor& reserve) {
   const size_t bytes = reserve.storage().nbytes();
   const Tensor whole = at::empty({0}, reserve.options()).set_(reserve.storage(), 0, {int64_t(bytes)}, {1});
-  // A storage of its own, which keeps the memory, so that the other can be said to be empty.
+  // In a storage of its own, which keeps the memory alive, so that the other storage can be marked as empty.
   Tensor own = at::from_blob(whole.mutable_data_ptr(), {int64_t(bytes)}, [whole](void*) {}, whole.options());
   reserve.storage().unsafeGetStorageImpl()->set_nbytes(0);
   return own;
@@ -203,7 +203,7 @@ Tensors backward(int64_t cell, int64_t directions, const c10::List<MaybeTensor>&
   const auto result = [&](const Tensor& like, const Tensor& found, bool need) {
     if (!need) return at::empty({0}, like.options());
     if (!found.defined()) return at::zeros_like(like, at::MemoryFormat::Contiguous);
-    // Views of one buffer: compiled code expects tensors at multiples of 16 bytes.
+    // cuDNN's gradients are views of one buffer, but compiled code expects tensors at multiples of 16 bytes.
     return reinterpret_cast<uintptr_t>(found.const_data_ptr()) % 16 ? found.clone() : found;
   };
   Tensors out{result(s.x, dx, needs.get(0)), result(s.hx[0], dh, true)};
@@ -213,7 +213,7 @@ Tensors backward(int64_t cell, int64_t directions, const c10::List<MaybeTensor>&
   return out;
 }
 
-// sizes: T, B, I, H, P, layers, directions. ADL_CUDA_TIER decides, if it is set.
+// sizes: T, B, I, H, P, layers, directions. ADL_CUDA_TIER overrides the model.
 bool prefers(int64_t cell, int64_t device, at::ScalarType type, at::IntArrayRef sizes, bool packed, bool training) {
   const CudnnCell& c = cell_at(cell);
   TORCH_CHECK(sizes.size() == 7, "prefers_cudnn: sizes must be T, B, I, H, P, layers, directions, got ", sizes);
