@@ -275,6 +275,7 @@ def made_up(run: Run) -> None:
         row = {"tier": tier, "cell": cell, "dtype": dtype, "ok": False, "problem": "x" * 300}
         run.outcomes.append(Outcome("tiers", name, "exit status 1", 3.0, [row], []))
     rows = [made_up_row(job, mode, 2.0) for job in gpu_goals.FIRST for mode in ("infer", "train")]
+    run.outcomes.append(Outcome("times", "times", "ok", 90.0))
     store.write_json(run.out / "times.json", {"rows": rows})
 
 
@@ -293,6 +294,7 @@ def test_the_table_is_short_and_tells_what_came(run: Run) -> None:
 
 def test_there_is_a_table_whatever_was_written(run: Run) -> None:
     run.outcomes.append(Outcome("tiers", "a", "ok", 1.0, [{"tier": "block"}], []))
+    run.outcomes.append(Outcome("times", "times", "ok", 1.0))
     (run.out / "times.json").write_text("{")
     found = table.write(run)
     assert any(line.startswith("_times: ") for line in found)

@@ -145,8 +145,8 @@ class Run:
             "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS))),
             "PYTHONUNBUFFERED": "1",
         }
-        # Several processes run at a time, and no truth that the CPU computes is large.
-        self.environment.setdefault("OMP_NUM_THREADS", "2")
+        # What the CPU computes is small; threads would wait longer than they compute.
+        self.environment.setdefault("OMP_NUM_THREADS", "1")
         self.outcomes: list[Outcome] = []
         self.gpu = True  # whether there is one; without, that CUDA complains is no failure
         self.file("log.txt").write_text("")

@@ -6,7 +6,6 @@ import json
 import re
 import traceback
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from gpu.runner import Outcome, Run
@@ -109,13 +108,15 @@ def _tiers(run: Run) -> Iterator[str]:
         yield f"{tier}: {', '.join(cells)}"
 
 
-def _read(path: Path) -> Row:
-    return json.loads(path.read_text()) if path.exists() else {}
+def _read(run: Run, name: str) -> Row:
+    """What a benchmark wrote in this run."""
+    path = run.out / f"{name}.json"
+    return json.loads(path.read_text()) if _of(run, name) and path.exists() else {}
 
 
 def _times(run: Run) -> Iterator[str]:
     """A line per case: µs a step, ours and torch's, and of graphs of the calls."""
-    yield from _time_lines(_read(run.out / "times.json").get("rows", []))
+    yield from _time_lines(_read(run, "times").get("rows", []))
 
 
 def _time_lines(rows: Sequence[Row]) -> Iterator[str]:
@@ -141,7 +142,7 @@ def _time(row: Row) -> str:
 
 
 def _goals(run: Run) -> Iterator[str]:
-    content = _read(run.out / "goals.json")
+    content = _read(run, "goals")
     for label, *judged in content.get("goals", []):
         yield f"{label}: {' | '.join(judged)}"
     yield from _time_lines(content.get("rows", []))
