@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -49,6 +51,18 @@ def test_medium_rounds_what_is_multiplied(kind: str) -> None:
         assert (a - b).abs().max() <= ALLOWED * a.abs().max()
     for a, b in zip(exact, run("high"), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_a_switch_of_torch_for_gpus_does_no_harm(precision: str) -> None:
+    """With both switches set, torch's own getter of this one raises."""
+    code = (
+        "import torch, adl_kernels; torch.set_float32_matmul_precision('%s'); "
+        "torch.backends.cuda.matmul.allow_tf32 = False; "
+        "adl_kernels.LSTM(3, 4)(torch.randn(2, 2, 3))[0].sum().backward(); "
+        "adl_kernels.GRUCell(3, 4)(torch.randn(2, 3))"
+    )
+    subprocess.run([sys.executable, "-c", code % precision], check=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)

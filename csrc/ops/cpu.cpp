@@ -83,12 +83,14 @@ Extras<T> extras_of(const Layer<Cell>& layer, int64_t d) {
   return out;
 }
 
-// The kernels for tensors of type T, which `type` was converted to. Float32 layers follow
-// torch.set_float32_matmul_precision: "medium" allows products in bfloat16.
+// The kernels for tensors of type T, which `type` was converted to. Float32 layers follow torch's switch
+// torch.backends.mkldnn.matmul.fp32_precision: "bf16", which torch.set_float32_matmul_precision("medium") sets, allows
+// products in bfloat16. The getter of the latter raises if the user has also set a newer switch.
 template <class T>
 const Kernels<T>& kernels_for(at::ScalarType type) {
   if constexpr (std::is_same_v<T, float>) {
-    const bool rounds = at::globalContext().float32MatmulPrecision() == at::Float32MatmulPrecision::MEDIUM;
+    const bool rounds = at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL) ==
+                        at::Float32Precision::BF16;
     if (type == at::kFloat && rounds && rounding_kernels()) return *rounding_kernels();
   }
   return kernels<T>();

@@ -227,7 +227,7 @@ bool prefers(int64_t cell, int64_t device, at::ScalarType type, at::IntArrayRef 
                         int(sizes[6]),
                         c.gates,
                         c.pre,
-                        arithmetic(type),
+                        arithmetic(type, sizes[0]),
                         false,
                         own,
                         own,

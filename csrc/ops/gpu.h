@@ -65,7 +65,16 @@ class Recent {
   size_t next_ = 0;
 };
 
+#define ADL_TEXT_OF(...) #__VA_ARGS__
+#define ADL_TEXT(...) ADL_TEXT_OF(__VA_ARGS__)
+
 inline void check_launch(const char* op, cudaError_t error) {
+#ifdef ADL_CUDA_ARCHS
+  TORCH_CHECK(error != cudaErrorNoKernelImageForDevice, op,
+              ": this GPU runs none of the CUDA kernels of this build, which are for compute capabilities ",
+              ADL_TEXT(ADL_CUDA_ARCHS),
+              ": build again with ADL_CUDA_ARCHS for it (python -m adl_kernels.info names it)");
+#endif
   TORCH_CHECK(error == cudaSuccess, op, ": a CUDA kernel could not be launched: ", cudaGetErrorString(error));
 }
 
@@ -93,6 +102,12 @@ constexpr int64_t most_projected() { return int64_t(1) << 28; }
 // As torch has it for nn.LSTM: torch.backends.cudnn.rnn.fp32_precision, or cudnn.allow_tf32.
 inline bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
 
+// As torch has it for products, which are all that a step of torch's cells consists of.
+inline bool allows_tf32_products() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+}
+
 // Whether torch.nn's recurrent layers would call cuDNN for numbers of this type.
 inline bool has_cudnn(at::ScalarType type) {
   const at::CUDAHooksInterface& hooks = at::detail::getCUDAHooks();
@@ -104,7 +119,7 @@ inline bool has_cudnn(at::ScalarType type) {
 // and workspace; the mode is set for each product, since what torch multiplies in between sets its own.
 class Products {
  public:
-  Products() : handle_(at::cuda::getCurrentCUDABlasHandle()), allowed_(switches(allows_tf32())) {
+  explicit Products(bool tf32) : handle_(at::cuda::getCurrentCUDABlasHandle()), allowed_(switches(tf32)) {
     TORCH_CUDABLAS_CHECK(cublasGetMathMode(handle_, &before_));
   }
   ~Products() { cublasSetMathMode(handle_, before_); }
@@ -130,7 +145,9 @@ class Products {
 // The device of a tensor and its current stream, for the time of a call.
 class Device {
  public:
-  explicit Device(const Tensor& x) : guard_(x.device()), stream_(at::cuda::getCurrentCUDAStream()) {
+  // tf32: whether products of float32 may round to it.
+  explicit Device(const Tensor& x, bool tf32 = false)
+      : guard_(x.device()), stream_(at::cuda::getCurrentCUDAStream()), tf32_(tf32) {
     const cudaDeviceProp& p = *at::cuda::getCurrentDeviceProperties();
     TORCH_CHECK(p.major >= 8, "adl_kernels: the CUDA kernels need compute capability 8.0 or newer, ", p.name, " has ",
                 p.major, ".", p.minor, "; adl_kernels.revert(model) gives torch's own layers back");
@@ -169,7 +186,7 @@ class Device {
     }
     using Scale = Acc<From>;
     const Scale one = 1, beta = accumulate ? 1 : 0;
-    if (!products_) products_.emplace();
+    if (!products_) products_.emplace(tf32_);
     const cublasComputeType_t compute = products_->begin(type_of<From>());
     // cuBLAS sees columns where we have rows, so it computes the transpose.
     TORCH_CUDABLAS_CHECK(cublasGemmEx_64(
@@ -188,6 +205,7 @@ class Device {
 
   c10::cuda::CUDAGuard guard_;
   cudaStream_t stream_;
+  bool tf32_;
   mutable std::optional<Products> products_;  // from the first one on
 };
 
@@ -199,10 +217,14 @@ class Device {
 namespace adl {
 namespace {
 
+// Whether a layer of so many steps may multiply float32 as tf32. A single step may be an LSTMCell's, which torch
+// computes by ordinary products.
+inline bool allows_tf32(int64_t steps) { return allows_tf32() && (steps > 1 || allows_tf32_products()); }
+
 // How numbers of this type are multiplied by the tiers that hold the weights.
-inline Arithmetic arithmetic(at::ScalarType type) {
+inline Arithmetic arithmetic(at::ScalarType type, int64_t steps) {
   if (type == at::kBFloat16 || type == at::kHalf) return kHalfTensorCores;
-  return type == at::kFloat && allows_tf32() ? kTf32TensorCores : kFloatFma;
+  return type == at::kFloat && allows_tf32(steps) ? kTf32TensorCores : kFloatFma;
 }
 
 }  // namespace

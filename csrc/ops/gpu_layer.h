@@ -43,6 +43,7 @@ struct GpuLayer {
   const char* op;
   const Layer<Cell>& layer;
   const LayerShape& s;
+  const bool tf32;  // whether float32 is multiplied so
   const Device device;
   const cuda::Kernels<T>& kernels;
   const cuda::CellKernels<T>& cell;
@@ -56,7 +57,8 @@ struct GpuLayer {
       : op(op),
         layer(layer),
         s(layer.s),
-        device(layer.x),
+        tf32(allows_tf32(layer.s.T)),
+        device(layer.x, tf32),
         kernels(cuda::kernels<T>()),
         cell(kernels.cells[index_of<Cell>()]),
         sees(layer.mask.defined() || layer.reset.defined()),
@@ -161,9 +163,16 @@ struct GpuLayer {
   Plan plan(bool backward) const {
     const bool fits = !s.projection && !Cell::kResetsBefore && !std::is_same_v<T, double>;
     const bool knows = !layer.mask.defined() && !layer.has_zoneout && !layer.layer_norm && !layer.all_states;
-    const Scanned scanned{
-        s.T,          s.B, s.H, int(s.D), int(kGates), Cell::kPre, arithmetic(layer.type), backward, fits && !extended,
-        fits && knows};
+    const Scanned scanned{s.T,
+                          s.B,
+                          s.H,
+                          int(s.D),
+                          int(kGates),
+                          Cell::kPre,
+                          arithmetic(layer.type, s.T),
+                          backward,
+                          fits && !extended,
+                          fits && knows};
     const Gpu gpu = device.facts();
     static thread_local Recent<std::pair<Scanned, Gpu>, Plan> recent;
     Plan best = recent.of({scanned, gpu}, [&] { return choose(scanned, gpu); });
@@ -186,13 +195,13 @@ struct GpuLayer {
     if constexpr (!std::is_same_v<T, double>)
       if (plan.tier != Tier::kBlock)
         return started(cuda::team_kernels<T>(index_of<Cell>()).forward(d, plan, kMostPolls, device.stream()));
-    return started(cell.block_forward(d, allows_tf32(), device.facts(), device.stream()));
+    return started(cell.block_forward(d, tf32, device.facts(), device.stream()));
   }
   bool scan(const Directions<BackwardScan<T>>& d, const Plan& plan) const {
     if constexpr (!std::is_same_v<T, double>)
       if (plan.tier != Tier::kBlock)
         return started(cuda::team_kernels<T>(index_of<Cell>()).backward(d, plan, kMostPolls, device.stream()));
-    return started(cell.block_backward(d, allows_tf32(), device.facts(), device.stream()));
+    return started(cell.block_backward(d, tf32, device.facts(), device.stream()));
   }
 
  private:

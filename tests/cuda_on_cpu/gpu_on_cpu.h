@@ -23,6 +23,11 @@ inline bool allows_tf32() {
   return wanted && *wanted == '1';
 }
 
+inline bool allows_tf32_products() {
+  const char* wanted = std::getenv("ADL_EMULATED_TF32_PRODUCTS");
+  return wanted && *wanted == '1';
+}
+
 inline bool has_cudnn(at::ScalarType) {
   const char* wanted = std::getenv("ADL_EMULATED_CUDNN");
   return wanted && *wanted == '1';
@@ -35,7 +40,7 @@ inline size_t shared_bytes() {
 
 class Device {
  public:
-  explicit Device(const Tensor&) {}
+  explicit Device(const Tensor&, bool tf32 = false) : tf32_(tf32) {}
 
   cudaStream_t stream() const { return nullptr; }
 
@@ -58,7 +63,7 @@ class Device {
                const From* b, int64_t ldb, To* c, int64_t ldc, bool accumulate) const {
     const Tensor left = matrix(a, transpose_a ? k : m, transpose_a ? m : k, lda);
     const Tensor right = matrix(b, transpose_b ? n : k, transpose_b ? k : n, ldb);
-    const Precision precision = checked_precision_of(type_of<From>(), switches(allows_tf32()));
+    const Precision precision = checked_precision_of(type_of<From>(), switches(tf32_));
     if (const char* path = std::getenv("ADL_EMULATED_PRODUCTS"))  // a line for each, for the tests
       std::ofstream(path, std::ios::app) << type_of<From>() << " tf32 " << precision.tf32 << " reduced "
                                          << precision.reduced << "\n";
@@ -69,6 +74,8 @@ class Device {
   }
 
  private:
+  bool tf32_;
+
   template <class T>
   static Tensor matrix(const T* p, int64_t rows, int64_t columns, int64_t ld) {
     // The sanitizers do not look into torch.

@@ -85,6 +85,18 @@ def test_tf32(cell, hidden_size, tier, monkeypatch):
     assert not torch.equal(rounded[0][0], plain[0][0])
 
 
+def test_a_single_step_is_exact_unless_products_may_be_tf32(tier, monkeypatch):
+    """torch's cells have a switch of their own, that of products."""
+    tier("block")
+    one, two = (make(Case("lstm", T, 3, 4, 18, F32)) for T in (1, 2))
+    exact = one.ours(), two.ours()
+    monkeypatch.setenv("ADL_EMULATED_TF32", "1")
+    assert torch.equal(one.ours()[0], exact[0][0])
+    assert not torch.equal(two.ours()[0], exact[1][0])
+    monkeypatch.setenv("ADL_EMULATED_TF32_PRODUCTS", "1")
+    assert not torch.equal(one.ours()[0], exact[0][0])
+
+
 @pytest.mark.parametrize(
     "name, cell", [*(("block", c) for c in IN_BLOCKS), *(("streaming", c) for c in CELLS)]
 )
