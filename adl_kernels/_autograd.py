@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, _cudnn, reference
+from . import _C, reference
 from ._cells import CELLS, Cell
-from ._cudnn import Stack
+from ._cudnn import DEVICES, Stack, prefers
 from ._extras import PLAIN, Extras
 
 _below_autograd = torch._C._AutoDispatchBelowAutograd
@@ -177,9 +177,9 @@ def run(
 def _register(library: torch.library.Library, cell: Cell) -> None:
     def layer(x: Tensor, hx: list[Tensor], weights: list[Tensor], *extras: Any) -> list[Tensor]:
         asked = Extras(*extras)
-        if x.device.type in _cudnn.DEVICES and asked.is_plain and hx and hx[0].dim() == 3:
+        if x.device.type in DEVICES and asked.is_plain and hx and hx[0].dim() == 3:
             D, graph = hx[0].size(0), _wants_graph(x, *hx, *weights)
-            if _cudnn.prefers(cell, x, hx, weights, asked.batch_sizes, D, graph):
+            if prefers(cell, x, hx, weights, asked.batch_sizes, D, graph):
                 return run(Stack(cell, D), x, hx, weights, asked)
         return run(cell, x, hx, weights, asked)
 
@@ -206,26 +206,16 @@ def _register(library: torch.library.Library, cell: Cell) -> None:
     library.impl(f"{cell.name}_backward", layer_backward, "Autograd")
 
 
-def _cudnn_layers(
-    cell: int,
-    directions: int,
-    x: Tensor,
-    hx: list[Tensor],
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
+def _cudnn(
+    cell: int, directions: int, x: Tensor, hx: Any, weights: Any, sizes: Any
 ) -> list[Tensor]:
-    return run(_stack(cell, directions), x, hx, weights, Extras(batch_sizes))
+    return run(_stack(cell, directions), x, hx, weights, Extras(sizes))
 
 
 def _cudnn_forward(
-    cell: int,
-    directions: int,
-    x: Tensor,
-    hx: list[Tensor],
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
+    cell: int, directions: int, x: Tensor, hx: Any, weights: Any, sizes: Any
 ) -> list[Tensor]:
-    stack, extras = _stack(cell, directions), Extras(batch_sizes)
+    stack, extras = _stack(cell, directions), Extras(sizes)
     if _wants_graph(x, *hx, *weights):
         return list(Layer.apply(stack, extras, x, *hx, *weights))
     with _below_autograd():
@@ -233,18 +223,9 @@ def _cudnn_forward(
 
 
 def _cudnn_backward(
-    cell: int,
-    directions: int,
-    grads: list[Tensor | None],
-    x: Tensor,
-    hx: list[Tensor],
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
-    y: Tensor,
-    reserve: Tensor,
-    needs: list[bool],
+    cell: int, directions: int, grads: Any, x: Tensor, hx: Any, weights: Any, sizes: Any, *rest: Any
 ) -> list[Tensor]:
-    stack, extras = _stack(cell, directions), Extras(batch_sizes)
+    stack, extras, (y, reserve, needs) = _stack(cell, directions), Extras(sizes), rest
     if _wants_graph(*grads, x, *hx, *weights):
         inputs = (*grads, x, *hx, *weights)
         return list(LayerBackward.apply(stack, extras, y, [reserve], needs, *inputs))
@@ -280,6 +261,6 @@ _C.set_definition(_batched)
 _library = torch.library.Library("adl_kernels", "IMPL")
 for _cell in CELLS.values():
     _register(_library, _cell)
-_library.impl("cudnn", _cudnn_layers, "Autograd")
+_library.impl("cudnn", _cudnn, "Autograd")
 _library.impl("cudnn_forward", _cudnn_forward, "Autograd")
 _library.impl("cudnn_backward", _cudnn_backward, "Autograd")

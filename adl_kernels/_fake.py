@@ -93,39 +93,23 @@ for _cell in CELLS.values():
 
 @torch.library.register_fake("adl_kernels::cudnn")
 def _cudnn(
-    cell: int,
-    directions: int,
-    x: Tensor,
-    hx: list[Tensor],
-    weights: list[Tensor],
-    batch_sizes: Tensor | None,
+    cell: int, directions: int, x: Tensor, hx: Any, weights: Any, sizes: Any
 ) -> list[Tensor]:
     y = x.new_empty((*x.shape[:-1], directions * hx[0].shape[2]))
     return [y, *(x.new_empty(h.shape) for h in hx)]
 
 
 @torch.library.register_fake("adl_kernels::cudnn_forward")
-def _(
-    cell: int, directions: int, x: Tensor, hx: list[Tensor], weights: list[Tensor], sizes: Any
-) -> list[Tensor]:
+def _(cell: int, directions: int, x: Tensor, hx: Any, weights: Any, sizes: Any) -> list[Tensor]:
     outputs = _cudnn(cell, directions, x, hx, weights, sizes)
     return [*outputs, x.new_empty((0,), dtype=torch.uint8)]
 
 
 @torch.library.register_fake("adl_kernels::cudnn_backward")
 def _(
-    cell: int,
-    directions: int,
-    grads: list[Tensor | None],
-    x: Tensor,
-    hx: list[Tensor],
-    weights: list[Tensor],
-    sizes: Any,
-    y: Tensor,
-    reserve: Tensor,
-    needs: list[bool],
+    cell: int, directions: int, grads: Any, x: Tensor, hx: Any, weights: Any, sizes: Any, *rest: Any
 ) -> list[Tensor]:
-    return _gradients(x, hx, weights, needs)
+    return _gradients(x, hx, weights, rest[-1])
 
 
 @torch.library.register_fake("adl_kernels::dropout")
