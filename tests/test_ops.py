@@ -61,9 +61,9 @@ def assert_layer_is_accurate(case, tf32=False):
     torchs = gradients(layer, type(layer).torchs, cotangents)
     ours = gradients(layer, type(layer).ours, cotangents)
     rounded = gradients_in_tf32(layer, cotangents) if tf32 and case.dtype == F32 else None
-    # Of many steps, rounding turns signs before the ReLU, and not those that it turns for others.
+    # Of the long cases on a GPU, rounding turns signs before the ReLU, and not those of its peers.
     coarse = rounded is not None or case.dtype in (BF16, F16)
-    turns = coarse and case.cell == "rnn_relu" and case.T > 20
+    turns = coarse and case.cell == "rnn_relu" and case.T > 20 and DEVICE == "cuda"
     if case.dtype == F64:
         small, given = narrowed(layer), [c.float() for c in cotangents]
         torchs_small = gradients(small, type(layer).torchs, given)
