@@ -63,7 +63,8 @@ def assert_layer_is_accurate(case, tf32=False):
     rounded = gradients_in_tf32(layer, cotangents) if tf32 and case.dtype == F32 else None
     # Of the long cases on a GPU, rounding turns signs before the ReLU, and not those of its peers.
     coarse = rounded is not None or case.dtype in (BF16, F16)
-    turns = coarse and case.cell == "rnn_relu" and case.T > 20 and DEVICE == "cuda"
+    long = case.T > 20 and (tf32 or DEVICE == "cuda")
+    turns = coarse and case.cell == "rnn_relu" and long
     if case.dtype == F64:
         small, given = narrowed(layer), [c.float() for c in cotangents]
         torchs_small = gradients(small, type(layer).torchs, given)
