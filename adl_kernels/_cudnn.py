@@ -78,13 +78,15 @@ def prefers(
     """
     if x.device.type not in DEVICES or len(hx) != cell.states or len(weights) < 2:
         return False
+    if torch._C._get_tracing_state() is not None:  # the op in the trace chooses when it runs
+        return False
     if x.dim() != (3 if batch_sizes is None else 2) or any(t.dim() != 3 for t in hx):
         return False
     steps = x.size(0) if batch_sizes is None else batch_sizes.numel()
     layers = hx[0].size(0) // directions
     each = len(weights) // (layers * directions) if layers else 0
     H, P = weights[0].size(0) // cell.gates, hx[0].size(2)
-    if each not in (2, 3, 4, 5) or (each % 2 == 0 and H != P):
+    if each not in ((2, 3, 4, 5) if cell.has_c else (2, 4)) or (each % 2 == 0 and H != P):
         return False
     sizes = [_hint(n) for n in (steps, hx[0].size(1), x.size(-1), H, P, layers, directions)]
     device = 0 if x.device.index is None else x.device.index

@@ -28,9 +28,9 @@ __global__ void __launch_bounds__(kUnitThreads)
 }
 
 // The same backward, at a step whose state before is at `before`; the caller adds W_hh^T dgates to dh after. `first`:
-// the step where backward begins.
+// the step where backward begins. One block of a multiprocessor is enough, or ptxas, to fit another, spills on sm_120.
 template <class Cell, class T>
-__global__ void __launch_bounds__(kUnitThreads)
+__global__ void __launch_bounds__(kUnitThreads, 1)
     streaming_backward(const BackwardScan<T> s, int64_t row, bool first, const Before before) {
   const int64_t b = blockIdx.x;
   const unsigned u = blockIdx.y * blockDim.x + threadIdx.x;

@@ -27,8 +27,8 @@ namespace {
 
 struct CudnnCell {
   const char* name;
-  int gates, pre;
-  bool has_c;
+  CellFacts facts;
+  int pre;
   int64_t mode;  // cudnnRNNMode_t; -1: torch has no such cell
 };
 
@@ -39,13 +39,15 @@ constexpr int64_t mode_of(std::string_view name) {
 }
 
 const CudnnCell& cell_at(int64_t index) {
-#define ADL_CUDNN_CELL(Cell) CudnnCell{Cell::kName, Cell::kGates, Cell::kPre, Cell::kHasC, mode_of(Cell::kName)},
+#define ADL_CUDNN_CELL(Cell) \
+  CudnnCell{Cell::kName, {Cell::kGates, Cell::kPeepholes, Cell::kHasC}, Cell::kPre, mode_of(Cell::kName)},
   static constexpr std::array<CudnnCell, kCells> kAll{ADL_CELLS(ADL_CUDNN_CELL)};
 #undef ADL_CUDNN_CELL
-  return kAll.at(index);
+  TORCH_CHECK(index >= 0 && index < kCells, "cudnn: cell must be between 0 and ", kCells - 1, ", got ", index);
+  return kAll[index];
 }
 
-// The arguments of a call, checked and made contiguous.
+// The arguments of a call, checked as those of each layer's own op, and made contiguous.
 struct Stack {
   const CudnnCell& cell;
   int64_t H, P, I, D, L, per_direction;
@@ -53,43 +55,45 @@ struct Stack {
   Tensors hx, weights;
   std::vector<int64_t> batch_sizes;  // none for a padded batch
 
-  Stack(const char* op, int64_t index, int64_t directions, const Tensor& x_in, at::TensorList hx_in,
-        at::TensorList weights_in, const MaybeTensor& sizes)
-      : cell(cell_at(index)), D(directions), x(x_in.contiguous()) {
-    TORCH_CHECK(cell.mode >= 0, op, ": torch.nn has no ", cell.name);
-    TORCH_CHECK(x.dim() == (sizes ? 2 : 3), op, ": x must have ", sizes ? 2 : 3, " dimensions, got ", x.sizes());
-    TORCH_CHECK(hx_in.size() == (cell.has_c ? 2 : 1) && hx_in[0].dim() == 3 && (D == 1 || D == 2) &&
-                    hx_in[0].size(0) > 0 && hx_in[0].size(0) % D == 0,
-                op, ": hx must hold ", cell.has_c ? 2 : 1, " states [layers x directions, batch, hidden]");
-    L = hx_in[0].size(0) / D;
-    per_direction = static_cast<int64_t>(weights_in.size()) / (L * D);
-    TORCH_CHECK(per_direction >= 2 && per_direction <= 5 && int64_t(weights_in.size()) == L * D * per_direction &&
-                    (per_direction % 2 == 0 || cell.has_c) && weights_in[0].dim() == 2,
-                op, ": weights must hold weight_ih and weight_hh, then biases and weight_hr where there are any, for ",
-                L, " layers x ", D, " directions, got ", weights_in.size(), " tensors");
-    H = weights_in[0].size(0) / cell.gates, P = hx_in[0].size(2), I = x.size(-1);
-    TORCH_CHECK(is_projected() || P == H, op, ": h_0 must have ", H, " features, got ", P);
-    const int64_t B = hx_in[0].size(1), gates = cell.gates * H;
-    for (size_t k = 0; k < hx_in.size(); ++k)
-      check_tensor(op, k ? "c_0" : "h_0", hx_in[k], {L * D, B, k ? H : P}, "layers x directions, batch, hidden", x);
-    for (size_t k = 0; k < weights_in.size(); ++k) {
-      const int64_t layer = k / (D * per_direction), which = k % per_direction;
-      const std::string name = "weights[" + std::to_string(k) + "]";
-      if (is_projected() && which == per_direction - 1)
-        check_tensor(op, name, weights_in[k], {P, H}, "weight_hr", x);
-      else if (which < 2)
-        check_tensor(op, name, weights_in[k], {gates, which ? P : layer ? D * P : I}, "gates, inputs", x);
-      else
-        check_tensor(op, name, weights_in[k], {gates}, "gates", x);
+  Stack(int64_t index, int64_t directions, const Tensor& x_in, at::TensorList hx_in, at::TensorList weights_in,
+        const MaybeTensor& sizes)
+      : cell(cell_at(index)), D(directions), L(1) {
+    const char* op = cell.name;
+    TORCH_CHECK(cell.mode >= 0, "cudnn: torch.nn has no ", op);
+    TORCH_CHECK(D == 1 || D == 2, "cudnn: directions must be 1 or 2, got ", D);
+    if (!hx_in.empty() && hx_in[0].dim() == 3) L = hx_in[0].size(0) / D;
+    const size_t each = L > 0 ? weights_in.size() / L : 0;
+    TORCH_CHECK(L > 0 && each * L == weights_in.size(), op, ": weights must hold equally many tensors for each of ", L,
+                " layers, got ", weights_in.size());
+    const MaybeTensor none;
+    const Asked asked{sizes, none, none, none, none, none, {}, "tanh", "tanh", false, false, false, 0};
+    LayerShape s{};
+    for (int64_t k = 0; k < L; ++k) {
+      Tensor in = x_in;  // of a layer above the first, a tensor that has the right sizes, but no memory
+      if (k > 0) {
+        std::vector<int64_t> rows = x_in.sizes().vec();
+        rows.back() = D * s.P;
+        in = at::empty({1}, x_in.options()).expand(rows);
+      }
+      Tensors states;
+      for (const Tensor& h : hx_in) {
+        TORCH_CHECK(L == 1 || (h.dim() == 3 && h.size(0) == L * D), op, ": states must be of ", L, " layers x ", D,
+                    " directions, got ", h.sizes());
+        states.push_back(L == 1 ? h : h.narrow(0, k * D, D));
+      }
+      s = check_layer(op, cell.facts, in, states, weights_in.slice(k * each, each), asked);
     }
-    const std::vector<int64_t> each = check_batch_sizes(op, x, hx_in[0], sizes);
-    if (sizes) batch_sizes = each;
+    TORCH_CHECK(s.D == D, op, ": h_0 must be of ", D, " directions, got ", hx_in[0].sizes());
+    H = s.H, P = s.P, I = x_in.size(-1), per_direction = s.per_direction;
+    x = x_in.contiguous();
+    const std::vector<int64_t> counts = check_batch_sizes(op, x, hx_in[0], sizes);
+    if (sizes) batch_sizes = counts;
     for (const Tensor& h : hx_in) hx.push_back(h.contiguous());
     for (const Tensor& w : weights_in) weights.push_back(w.contiguous());
   }
 
   bool is_projected() const { return per_direction % 2; }
-  MaybeTensor c_0() const { return cell.has_c ? MaybeTensor(hx[1]) : MaybeTensor(); }
+  MaybeTensor c_0() const { return cell.facts.has_c ? MaybeTensor(hx[1]) : MaybeTensor(); }
   int64_t proj_size() const { return is_projected() ? P : 0; }
 };
 
@@ -137,14 +141,14 @@ Tensors run(const Stack& s, const Tensor& flat, bool save) {
       cudnn::_cudnn_rnn(s.x, s.weights, s.per_direction, flat, s.hx[0], s.c_0(), s.cell.mode, s.H, s.proj_size(), s.L,
                         false, 0.0, save, s.D == 2, s.batch_sizes, std::nullopt);
   Tensors out{y, h_n};
-  if (s.cell.has_c) out.push_back(c_n);
+  if (s.cell.facts.has_c) out.push_back(c_n);
   if (save) out.push_back(reserve);
   return out;
 }
 
 Tensors forward(int64_t cell, int64_t directions, const Tensor& x, at::TensorList hx, at::TensorList weights,
                 const MaybeTensor& batch_sizes) {
-  const Stack s("cudnn", cell, directions, x, hx, weights, batch_sizes);
+  const Stack s(cell, directions, x, hx, weights, batch_sizes);
   const Device device(x);
   return run(s, flat_weights(s), false);
 }
@@ -154,7 +158,7 @@ Tensors forward(int64_t cell, int64_t directions, const Tensor& x, at::TensorLis
 // memory, after which it is marked as empty. In both cases backward runs forward again.
 Tensors saving_forward(int64_t cell, int64_t directions, const Tensor& x, at::TensorList hx, at::TensorList weights,
                        const MaybeTensor& batch_sizes) {
-  const Stack s("cudnn_forward", cell, directions, x, hx, weights, batch_sizes);
+  const Stack s(cell, directions, x, hx, weights, batch_sizes);
   const Device device(x);
   Tensors out = run(s, flat_weights(s), true);
   out.back() = out.back().narrow(0, 0, 0);
@@ -174,7 +178,7 @@ Tensors backward(int64_t cell, int64_t directions, const c10::List<MaybeTensor>&
                  at::TensorList hx, at::TensorList weights, const MaybeTensor& batch_sizes, const Tensor& y_in,
                  const Tensor& reserve_in, const c10::List<bool>& needs) {
   constexpr const char* op = "cudnn_backward";
-  const Stack s(op, cell, directions, x, hx, weights, batch_sizes);
+  const Stack s(cell, directions, x, hx, weights, batch_sizes);
   const Device device(x);
   TORCH_CHECK(needs.size() == 1 + weights.size(), op, ": needs must have an entry for x and each of the ",
               weights.size(), " weights, got ", needs.size());
@@ -195,10 +199,10 @@ Tensors backward(int64_t cell, int64_t directions, const c10::List<MaybeTensor>&
     const Tensor flat = flat_weights(s);
     const bool kept = reserve_in.storage().nbytes() > 0;
     const Tensor reserve = kept ? taken(reserve_in) : run(s, flat, true).back();
-    std::tie(dx, dh, dc, dw) =
-        cudnn::_cudnn_rnn_backward(s.x, s.weights, s.per_direction, flat, s.hx[0], s.c_0(), y_in.contiguous(), given[0],
-                                   given[1], given[2], s.cell.mode, s.H, s.proj_size(), s.L, false, 0.0, true, s.D == 2,
-                                   s.batch_sizes, std::nullopt, reserve, {needs.get(0), true, s.cell.has_c, wanted});
+    std::tie(dx, dh, dc, dw) = cudnn::_cudnn_rnn_backward(
+        s.x, s.weights, s.per_direction, flat, s.hx[0], s.c_0(), y_in.contiguous(), given[0], given[1], given[2],
+        s.cell.mode, s.H, s.proj_size(), s.L, false, 0.0, true, s.D == 2, s.batch_sizes, std::nullopt, reserve,
+        {needs.get(0), true, s.cell.facts.has_c, wanted});
   }
   const auto result = [&](const Tensor& like, const Tensor& found, bool need) {
     if (!need) return at::empty({0}, like.options());
@@ -207,7 +211,7 @@ Tensors backward(int64_t cell, int64_t directions, const c10::List<MaybeTensor>&
     return reinterpret_cast<uintptr_t>(found.const_data_ptr()) % 16 ? found.clone() : found;
   };
   Tensors out{result(s.x, dx, needs.get(0)), result(s.hx[0], dh, true)};
-  if (s.cell.has_c) out.push_back(result(s.hx[1], dc, true));
+  if (s.cell.facts.has_c) out.push_back(result(s.hx[1], dc, true));
   for (size_t k = 0; k < weights.size(); ++k)
     out.push_back(result(weights[k], wanted && any ? dw[k] : Tensor(), needs.get(1 + k)));
   return out;
@@ -225,7 +229,7 @@ bool prefers(int64_t cell, int64_t device, at::ScalarType type, at::IntArrayRef 
                         sizes[1],
                         sizes[3],
                         int(sizes[6]),
-                        c.gates,
+                        c.facts.gates,
                         c.pre,
                         arithmetic(type, sizes[0]),
                         false,

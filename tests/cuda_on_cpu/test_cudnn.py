@@ -261,8 +261,54 @@ def test_arguments_that_do_not_fit_are_told_by_the_layer(forced):
     with pytest.raises(RuntimeError, match="lstm: h_0 must be"):
         functional.lstm(torch.randn(3, 2, 5), (torch.zeros(3, 2, 7),) * 2, weights, num_layers=2)
     wrong = [torch.randn(28, 6), *weights[1:]]
-    with pytest.raises(RuntimeError, match=r"weights\[0\] must be \[28, 5\]"):
+    with pytest.raises(RuntimeError, match=r"lstm: weight_ih must be \[28, 5\]"):
         functional.lstm(torch.randn(3, 2, 5), (torch.zeros(2, 2, 7),) * 2, wrong, num_layers=2)
+
+
+@pytest.mark.parametrize(
+    "sizes, got",
+    [
+        (torch.tensor([[2], [1]]), "2-D Long on cpu"),
+        (torch.tensor([2, 1], dtype=torch.int32), "1-D Int on cpu"),
+        (torch.tensor(2), "0-D Long on cpu"),
+    ],
+    ids=["2-D", "int32", "0-D"],
+)
+@pytest.mark.parametrize("layers", [1, 2])
+def test_batch_sizes_are_checked_before_they_are_read(sizes, got, layers, forced):
+    module = adl_kernels.GRU(5, 7, layers)
+    call = torch.randn(3, 5), torch.zeros(layers, 2, 7), list(module.parameters())
+    with pytest.raises(RuntimeError, match=f"gru: batch_sizes must be a 1-D int64.* got {got}"):
+        functional.gru(*call, num_layers=layers, batch_sizes=sizes)
+
+
+@pytest.mark.parametrize(
+    "cell, directions, message",
+    [
+        (99, 1, "cell must be between 0 and"),
+        (-1, 1, "cell must be between 0 and"),
+        (CELLS["lstm_general"].index, 1, "torch.nn has no lstm_general"),
+        (CELLS["gru"].index, 3, "directions must be 1 or 2, got 3"),
+        (CELLS["gru"].index, 2, "gru: weights must hold equally many|gru: h_0 must be"),
+    ],
+)
+def test_arguments_of_the_ops_themselves(cell, directions, message, forced):
+    weights = list(adl_kernels.GRU(5, 7).parameters())
+    arguments = torch.randn(3, 2, 5), [torch.zeros(1, 2, 7)], weights, None
+    with pytest.raises(RuntimeError, match=message), torch._C._AutoDispatchBelowAutograd():
+        torch.ops.adl_kernels.cudnn(cell, directions, *arguments)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_traced_by_jit(layers, forced):
+    """The trace has an op per layer, which calls cuDNN when it runs."""
+    module = adl_kernels.LSTM(5, 7, layers)
+    traced = torch.jit.trace(module, (torch.randn(3, 2, 5),))
+    x = torch.randn(4, 3, 5)
+    with Calls() as calls:
+        y = traced(x)[0]
+    assert "cudnn" in calls.names or "cudnn_forward" in calls.names
+    torch.testing.assert_close(y, module(x)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_an_empty_batch(forced):
