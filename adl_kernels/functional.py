@@ -362,6 +362,8 @@ def _whole_stack(
     between = how.training and how.dropout != 0
     if x.device.type not in _cudnn.DEVICES or torch.compiler.is_compiling():
         return False
+    if how.num_layers == 1 and not torch.is_inference_mode_enabled():
+        return False  # the op of a single layer asks for itself, above its autograd
     if how.beyond_torch or how.recompute or between:
         return False
     kind = x.device.type

@@ -7,7 +7,7 @@ In float64 torch's error does not show, since the exact values are in double the
 is taken from float32 and scaled by the ratio of the units in the last place.
 Where float32 may be rounded to tf32, the unit in the last place is that of tf32, and the error that
 of the definition with all products rounded, if it is larger than torch's: torch's layer may not
-have rounded for this size, and what stands for a layer that torch has not does not round.
+have rounded for this size, and what stands for a layer that torch does not have does not round.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ int main(int argc, char** argv) {
   unsigned flag = 0;
   const cudaStream_t s = nullptr;
   const LaunchOptions shared{256, false, 1}, together{0, true, 1}, pairs{256, false, 2};
-  // As launch() does, but for what has to be asked for.
+  // As launch() does, without asking for what has to be asked for.
   const auto unasked = [&](size_t shared_bytes) {
     cudaLaunchConfig_t config{};
     config.gridDim = config.blockDim = 1;
