@@ -240,7 +240,7 @@ def _stack(cell: int, directions: int) -> Stack:
 def _batched(
     name: str, inputs: list[Tensor], grads: list[Tensor | None], needs: list[bool]
 ) -> list[Tensor | None]:
-    """What csrc/ops/eager.cpp asks for when gradients are batched."""
+    """What csrc/recurrent/eager.cpp asks for when gradients are batched."""
     return _gradients(CELLS[name], inputs, PLAIN, grads, needs)
 
 

@@ -14,7 +14,7 @@ from . import _C, reference
 
 @dataclass(frozen=True)
 class Cell:
-    """What Python needs to know of a row of csrc/cells/cells.h."""
+    """What Python needs to know of a row of csrc/recurrent/cells/cells.h."""
 
     index: int  # in that list
     name: str

@@ -27,7 +27,7 @@ def out_size(
 
 
 def is_channels_last(t: Tensor) -> bool:
-    """As csrc/ops/conv.h has it: whether the channels lie side by side."""
+    """As csrc/depthwise/ops.h has it: whether the channels lie side by side."""
     if t.is_contiguous():
         return all(n == 1 for n in t.shape[2:]) or any(n == 0 for n in t.shape[:2])
     if t.movedim(1, -1).is_contiguous():
@@ -97,7 +97,7 @@ def _(
 
 @torch.library.register_fake("adl_kernels::pack_pointwise")
 def _(weight: Tensor) -> Tensor:
-    """On the CPU panels of 64 columns (csrc/cpu/separable.h), elsewhere the weight as it is."""
+    """On the CPU panels of 64 columns (csrc/depthwise/cpu/separable.h), elsewhere the weight as it is."""
     if weight.device.type != "cpu":
         return torch.empty_like(weight)
     columns, rows = weight.shape[:2]

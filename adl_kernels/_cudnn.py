@@ -1,6 +1,6 @@
 """Layers that torch.nn has too, computed by torch's own cuDNN layer.
 
-cuDNN is chosen where no kernel of this package is faster by its model (csrc/cuda/tiers.h). A stack
+cuDNN is chosen where no kernel of this package is faster by its model (csrc/recurrent/cuda/tiers.h). A stack
 of layers is one call, because cuDNN begins a layer before the one below it has ended.
 """
 

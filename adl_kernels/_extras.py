@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Extras(NamedTuple):
-    """In the order of the schemas in csrc/ops/schema.cpp, which says what each is.
+    """In the order of the schemas in csrc/recurrent/schema.cpp, which says what each is.
 
     Rows are those of x: [T, B], or [N] with batch_sizes. D directions, P the width of h.
     """

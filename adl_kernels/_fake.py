@@ -41,7 +41,7 @@ Shapes = list[tuple[int, ...]]
 def _cpu_layout(
     cell: Cell, rows: int, hidden_size: int, per_unit: int, dtype: torch.dtype
 ) -> tuple[Shapes, torch.dtype]:
-    """csrc/ops/cpu.cpp: blocks of units; float16 is computed in float32."""
+    """csrc/recurrent/cpu.cpp: blocks of units; float16 is computed in float32."""
     units = cell.unit_block
     count = (hidden_size + units - 1) // units
     gates: Shapes = [(count, rows, per_unit, units)] if per_unit else []
@@ -52,7 +52,7 @@ def _cpu_layout(
 def _cuda_layout(
     cell: Cell, rows: int, hidden_size: int, per_unit: int, dtype: torch.dtype
 ) -> tuple[Shapes, torch.dtype]:
-    """csrc/ops/cuda.cpp."""
+    """csrc/recurrent/cuda.cpp."""
     gates: Shapes = [(rows, per_unit, hidden_size)] if per_unit else []
     c: Shapes = [(rows, hidden_size)] if cell.has_c else []
     return gates + c, dtype

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# What may follow a sum and its bias, by the names of csrc/convolution.h.
+# What may follow a sum and its bias, by the names of csrc/depthwise/params.h.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
     "relu": torch.relu,

@@ -165,7 +165,7 @@ def _kernel(conv: Depthwise) -> str:
     if conv.padding_mode != "zeros":
         how += f", after torch pads ({conv.padding_mode})"
     if conv.weight.device.type == "cpu" and conv.weight[0, 0].numel() <= 49:
-        how += "; torch's where it is faster: see csrc/ops/conv.cpp"
+        how += "; torch's where it is faster: see csrc/depthwise/ops.cpp"
     return how
 
 

@@ -27,7 +27,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def cost_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """What the constants of csrc/cuda/tiers.h, by which kernels are chosen, would be."""
+    """What the constants of csrc/recurrent/cuda/tiers.h, by which kernels are chosen, would be."""
     for name, value in gpu_model.costs(rows).items():
         yield f"Costs::{name}: measured {_number(value)}, assumed {gpu_model.assumed()[name]:g}"
 

@@ -1,4 +1,4 @@
-"""What csrc/cuda/tiers.h predicts for a row of `gpu`, and what a calibration says of its model."""
+"""What csrc/recurrent/cuda/tiers.h predicts for a row of `gpu`, and what a calibration says of its model."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bench.cases import GATES
 Row = Mapping[str, Any]
 
 ROOT = Path(__file__).resolve().parents[1]
-TIERS = ROOT / "csrc/cuda/tiers.h"
+TIERS = ROOT / "csrc/recurrent/cuda/tiers.h"
 
 
 def assumed() -> dict[str, float]:
-    """`Costs` of csrc/cuda/tiers.h: cycles, bytes per cycle, microseconds."""
+    """`Costs` of csrc/recurrent/cuda/tiers.h: cycles, bytes per cycle, microseconds."""
     body = TIERS.read_text().partition("struct Costs {")[2].partition("};")[0]
     return {name: float(value) for name, value in re.findall(r"(\w+) = ([\d.e+-]+)", body)}
 

@@ -34,10 +34,10 @@ NVCC_SECONDS = {
     "conv_f64": 3,
     "dropout": 2,
     "numbers": 2,
-    "recurrent_bf16": 11,
-    "recurrent_f16": 10,
-    "recurrent_f32": 15,
-    "recurrent_f64": 7,
+    "scan_bf16": 11,
+    "scan_f16": 10,
+    "scan_f32": 15,
+    "scan_f64": 7,
     "team_bf16": 26,
     "team_f16": 26,
     "team_f32": 19,
@@ -143,27 +143,25 @@ class Plan:
 
 def torch_sources(root: Path) -> list[Path]:
     csrc = root / "csrc"
-    cpu = (path for path in csrc.glob("cpu/*.cpp") if not path.name.startswith("isa_"))
-    return [csrc / "module.cpp", *sorted(csrc.glob("ops/*.cpp")), *sorted(cpu)]
+    cpu = (path for path in csrc.glob("*/cpu/*.cpp") if not path.name.startswith("isa_"))
+    return [csrc / "module.cpp", *sorted(csrc.glob("*/*.cpp")), *sorted(cpu)]
 
 
 def is_cuda_source(path: Path) -> bool:
-    """Whether a source of csrc/ops is for CUDA builds alone."""
-    return path.parent.name == "ops" and path.name.startswith("cuda")
+    """Whether a source that may include torch is for CUDA builds alone."""
+    return path.stem in ("cuda", "cudnn")
 
 
 def kernel_sources(root: Path, isa: str) -> list[Path]:
     """All number types, but for the set that adds products of bfloat16 to AVX-512 only those."""
-    found = sorted(root.glob("csrc/cpu/isa_*.cpp"))
+    found = sorted(root.glob("csrc/*/cpu/isa_*.cpp"))
     if isa == "avx512bf16":
-        return [
-            path for path in found if path.stem in ("isa_bf16", "isa_conv_bf16", "isa_rounding")
-        ]
+        return [path for path in found if path.stem in ("isa_bf16", "isa_rounding")]
     return [path for path in found if path.stem != "isa_rounding"]
 
 
 def cuda_sources(root: Path) -> list[Path]:
-    return sorted(root.glob("csrc/cuda/*.cu"))
+    return sorted(root.glob("csrc/*/cuda/*.cu"))
 
 
 def object_name(root: Path, source: Path, group: str) -> str:

@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
-#include "cells/cells.h"
-#include "cpu/kernels.h"
-#include "cuda/tiers.h"
-#include "ops/eager.h"
+#include "common/cpu/kernels.h"
+#include "recurrent/cells/cells.h"
+#include "recurrent/cuda/tiers.h"
+#include "recurrent/eager.h"
 
 namespace py = pybind11;
 
@@ -68,7 +68,8 @@ py::dict cuda_plan(int gates, int pre_activations, int64_t hidden_size, int64_t 
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.def("eager", &adl::eager, "One call of a plain module straight to its kernel, or None: see csrc/ops/eager.cpp.");
+  m.def("eager", &adl::eager,
+        "One call of a plain module straight to its kernel, or None: see csrc/recurrent/eager.cpp.");
   m.def("set_definition", &adl::set_definition, "What eager calls for gradients that are batched by vmap.");
   m.attr("tiers") = py::cast(std::vector<std::string>(std::begin(adl::kTierNames), std::end(adl::kTierNames)));
   m.def("cells", &cells, "The cells of this build, with the facts that fix the shapes of their ops.");
@@ -79,7 +80,8 @@ PYBIND11_MODULE(_C, m) {
         py::arg("tier") = "", py::arg("multiprocessors") = 132, py::arg("shared_bytes") = 227 << 10,
         py::arg("clusters_of_8") = 15, py::arg("clusters_of_16") = 7,
         "Which CUDA kernels would scan a plain layer on such a GPU, by default an H100, and the predicted microseconds "
-        "of a step, and of the start of a scan: csrc/cuda/tiers.h. dtype: bf16, f16, tf32, f32 or f64. backward: the "
+        "of a step, and of the start of a scan: csrc/recurrent/cuda/tiers.h. dtype: bf16, f16, tf32, f32 or f64. "
+        "backward: the "
         "scan of the gradients, else the one before it, in training or not. cudnn: whether torch has the layer and "
         "would call cuDNN for it. tier: asks for that one, which may not serve the layer.");
   m.def("fma_gflops", &adl::fma_gflops, py::arg("threads"), py::arg("seconds"),

@@ -161,11 +161,11 @@ def sources() -> list[Path]:
 def sources_digest() -> str:
     """Of everything that a kernel can include."""
     digest = hashlib.sha256()
-    folders = [ROOT / "csrc/cuda", ROOT / "csrc/cells", ROOT / "bench/gpu"]
-    for path in sorted(p for folder in folders for p in folder.rglob("*") if p.is_file()):
-        digest.update(path.name.encode() + path.read_bytes())
-    for header in ("convolution.h", "philox.h", "recurrent.h"):
-        digest.update((ROOT / "csrc" / header).read_bytes())
+    folders = ("csrc/*/cuda/*", "csrc/recurrent/cells/*", "bench/gpu/*")
+    headers = ("csrc/*/params.h", "csrc/common/philox.h")
+    for path in sorted(p for pattern in folders + headers for p in ROOT.glob(pattern)):
+        if path.is_file():
+            digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -234,11 +234,11 @@ def check_kernels(cuda_home: Path) -> list[str]:
 
 
 def check_ops(cuda_home: Path) -> list[str]:
-    """Parses csrc/ops/cuda*.cpp against the headers of a CUDA build of torch, if there is one."""
+    """Parses what is_cuda_source() finds against the headers of a CUDA build of torch, if there is one."""
     torch = find_torch()
     if torch is None or torch.cuda is None:
         why = "there is no torch" if torch is None else f"torch {torch.version} is a CPU build"
-        print(f"csrc/ops/cuda*.cpp not parsed: {why} ({sys.executable})")
+        print(f"the CUDA operators were not parsed: {why} ({sys.executable})")
         return []
     plan = Plan(ROOT, torch, choices.isas(), cuda_home)
     failures = []

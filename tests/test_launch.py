@@ -1,4 +1,4 @@
-"""csrc/cuda/launch.h and tiers.h: what serves a layer, on GPUs that this machine does not have."""
+"""csrc/recurrent/cuda/launch.h and tiers.h: what serves a layer, on GPUs that this machine does not have."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_a_tier_that_is_asked_for_says_whether_it_serves():
 
 
 def test_tiles_of_convolutions(tmp_path):
-    """csrc/cuda/conv_launch.h, checked by a program that prints what is wrong."""
+    """csrc/depthwise/cuda/launch.h, checked by a program that prints what is wrong."""
     source, program = ROOT / "tests/cuda_on_cpu/conv_choices.cpp", tmp_path / "conv_choices"
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{ROOT / 'csrc'}"]
     subprocess.run(["c++", *flags, source, "-o", program], check=True)

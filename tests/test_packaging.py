@@ -329,7 +329,8 @@ def test_cuda_home_needs_the_headers_too(tmp_path):
 
 
 SOURCES = (
-    "module.cpp ops/cpu.cpp ops/cuda.cpp cpu/dispatch.cpp cpu/isa_f32.cpp cuda/scan.cu".split()
+    "module.cpp scan/cpu.cpp scan/cuda.cpp scan/cpu/dispatch.cpp scan/cpu/isa_f32.cpp "
+    "scan/cuda/scan.cu".split()
 )
 
 
@@ -347,17 +348,17 @@ def make_plan(
 def test_kernels_are_compiled_once_for_each_instruction_set(tmp_path):
     flags = {item.name: item.flags for item in make_plan(tmp_path).objects()}
     assert sorted(flags) == [
-        "avx2/cpu/isa_f32.cpp.o",
-        "default/cpu/isa_f32.cpp.o",
-        "torch/cpu/dispatch.cpp.o",
+        "avx2/scan/cpu/isa_f32.cpp.o",
+        "default/scan/cpu/isa_f32.cpp.o",
         "torch/module.cpp.o",
-        "torch/ops/cpu.cpp.o",
+        "torch/scan/cpu.cpp.o",
+        "torch/scan/cpu/dispatch.cpp.o",
     ]
-    assert {"-DADL_ISA=avx2", "-mavx2"} <= set(flags["avx2/cpu/isa_f32.cpp.o"])
-    assert not any(flag.startswith("-m") for flag in flags["default/cpu/isa_f32.cpp.o"])
-    assert not any("torch" in flag for flag in flags["avx2/cpu/isa_f32.cpp.o"])
-    assert "-DADL_ISA_AVX2" in flags["torch/cpu/dispatch.cpp.o"]
-    assert "-DADL_ISA_AVX512" not in flags["torch/cpu/dispatch.cpp.o"]
+    assert {"-DADL_ISA=avx2", "-mavx2"} <= set(flags["avx2/scan/cpu/isa_f32.cpp.o"])
+    assert not any(flag.startswith("-m") for flag in flags["default/scan/cpu/isa_f32.cpp.o"])
+    assert not any("torch" in flag for flag in flags["avx2/scan/cpu/isa_f32.cpp.o"])
+    assert "-DADL_ISA_AVX2" in flags["torch/scan/cpu/dispatch.cpp.o"]
+    assert "-DADL_ISA_AVX512" not in flags["torch/scan/cpu/dispatch.cpp.o"]
 
 
 def test_only_a_cuda_build_compiles_kernels_and_operators_for_cuda(tmp_path):
@@ -367,23 +368,23 @@ def test_only_a_cuda_build_compiles_kernels_and_operators_for_cuda(tmp_path):
     plan = make_plan(tmp_path, TOOLKIT)
     objects = {item.name: item for item in plan.objects()}
     added = set(objects) - {item.name for item in make_plan(tmp_path).objects()}
-    assert added == {"torch/ops/cuda.cpp.o", "cuda/cuda/scan.cu.o"}
+    assert added == {"torch/scan/cuda.cpp.o", "cuda/scan/cuda/scan.cu.o"}
     # The toolkit first: the wheels have other versions of its headers, and not all of them.
     headers = [f"-isystem{folder}" for folder in (TOOLKIT / "include", *wheels)]
-    assert objects["torch/ops/cuda.cpp.o"].flags[-3:] == headers
-    assert not set(headers) & set(objects["torch/ops/cpu.cpp.o"].flags)
+    assert objects["torch/scan/cuda.cpp.o"].flags[-3:] == headers
+    assert not set(headers) & set(objects["torch/scan/cpu.cpp.o"].flags)
     assert "-DADL_WITH_CUDA" in objects["torch/module.cpp.o"].flags
-    nvcc = objects["cuda/cuda/scan.cu.o"]
+    nvcc = objects["cuda/scan/cuda/scan.cu.o"]
     assert nvcc.rule == "nvcc" and set(choices.gencode_flags(("80", "90a"))) <= set(nvcc.flags)
-    assert "-DADL_CUDA_ARCHS=sm_80,sm_90a" in objects["torch/ops/cuda.cpp.o"].flags
+    assert "-DADL_CUDA_ARCHS=sm_80,sm_90a" in objects["torch/scan/cuda.cpp.o"].flags
     assert {"c10_cuda", "torch_cuda", "cudart"} <= set(plan.libraries())
     assert str(TOOLKIT / "lib64") in plan.library_dirs()
 
 
 def test_the_longest_files_begin(tmp_path):
     for name in ("dropout", "team_f32", "zero"):
-        (tmp_path / "csrc/cuda").mkdir(parents=True, exist_ok=True)
-        (tmp_path / f"csrc/cuda/{name}.cu").touch()
+        (tmp_path / "csrc/scan/cuda").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"csrc/scan/cuda/{name}.cu").touch()
     order = [item.source.stem for item in make_plan(tmp_path, TOOLKIT).objects()]
     assert order.index("team_f32") == 0
     assert order.index("dropout") < order.index("module")

@@ -46,7 +46,7 @@ def test_only_ops_includes_torch():
 def test_cells_include_nothing_but_their_common_header():
     for path in sources("cells"):
         if path.name != "cells.h":
-            assert set(includes(path)) <= {"cells/number.h"}, path
+            assert set(includes(path)) <= {"recurrent/cells/number.h"}, path
 
 
 def test_torch_extension_is_never_included():
@@ -74,7 +74,7 @@ def test_objects_of_an_instruction_set_share_no_symbols(isa):
 
 MINIMAL = """\
 #pragma once
-#include "cells/number.h"
+#include "recurrent/cells/number.h"
 namespace adl {
 struct Minimal {  // the minimal gated unit (Zhou et al. 2016), its gate applied after the product
   static constexpr const char* kName = "minimal";
@@ -137,10 +137,12 @@ def test_a_cell_is_one_header_and_one_row(tmp_path):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
 
-    (tmp_path / "csrc/cells/minimal.h").write_text(MINIMAL)
-    table = tmp_path / "csrc/cells/cells.h"
+    (tmp_path / "csrc/recurrent/cells/minimal.h").write_text(MINIMAL)
+    table = tmp_path / "csrc/recurrent/cells/cells.h"
     text = table.read_text().replace("_(RnnRelu)", "_(RnnRelu) _(Minimal)")
-    table.write_text(text.replace("#pragma once", '#pragma once\n#include "cells/minimal.h"'))
+    table.write_text(
+        text.replace("#pragma once", '#pragma once\n#include "recurrent/cells/minimal.h"')
+    )
     definitions = tmp_path / "adl_kernels/reference.py"
     definitions.write_text(definitions.read_text() + DEFINITION)
 

@@ -18,7 +18,7 @@ from adl_kernels._cells import CELLS
 pytestmark = pytest.mark.cpu_only
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
-CPU_CPP = Path(__file__).parent.parent / "csrc/ops/cpu.cpp"
+CPU_CPP = Path(__file__).parent.parent / "csrc/recurrent/cpu.cpp"
 RAGGED = tuple(k // 2 + 12 for k in range(34, 0, -1))
 
 # Threads split the batch from 8 sequences each on, else the units: 7 is below for two threads,
@@ -34,7 +34,7 @@ CASES = [
 
 
 def uses_threads(case: Case) -> bool:
-    """As csrc/ops/cpu.cpp decides."""
+    """As csrc/recurrent/cpu.cpp decides."""
     enough = 1 << int(re.findall(r"kWorthAThread = 1 << (\d+);", CPU_CPP.read_text())[0])
     rows = sum(case.lengths) or case.T * case.B
     return 2 * rows * CELLS[case.cell].gates * case.H * (case.I + (case.P or case.H)) >= enough

@@ -1,7 +1,7 @@
 // What only the calibration asks of a GPU: its clocks, bulk copies between blocks, the relaxed barrier.
 #pragma once
 
-#include "cuda/device.cuh"
+#include "common/cuda/device.cuh"
 
 #ifdef ADL_CUDA_ON_CPU
 #include "calibration_on_cpu.h"

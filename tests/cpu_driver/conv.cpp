@@ -6,8 +6,8 @@
 #include <functional>
 #include <vector>
 
-#include "cpu/conv_weight_grad.h"
-#include "cpu/separable.h"
+#include "depthwise/cpu/separable.h"
+#include "depthwise/cpu/weight_grad.h"
 
 namespace {
 

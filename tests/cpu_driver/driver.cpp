@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "cpu/table.h"
+#include "recurrent/cpu/table.h"
 #include "reference.h"
 
 namespace {

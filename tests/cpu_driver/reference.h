@@ -4,7 +4,7 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/plan.h"
+#include "recurrent/cpu/plan.h"
 
 struct Real {
   double v = 0;

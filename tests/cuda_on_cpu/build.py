@@ -49,20 +49,20 @@ PROGRAMS = {
     "faults": Program(["tests/cuda_on_cpu/faults.cpp", "tests/cuda_on_cpu/store_faults.cpp"]),
     "driver": Program(
         [
-            *(f"csrc/cuda/recurrent_{number}.cu" for number in ("bf16", "f16", "f32", "f64")),
-            "csrc/cuda/numbers.cu",
+            *(f"csrc/recurrent/cuda/scan_{number}.cu" for number in ("bf16", "f16", "f32", "f64")),
+            "csrc/recurrent/cuda/numbers.cu",
         ],
         ["tests/cuda_on_cpu/driver.cu"],
     ),
     "team_driver": Program(
         [
-            *(f"csrc/cuda/team_{number}.cu" for number in ("bf16", "f16", "f32")),
-            "csrc/cuda/numbers.cu",
+            *(f"csrc/recurrent/cuda/team_{number}.cu" for number in ("bf16", "f16", "f32")),
+            "csrc/recurrent/cuda/numbers.cu",
         ],
         ["tests/cuda_on_cpu/team_driver.cu"],
     ),
     "conv_driver": Program(
-        [f"csrc/cuda/conv_{number}.cu" for number in ("bf16", "f16", "f32", "f64")],
+        [f"csrc/depthwise/cuda/conv_{number}.cu" for number in ("bf16", "f16", "f32", "f64")],
         ["tests/cuda_on_cpu/conv_driver.cu"],
     ),
     **{

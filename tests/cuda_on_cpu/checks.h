@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/types.h"
+#include "common/cuda/types.h"
 
 namespace {
 

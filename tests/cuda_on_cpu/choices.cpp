@@ -1,11 +1,11 @@
-// Prints what csrc/cuda/launch.h and tiers.h decide, for tests/test_launch.py.
+// Prints what csrc/recurrent/cuda/launch.h and tiers.h decide, for tests/test_launch.py.
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>
 #include <string>
 #include <utility>
 
-#include "cuda/tiers.h"
+#include "recurrent/cuda/tiers.h"
 
 using namespace adl;
 

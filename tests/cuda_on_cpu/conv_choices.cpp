@@ -1,8 +1,8 @@
-// Checks what csrc/cuda/conv_launch.h decides, for tests/test_launch.py: a line for everything that is wrong.
+// Checks what csrc/depthwise/cuda/launch.h decides, for tests/test_launch.py: a line for everything that is wrong.
 #include <cstdio>
 #include <initializer_list>
 
-#include "cuda/conv_launch.h"
+#include "depthwise/cuda/launch.h"
 
 using namespace adl;
 

@@ -1,7 +1,7 @@
 // Runs the kernels of the depthwise convolutions, through the launchers that the ops use, and compares them with plain
 // loops in double: one line per check, exit code 1 if one is wrong. Needs no torch.
 #include "checks.h"
-#include "cuda/conv.h"
+#include "depthwise/cuda/kernels.h"
 
 namespace {
 

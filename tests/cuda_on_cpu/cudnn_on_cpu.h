@@ -1,4 +1,4 @@
-// TEST ONLY: what csrc/ops/cuda_cudnn.cpp calls of torch's cuDNN layer, by torch's layers on the CPU in double. As
+// TEST ONLY: what csrc/recurrent/cudnn.cpp calls of torch's cuDNN layer, by torch's layers on the CPU in double. As
 // strict as cuDNN: the weights lie in one buffer, and a reserve serves one backward.
 #pragma once
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "checks.h"
-#include "cuda/device.cuh"
+#include "common/cuda/device.cuh"
 
 namespace adl {
 

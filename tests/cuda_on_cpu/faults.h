@@ -5,7 +5,7 @@
 #include <map>
 #include <string>
 
-#include "cuda/types.h"
+#include "common/cuda/types.h"
 
 using Faults = std::map<std::string, std::function<cudaError_t()>>;
 

@@ -1,4 +1,4 @@
-// TEST ONLY: csrc/ops/gpu.h for kernels that run on the CPU.
+// TEST ONLY: csrc/common/cuda_device.h for kernels that run on the CPU.
 #pragma once
 
 #include <ATen/ops/add.h>

@@ -12,9 +12,10 @@ import torch
 from torch.utils import cpp_extension
 
 import build
+from build_backend.compile import cuda_sources, is_cuda_source, torch_sources
 
-KERNELS = sorted((build.ROOT / "csrc/cuda").glob("*.cu"))
-HOST = sorted((build.ROOT / "csrc/ops").glob("cuda*.cpp"))
+KERNELS = cuda_sources(build.ROOT)
+HOST = [path for path in torch_sources(build.ROOT) if is_cuda_source(path)]
 
 
 def library(variant: str) -> Path:

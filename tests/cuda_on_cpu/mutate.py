@@ -35,7 +35,7 @@ SYNCHRONISATION = re.compile(
 # What a flag becomes: the same access without the order of memory.
 MUTANTS = """\
 #include <cstdlib>
-#include "cuda/device.cuh"
+#include "common/cuda/device.cuh"
 namespace mutant {
 inline const int number = getenv("ADL_MUTANT") ? atoi(getenv("ADL_MUTANT")) : 0;
 inline unsigned add_release(unsigned* p, unsigned v) {
@@ -260,7 +260,7 @@ def main() -> int:
     args = parser.parse_args()
     files = [f.resolve().relative_to(ROOT) for f in args.files]
     if not files:
-        kernels = sorted(p for p in (ROOT / "csrc/cuda").glob("*.cuh") if p.name != "device.cuh")
+        kernels = sorted(p for p in ROOT.glob("csrc/*/cuda/*.cuh") if p.name != "device.cuh")
         files = [p.relative_to(ROOT) for p in [*kernels, HERE / "wrappers.cuh"]]
     verdicts = judge_all(files, args.seeds, args.jobs, args.first)
     print(table(verdicts, args.seeds))

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "cells/cells.h"
+#include "recurrent/cells/cells.h"
 
 namespace {
 

@@ -5,7 +5,7 @@
 #include <deque>
 
 #include "checks.h"
-#include "cuda/kernels.h"
+#include "recurrent/cuda/kernels.h"
 #include "reference.h"
 
 namespace {

@@ -1,5 +1,5 @@
 // Faults of stores that land later and of the barriers that count them: the second half of faults.cpp.
-#include "cuda/device.cuh"
+#include "common/cuda/device.cuh"
 #include "faults.h"
 
 namespace adl {

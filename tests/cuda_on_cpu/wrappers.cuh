@@ -1,7 +1,7 @@
 // Small kernels that use every wrapper of cuda/device.cuh: checked in the emulator and, where there is one, on a GPU.
 #pragma once
 
-#include "cuda/device.cuh"
+#include "common/cuda/device.cuh"
 
 namespace adl {
 

@@ -22,7 +22,7 @@ from build_backend.torch_info import find_torch  # noqa: E402
 # Which of the extension's kernels each is linked with.
 KERNELS = {
     "wrappers": (),
-    "driver": ("recurrent_*", "numbers"),
+    "driver": ("scan_*", "numbers"),
     "team_driver": ("team_*", "numbers"),
     "conv_driver": ("conv_*",),
 }
@@ -47,7 +47,7 @@ def build(plan: Plan, folder: Path) -> None:
         kernels = [
             str(path)
             for pattern in KERNELS.get(name, ())
-            for path in sorted((objects_folder() / "cuda/cuda").glob(f"{pattern}.cu.o"))
+            for path in sorted((objects_folder() / "cuda").glob(f"*/cuda/{pattern}.cu.o"))
         ]
         command = [str(plan.cuda_home / "bin/nvcc"), "-cudart", "static", "-Xlinker", "-s"]
         subprocess.run([*command, main, *kernels, "-o", str(folder / name)], check=True)

@@ -1,3 +1,0 @@
-#include "cuda/conv.cuh"
-
-ADL_CONV(float)

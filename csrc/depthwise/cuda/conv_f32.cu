@@ -1,0 +1,3 @@
+#include "depthwise/cuda/table.cuh"
+
+ADL_CONV(float)

@@ -1,0 +1,3 @@
+#include "recurrent/cuda/table.cuh"
+
+template const adl::cuda::Kernels<float>& adl::cuda::kernels();
