@@ -234,7 +234,7 @@ def check_kernels(cuda_home: Path) -> list[str]:
 
 
 def check_ops(cuda_home: Path) -> list[str]:
-    """Parses what is_cuda_source() finds against the headers of a CUDA build of torch, if there is one."""
+    """Parses the CUDA operators against the headers of a CUDA build of torch, if there is one."""
     torch = find_torch()
     if torch is None or torch.cuda is None:
         why = "there is no torch" if torch is None else f"torch {torch.version} is a CPU build"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from layers import Case, make
 
-from adl_kernels._cells import CELLS
-from adl_kernels._extras import Extras
+from adl_kernels.recurrent.cell_facts import CELLS
+from adl_kernels.recurrent.options import LayerOptions
 
 F64 = torch.float64
 SMALL = [
@@ -81,7 +81,16 @@ def test_opcheck(case):
         saved = outputs[1 + cell.states :]
         torch.library.opcheck(
             cell.backward_op,
-            (given, args[0], hx, weights, *Extras(layer.batch_sizes), outputs[0], saved, needs),
+            (
+                given,
+                args[0],
+                hx,
+                weights,
+                *LayerOptions(layer.batch_sizes),
+                outputs[0],
+                saved,
+                needs,
+            ),
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from devices import DEVICE
 from extras import Asked, make
 
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent.cell_facts import CELLS
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 THREADS = (1, 2) if DEVICE == "cpu" else (1,)

@@ -1,4 +1,4 @@
-"""csrc/recurrent/cuda/launch.h and tiers.h: what serves a layer, on GPUs that this machine does not have."""
+"""launch.h and tiers.h of CUDA: what serves a layer, on GPUs that this machine does not have."""
 
 from __future__ import annotations
 

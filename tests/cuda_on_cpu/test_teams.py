@@ -12,7 +12,7 @@ from test_ops import assert_layer_is_accurate
 from test_tiers import assert_the_same_in_pieces
 from tolerance import assert_accurate
 
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent.cell_facts import CELLS
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 SERVED = [name for name, cell in CELLS.items() if name != "gru_reset_before"]

@@ -9,7 +9,7 @@ from layers import Case, gradients, make
 from test_ops import assert_layer_is_accurate
 
 import adl_kernels
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent.cell_facts import CELLS
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 SERVED = [name for name in CELLS if name != "gru_reset_before"]

@@ -97,7 +97,7 @@ def _(
 
 @torch.library.register_fake("adl_kernels::pack_pointwise")
 def _(weight: Tensor) -> Tensor:
-    """On the CPU panels of 64 columns (csrc/depthwise/cpu/separable.h), elsewhere the weight as it is."""
+    """On the CPU panels of 64 columns (depthwise/cpu/separable.h), elsewhere the weight itself."""
     if weight.device.type != "cpu":
         return torch.empty_like(weight)
     columns, rows = weight.shape[:2]

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _C, _errors, functional
-from ._cells import CELLS, Cell
+from .. import _C
+from . import engine, errors
+from .cell_facts import CELLS, Cell
+from .options import StackOptions
 
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
@@ -16,25 +18,25 @@ WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 def _step(name: str, module: nn.RNNCellBase, cell: Cell, input: Tensor, hx: Any) -> Any:
     """The new state of `module`, whose class in torch is `name`; hx as the user gave it."""
     if not torch.compiler.is_compiling():
-        state = _C.eager(cell.index, module._parameters, WEIGHTS, input, hx, 1, False, True)
+        state = _C.eager(cell.index, module._parameters, WEIGHTS, input, hx, 1, False, True, None)
         if state is not None:
             return state
-    _errors.check_input(name, input, 2, f"[B, {module.input_size}] or [{module.input_size}]")
+    errors.check_input(name, input, 2, f"[B, {module.input_size}] or [{module.input_size}]")
     is_batched = input.dim() == 2
-    states = None if hx is None else _errors.check_cell_states(name, hx, cell.has_c)
+    states = None if hx is None else errors.check_cell_states(name, hx, cell.has_c)
     if not is_batched:
         input = input.unsqueeze(0)
         states = None if states is None else tuple(h.unsqueeze(0) for h in states)
-    _errors.check_cell_sizes(name, input, states or (), module.input_size, module.hidden_size)
+    errors.check_cell_sizes(name, input, states or (), module.input_size, module.hidden_size)
     weights = _weights(name, module)
-    _errors.check_cell_tensors(name, input, states or (), weights)
+    errors.check_cell_tensors(name, input, states or (), weights)
     if states is None:
         zeros = torch.zeros(
             input.size(0), module.hidden_size, dtype=input.dtype, device=input.device
         )
         states = (zeros,) * cell.states
-    _, *new = functional.recurrent(
-        cell, input.unsqueeze(0), [h.unsqueeze(0) for h in states], weights, functional.Options()
+    _, *new = engine.run(
+        cell, input.unsqueeze(0), [h.unsqueeze(0) for h in states], weights, StackOptions()
     )
     new = [h.squeeze(0) if is_batched else h.view(-1) for h in new]
     return tuple(new) if cell.has_c else new[0]
@@ -43,7 +45,7 @@ def _step(name: str, module: nn.RNNCellBase, cell: Cell, input: Tensor, hx: Any)
 def _weights(name: str, module: nn.RNNCellBase) -> list[Tensor]:
     """Both weights and, if either is there, both biases."""
     weights = [module.weight_ih, module.weight_hh]
-    _errors.check_weights(name, ["weight_ih", "weight_hh"], weights)
+    errors.check_weights(name, ["weight_ih", "weight_hh"], weights)
     biases = [module.bias_ih, module.bias_hh]
     for bias, other in zip(biases, reversed(biases), strict=True):
         if bias is not None:

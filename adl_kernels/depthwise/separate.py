@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import _conv_args as args
-from .conv_modules import DepthwiseConv2d
+from . import arguments as args
+from .arguments import Padding, Size
+from .layers import DepthwiseConv2d
 
 
 def separate_kernel(kernel: Tensor, tolerance: float | None = None) -> tuple[Tensor, Tensor]:
@@ -74,7 +75,13 @@ class SpatiallySeparableConv2d(nn.Module):
             activation, device, dtype: as in :class:`DepthwiseConv2d`; bias and activation follow
             the second pass.
 
-    Submodules: column [C, 1, kh, 1], row [C, 1, 1, kw].
+    Shapes:
+        input [B, C, height, width] or [C, height, width]; output with as many channels.
+
+    Submodules: column, with weight [C, 1, kh, 1]; row, with weight [C, 1, 1, kw].
+
+    Raises:
+        ValueError, TypeError: an argument has a wrong value, or is of a wrong type.
 
     Equivalent to:
         ``DepthwiseConv2d`` with ``weight = column.weight * row.weight``.
@@ -83,15 +90,15 @@ class SpatiallySeparableConv2d(nn.Module):
     def __init__(
         self,
         channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Padding = 0,
+        dilation: Size = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
         activation: str = "none",
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__

@@ -6,9 +6,7 @@ forward-mode AD and functorch transforms.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
-from ._extras import Extras
+from .._transforms import recording
+from .options import LayerOptions
 
 State = tuple[Tensor, ...]
 
@@ -36,11 +35,11 @@ class Weights(NamedTuple):
     b_ln_c: Tensor | None = None
 
     @classmethod
-    def of(cls, given: Sequence[Tensor], has_c: bool, extras: Extras) -> Weights:
+    def of(cls, given: Sequence[Tensor], has_c: bool, options: LayerOptions) -> Weights:
         """From the list, which leaves out what there is not."""
         rest = list(given[2:])
-        norm = [rest.pop() for _ in range((4 if has_c else 2) * extras.layer_norm)][::-1]
-        ch = rest.pop() if extras.peephole else None
+        norm = [rest.pop() for _ in range((4 if has_c else 2) * options.layer_norm)][::-1]
+        ch = rest.pop() if options.peephole else None
         hr = rest.pop() if len(rest) % 2 else None
         found = [*given[:2], *(rest or (None, None)), hr, ch, *norm]
         return cls._make([*found, *[None] * (len(cls._fields) - len(found))])
@@ -70,43 +69,47 @@ SQUASH: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-Step = Callable[[Tensor, Tensor, State, Weights, Extras], State]
+Step = Callable[[Tensor, Tensor, State, Weights, LayerOptions], State]
 
 # Steps. x [B, I]; h [B, P] what W_hh multiplies; state: what stood before the step. They return the
 # state after it, h before a projection.
 
 
-def lstm_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
+def lstm_step(x: Tensor, h: Tensor, state: State, w: Weights, options: LayerOptions) -> State:
     """i, f, o = sigmoid(...), which see p c; g = phi(...); c = f c + i g; h = o phi(c)."""
     c = state[-1]
     gx, gh = _products(x, h, w)
     i, f, g, o = (gx + gh).chunk(4, 1)
     p_i, p_f, p_o = (0, 0, 0) if w.ch is None else w.ch
-    i, f, g = torch.sigmoid(i + p_i * c), torch.sigmoid(f + p_f * c), SQUASH[how.cell_activation](g)
-    return _emit(f * c + i * g, o, p_o, w, how)
+    i, f, g = (
+        torch.sigmoid(i + p_i * c),
+        torch.sigmoid(f + p_f * c),
+        SQUASH[options.cell_activation](g),
+    )
+    return _emit(f * c + i * g, o, p_o, w, options)
 
 
 def lstm_step_without_f(f: Callable[[Tensor], Tensor | int]) -> Step:
     """An LSTM whose f is made of i: 1 - i, or 1."""
 
-    def step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
+    def step(x: Tensor, h: Tensor, state: State, w: Weights, options: LayerOptions) -> State:
         c = state[-1]
         gx, gh = _products(x, h, w)
         i, g, o = (gx + gh).chunk(3, 1)
         p_i, p_o = (0, 0) if w.ch is None else w.ch
-        i, g = torch.sigmoid(i + p_i * c), SQUASH[how.cell_activation](g)
-        return _emit(f(i) * c + i * g, o, p_o, w, how)
+        i, g = torch.sigmoid(i + p_i * c), SQUASH[options.cell_activation](g)
+        return _emit(f(i) * c + i * g, o, p_o, w, options)
 
     return step
 
 
-def _emit(c: Tensor, o: Tensor, p_o: Tensor | int, w: Weights, how: Extras) -> State:
+def _emit(c: Tensor, o: Tensor, p_o: Tensor | int, w: Weights, options: LayerOptions) -> State:
     o = torch.sigmoid(o + p_o * c)
     normed = c if w.ln_c is None else _norm(c, w.ln_c, w.b_ln_c)
-    return o * SQUASH[how.hidden_activation](normed), c
+    return o * SQUASH[options.hidden_activation](normed), c
 
 
-def gru_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
+def gru_step(x: Tensor, h: Tensor, state: State, w: Weights, options: LayerOptions) -> State:
     """r, z = sigmoid(...); n = tanh(W_n x + b_in + r (U_n h + b_hn)); h = (1 - z) n + z h."""
     gx, gh = _products(x, h, w)
     (r_x, z_x, n_x), (r_h, z_h, n_h) = gx.chunk(3, 1), gh.chunk(3, 1)
@@ -115,7 +118,9 @@ def gru_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> Sta
     return ((1 - z) * n + z * state[0],)
 
 
-def gru_reset_before_step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
+def gru_reset_before_step(
+    x: Tensor, h: Tensor, state: State, w: Weights, options: LayerOptions
+) -> State:
     """r, z = sigmoid(...); n = tanh(W_n x + b_in + U_n (r h) + b_hn); h = (1 - z) n + z h."""
     units = w.hh.size(0) // 3
 
@@ -136,7 +141,7 @@ def gru_reset_before_step(x: Tensor, h: Tensor, state: State, w: Weights, how: E
 def rnn_step(phi: str) -> Step:
     """h = phi(W x + b_ih + U h + b_hh)."""
 
-    def step(x: Tensor, h: Tensor, state: State, w: Weights, how: Extras) -> State:
+    def step(x: Tensor, h: Tensor, state: State, w: Weights, options: LayerOptions) -> State:
         gx, gh = _products(x, h, w)
         return (SQUASH[phi](gx + gh),)
 
@@ -156,28 +161,12 @@ STEPS = {
 }
 
 
-def wanted(*tensors: Tensor | None) -> bool:
-    """Whether vmap, another functorch transform, forward-mode AD or a recording is at work.
-
-    The ops know none of them, the definition all. `tensors` are looked at for the older vmap of
-    ``torch.autograd.grad(..., is_grads_batched=True)``, which shows in nothing else.
-    """
-    if torch.compiler.is_compiling():
-        return False
-    if recording.get() is not None:
-        return True
-    if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors):
-        return True
-    dual = torch.autograd.forward_ad._current_level >= 0
-    return dual or torch._C._are_functorch_transforms_active()
-
-
 def layer(
     cell: str,
     x: Tensor,
     hx: Sequence[Tensor],
     weights: Sequence[Tensor],
-    *extras: object,
+    *values: object,
 ) -> list[Tensor]:
     """What ``torch.ops.adl_kernels.<cell>`` computes: one layer, all its directions.
 
@@ -186,13 +175,13 @@ def layer(
         x: [T, B, I], or [N, I] with batch_sizes.
         hx: h_0 [D, B, P] and, for cells that have one, c_0 [D, B, H].
         weights: per direction those of :class:`Weights` that there are.
-        extras: those of :class:`adl_kernels._extras.Extras`, in order.
+        values: those of :class:`LayerOptions`, in order.
 
     Returns:
         y [T, B, D P] or [N, D P], h_n, c_n for cells that have it; with all_states c of every step,
         [T, B, D H] or [N, D H].
     """
-    how = Extras(*extras)  # type: ignore[arg-type]
+    options = LayerOptions(*values)
     directions = hx[0].size(0)
     per_direction = len(weights) // directions
     found = [
@@ -200,23 +189,23 @@ def layer(
             cell,
             x,
             tuple(h[d] for h in hx),
-            Weights.of(weights[d * per_direction : (d + 1) * per_direction], len(hx) == 2, how),
-            how,
+            Weights.of(weights[d * per_direction : (d + 1) * per_direction], len(hx) == 2, options),
+            options,
             d,
         )
         for d in range(directions)
     ]
     y = torch.cat([rows[0] for rows, _ in found], -1)
     states = [torch.stack(state) for state in zip(*(final for _, final in found), strict=True)]
-    cs = [torch.cat([rows[1] for rows, _ in found], -1)] if how.all_states else []
+    cs = [torch.cat([rows[1] for rows, _ in found], -1)] if options.all_states else []
     return [y, *states, *cs]
 
 
 def _direction(
-    cell: str, x: Tensor, state: State, w: Weights, how: Extras, d: int
+    cell: str, x: Tensor, state: State, w: Weights, options: LayerOptions, d: int
 ) -> tuple[State, State]:
     """Every step's h [and c] in the rows of x, and the final state."""
-    scan = Scan.of(cell, x, w, how, d)
+    scan = Scan.of(cell, x, w, options, d)
     record = Record(scan, [()] * len(scan.xs), [()] * len(scan.xs))
     for t in scan.steps:
         record.before[t] = state
@@ -226,7 +215,7 @@ def _direction(
         seen.append(record)
     if not scan.xs:
         return tuple(x.new_empty(*x.shape[:-1], s.size(1)) for s in state), state
-    join = torch.stack if how.batch_sizes is None else torch.cat
+    join = torch.stack if options.batch_sizes is None else torch.cat
     outputs = (scan.output(t, new) for t, new in enumerate(record.new))
     return tuple(join(list(h)) for h in zip(*outputs, strict=True)), state
 
@@ -237,18 +226,18 @@ class Scan:
 
     cell: str
     w: Weights
-    how: Extras
+    options: LayerOptions
     d: int  # 1: the reverse direction
     xs: list[Tensor]  # T of [rows, I]
     zones: list[list[Tensor]]  # T of the zoneout masks [rows, P] and [rows, H], where there are any
 
     @classmethod
-    def of(cls, cell: str, x: Tensor, w: Weights, how: Extras, d: int) -> Scan:
-        masks = [mask[d] for mask in (how.zoneout_h, how.zoneout_c) if mask is not None]
-        sizes = None if how.batch_sizes is None else how.batch_sizes.tolist()
+    def of(cls, cell: str, x: Tensor, w: Weights, options: LayerOptions, d: int) -> Scan:
+        masks = [mask[d] for mask in (options.zoneout_h, options.zoneout_c) if mask is not None]
+        sizes = None if options.batch_sizes is None else options.batch_sizes.tolist()
         xs, *zones = (list(t) if sizes is None else list(t.split(sizes)) for t in (x, *masks))
         xs = xs if sizes is None or sizes else []  # split() leaves one piece of nothing
-        return cls(cell, w, how, d, xs, [[zone[t] for zone in zones] for t in range(len(xs))])
+        return cls(cell, w, options, d, xs, [[zone[t] for zone in zones] for t in range(len(xs))])
 
     @property
     def steps(self) -> range:
@@ -256,14 +245,14 @@ class Scan:
 
     def first(self, count: int) -> Scan:
         """The same of the first `count` sequences."""
-        lengths, reset, mask = self.how.lengths, self.how.reset, self.how.recurrent_mask
-        how = self.how._replace(
+        lengths, reset, mask = self.options.lengths, self.options.reset, self.options.recurrent_mask
+        options = self.options._replace(
             lengths=None if lengths is None else lengths[:count],
             reset=None if reset is None else reset[:, :count],
             recurrent_mask=None if mask is None else mask[:, :count],
         )
         zones = [[zone[:count] for zone in masks] for masks in self.zones]
-        return replace(self, how=how, xs=[x[:count] for x in self.xs], zones=zones)
+        return replace(self, options=options, xs=[x[:count] for x in self.xs], zones=zones)
 
     def advance(self, t: int, state: State) -> tuple[State, State]:
         """What step t makes of its rows, and with it the state of every sequence."""
@@ -282,7 +271,7 @@ class Scan:
 
     def lasts(self, t: int, rows: int | None = None) -> Tensor | None:
         """Which sequences have a step t, [B, 1], of so many rows of another step; None for all."""
-        lengths, here = self.how.lengths, self.xs[t]
+        lengths, here = self.options.lengths, self.xs[t]
         if lengths is not None:
             return t < lengths.to(here.device)[:, None]
         if rows is None or rows == here.size(0):
@@ -295,11 +284,11 @@ class Scan:
         if boundary == len(self.xs):
             return old
         begun = self.lasts(boundary, old[0].size(0))
-        if self.how.reset is not None:
-            fresh = self.how.reset[boundary][:, None]
+        if self.options.reset is not None:
+            fresh = self.options.reset[boundary][:, None]
             fresh = fresh if begun is None else fresh & begun
             old = tuple(torch.where(fresh, 0, s) for s in old)
-        if self.how.bptt_steps and boundary and boundary % self.how.bptt_steps == 0:
+        if self.options.bptt_steps and boundary and boundary % self.options.bptt_steps == 0:
             cut = tuple(s.detach() for s in old)
             if begun is not None:
                 cut = tuple(torch.where(begun, a, b) for a, b in zip(cut, old, strict=True))
@@ -307,13 +296,13 @@ class Scan:
         return old
 
     def _step(self, t: int, old: State) -> State:
-        x, mask = self.xs[t], self.how.recurrent_mask
+        x, mask = self.xs[t], self.options.recurrent_mask
         h = old[0] if mask is None else old[0] * mask[self.d, : x.size(0)]
-        new = STEPS[self.cell](x, h, old, self.w, self.how)
+        new = STEPS[self.cell](x, h, old, self.w, self.options)
         if self.w.hr is not None:
             new = (linear(new[0], self.w.hr), *new[1:])
         masks = tuple(zone.to(x.dtype) for zone in self.zones[t])
-        shares: tuple[Tensor | float, ...] = masks or self.how.zoneout
+        shares: tuple[Tensor | float, ...] = masks or self.options.zoneout
         if shares:
             new = tuple(k * s + (1 - k) * n for n, s, k in zip(new, old, shares, strict=False))
         return new
@@ -325,36 +314,3 @@ class Record(NamedTuple):
     scan: Scan
     before: list[State]  # T states of all sequences, before the step
     new: list[State]  # T states of the rows of the step, after it
-
-
-# Where layers leave a Record of each direction, in the order in which they run. While it is set
-# they take the road through this file.
-recording: ContextVar[list[Record] | None] = ContextVar("recording", default=None)
-
-
-def seeded_dropout(x: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:
-    """What ``torch.ops.adl_kernels.dropout`` computes: kept where word i >= p 2^32."""
-    scale = 1 / (1 - p) if p < 1 else 0.0
-    return torch.where(seeded_mask(x, x.shape, p, seed, stream) == 0, x * scale, 0)
-
-
-def seeded_mask(like: Tensor, sizes: Sequence[int], p: float, seed: Tensor, stream: int) -> Tensor:
-    """What ``torch.ops.adl_kernels.mask`` computes: uint8, 1 where word i < p 2^32."""
-    count = math.prod(sizes)
-    blocks = torch.arange((count + 3) // 4, dtype=torch.int64, device=like.device)
-    words = philox(seed.to(like.device).reshape(()), stream, blocks).flatten()[:count]
-    return (words < int(p * 2**32)).to(torch.uint8).view(*sizes)
-
-
-def philox(seed: Tensor, stream: int, blocks: Tensor) -> Tensor:
-    """Philox4x32-10 (Salmon et al. 2011): four words for each block, [..., 4] below 2^32."""
-    low = 2**32 - 1
-    keys = [seed & low, seed >> 32 & low]
-    streams = (torch.full_like(blocks, n & low) for n in (stream, stream >> 32))
-    c = [blocks & low, blocks >> 32 & low, *streams]
-    for _ in range(10):
-        # Products of 64 bits may wrap to negative numbers; their bits are right.
-        a, b = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
-        c = [b >> 32 & low ^ c[1] ^ keys[0], b & low, a >> 32 & low ^ c[3] ^ keys[1], a & low]
-        keys = [keys[0] + 0x9E3779B9 & low, keys[1] + 0xBB67AE85 & low]
-    return torch.stack(c, -1)

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .conv_reference import ACTIVATIONS, pairs
+from .reference import ACTIVATIONS, pairs
+
+Size = int | Sequence[int]  # a number, or one per dimension
+Padding = int | str | Sequence[int] | Sequence[Sequence[int]]
 
 LAYOUTS = {
     1: "[B, C, length] or [C, length]",

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C, reference
+from .. import _C
+from . import reference
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class Cell:
         return 2 if self.has_c else 1
 
     def definition(
-        self, x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor], *extras: Any
+        self, x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor], *options: Any
     ) -> list[Tensor]:
         """What `op` computes, in plain PyTorch."""
-        return reference.layer(self.name, x, hx, weights, *extras)
+        return reference.layer(self.name, x, hx, weights, *options)
 
 
 CELLS = {facts["name"]: Cell(k, **facts) for k, facts in enumerate(_C.cells())}

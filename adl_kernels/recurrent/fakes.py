@@ -7,30 +7,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._cells import CELLS, Cell
-from ._extras import Extras
+from .cell_facts import CELLS, Cell
+from .options import LayerOptions
+from .reference import Weights
 
 
-def _states(cell: Cell, x: Tensor, hx: list[Tensor], extras: Extras) -> list[Tensor]:
-    widths = [hx[0].shape[2]] + [hx[-1].shape[2]] * extras.all_states
+def _states(cell: Cell, x: Tensor, hx: list[Tensor], options: LayerOptions) -> list[Tensor]:
+    widths = [hx[0].shape[2]] + [hx[-1].shape[2]] * options.all_states
     y, *all_c = (x.new_empty((*x.shape[:-1], hx[0].shape[0] * width)) for width in widths)
     return [y, *(x.new_empty(h.shape) for h in hx), *all_c]
 
 
 def _saved(
-    cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor], extras: Extras
+    cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor], options: LayerOptions
 ) -> list[Tensor]:
     """What the forward op keeps for backward, in the layout of x's device."""
     directions = hx[0].shape[0]
     rows = x.shape[0] * x.shape[1] if x.dim() == 3 else x.shape[0]
     hidden_size = weights[0].shape[0] // cell.gates
-    per_unit = 2 * cell.gates if extras.layer_norm else cell.pre_activations
-    if not (cell.saves_gates or extras.has_zoneout or extras.layer_norm):
+    per_unit = 2 * cell.gates if options.layer_norm else cell.pre_activations
+    if not (cell.saves_gates or options.has_zoneout or options.layer_norm):
         per_unit = 0
     layout = LAYOUTS.get(x.device.type, _cpu_layout)
     shapes, dtype = layout(cell, rows, hidden_size, per_unit, x.dtype)
-    norms = (4 if cell.has_c else 2) * extras.layer_norm
-    if (len(weights) // directions - extras.peephole - norms) % 2:  # a projection
+    own = weights[: len(weights) // directions]
+    if Weights.of(own, cell.has_c, options).hr is not None:
         shapes.append((rows, hidden_size))
     return [x.new_empty((directions, *shape), dtype=dtype) for shape in shapes]
 
@@ -63,13 +64,13 @@ LAYOUTS = {"cpu": _cpu_layout, "cuda": _cuda_layout}
 
 def _register(cell: Cell) -> None:
     @torch.library.register_fake(f"adl_kernels::{cell.name}")
-    def _(x: Tensor, hx: list[Tensor], weights: list[Tensor], *extras: Any) -> list[Tensor]:
-        return _states(cell, x, hx, Extras(*extras))
+    def _(x: Tensor, hx: list[Tensor], weights: list[Tensor], *values: Any) -> list[Tensor]:
+        return _states(cell, x, hx, LayerOptions(*values))
 
     @torch.library.register_fake(f"adl_kernels::{cell.name}_forward")
-    def _(x: Tensor, hx: list[Tensor], weights: list[Tensor], *extras: Any) -> list[Tensor]:
-        asked = Extras(*extras)
-        return _states(cell, x, hx, asked) + _saved(cell, x, hx, weights, asked)
+    def _(x: Tensor, hx: list[Tensor], weights: list[Tensor], *values: Any) -> list[Tensor]:
+        options = LayerOptions(*values)
+        return _states(cell, x, hx, options) + _saved(cell, x, hx, weights, options)
 
     @torch.library.register_fake(f"adl_kernels::{cell.name}_backward")
     def _(
@@ -110,13 +111,3 @@ def _(
     cell: int, directions: int, grads: Any, x: Tensor, hx: Any, weights: Any, sizes: Any, *rest: Any
 ) -> list[Tensor]:
     return _gradients(x, hx, weights, rest[-1])
-
-
-@torch.library.register_fake("adl_kernels::dropout")
-def _(x: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:
-    return x.new_empty(x.shape)
-
-
-@torch.library.register_fake("adl_kernels::mask")
-def _(like: Tensor, sizes: list[int], p: float, seed: Tensor, stream: int = 0) -> Tensor:
-    return like.new_empty(sizes, dtype=torch.uint8)

@@ -5,16 +5,16 @@ Each channel is convolved by itself, as torch's convolutions do with ``groups`` 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from . import _conv_args as args
-from . import _conv_fake, conv_reference, reference
-from ._conv_args import Window
-from ._devices import served
-from .conv_reference import ACTIVATIONS, pointwise
+from .._devices import has_kernels
+from .._transforms import needs_reference_path
+from . import arguments as args
+from . import fakes as _conv_fake
+from . import reference as conv_reference
+from .arguments import Padding, Size, Window
+from .reference import ACTIVATIONS, pointwise
 
 _depthwise_op = torch.ops.adl_kernels.depthwise_conv.default
 _separable_op = torch.ops.adl_kernels.separable_conv.default
@@ -24,9 +24,9 @@ def depthwise_conv1d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
     *,
     padding_mode: str = "zeros",
     activation: str = "none",
@@ -69,9 +69,9 @@ def depthwise_conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
     *,
     padding_mode: str = "zeros",
     activation: str = "none",
@@ -89,9 +89,9 @@ def depthwise_conv3d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
     *,
     padding_mode: str = "zeros",
     activation: str = "none",
@@ -108,9 +108,9 @@ def separable_conv1d(
     pw_weight: Tensor,
     dw_bias: Tensor | None = None,
     pw_bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
     *,
     padding_mode: str = "zeros",
     dw_activation: str = "none",
@@ -128,9 +128,9 @@ def separable_conv2d(
     pw_weight: Tensor,
     dw_bias: Tensor | None = None,
     pw_bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: Size = 1,
+    padding: Padding = 0,
+    dilation: Size = 1,
     *,
     padding_mode: str = "zeros",
     dw_activation: str = "none",
@@ -169,9 +169,9 @@ def depthwise(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
     mode: str,
     activation: str,
     residual: Tensor | None,
@@ -195,7 +195,7 @@ def depthwise(
     }
     args.check_like(name, x, wanted)
     args.check_seq_idx(name, x, seq_idx, window, size)
-    run = _depthwise_op if served(x) else conv_reference.depthwise_conv
+    run = _depthwise_op if has_kernels(x) else conv_reference.depthwise_conv
     return run(x, weight, bias, *window, seq_idx, activation, residual)
 
 
@@ -207,9 +207,9 @@ def separable(
     pw_weight: Tensor,
     dw_bias: Tensor | None,
     pw_bias: Tensor | None,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
     mode: str,
     dw_activation: str,
     activation: str,
@@ -272,8 +272,8 @@ def run_separable(
     wants_graph = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in tensors
     )
-    if not served(x) or wants_graph or reference.wanted():
-        run = _depthwise_op if served(x) else conv_reference.depthwise_conv
+    if not has_kernels(x) or wants_graph or needs_reference_path():
+        run = _depthwise_op if has_kernels(x) else conv_reference.depthwise_conv
         mid = run(x, dw_weight, dw_bias, *window, None, dw_activation, None)
         y = ACTIVATIONS[activation](pointwise(mid, pw_weight, pw_bias))
         return y if residual is None else y + residual

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ._devices import DEVICES, DTYPES
-from .cell_modules import GRUCell, LSTMCell, RNNCell
-from .conv_modules import Depthwise, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
-from .fuse import fuse as fuse_chains
-from .fuse import unfuse
-from .modules import GRU, LSTM, RNN, Recurrent
+from .depthwise.fuse import fuse as fuse_chains
+from .depthwise.fuse import unfuse
+from .depthwise.layers import Depthwise, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
+from .recurrent.cells import GRUCell, LSTMCell, RNNCell
+from .recurrent.layers import GRU, LSTM, RNN, Recurrent
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTM: LSTM,
@@ -63,7 +63,7 @@ class Report:
 
 
 def convert(model: nn.Module, *, fuse: str = "none", verify: Any = None) -> Report:
-    """Replaces the layers of torch.nn in `model` that this package has too by its own, in place.
+    """Replaces supported torch.nn layers in `model`, in place.
 
     These are recurrent layers and cells, and convolutions of each channel by itself (``groups`` as
     many as ``in_channels``).
@@ -165,7 +165,7 @@ def _kernel(conv: Depthwise) -> str:
     if conv.padding_mode != "zeros":
         how += f", after torch pads ({conv.padding_mode})"
     if conv.weight.device.type == "cpu" and conv.weight[0, 0].numel() <= 49:
-        how += "; torch's where it is faster: see csrc/depthwise/ops.cpp"
+        how += "; torch's kernel where it is faster"
     return how
 
 

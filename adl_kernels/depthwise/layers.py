@@ -6,14 +6,16 @@ a module of torch's becomes one of these by its class alone.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from . import _conv_args as args
-from . import causal, convolution
-from ._devices import served
+from .._devices import has_kernels
+from . import arguments as args
+from . import causal
+from . import functional as convolution
+from .arguments import Padding, Size
 
 
 class Depthwise(nn.modules.conv._ConvNd):
@@ -26,15 +28,15 @@ class Depthwise(nn.modules.conv._ConvNd):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Padding = 0,
+        dilation: Size = 1,
         groups: int | None = None,
         bias: bool = True,
         padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
         *,
         activation: str = "none",
     ) -> None:
@@ -55,7 +57,7 @@ class Depthwise(nn.modules.conv._ConvNd):
         given = padding if is_torchs else 0
         super().__init__(in_channels, out_channels, kernel_size, stride, given, dilation, *more)  # type: ignore[arg-type]
         if not is_torchs:
-            self.padding = padding
+            self.padding = padding  # type: ignore[assignment]
             kernel, strides, dilations = self.kernel_size, self.stride, self.dilation
             args.pads(name, kernel, kernel, strides, padding, dilations)  # says what is wrong
         if activation != "none":
@@ -66,7 +68,7 @@ class Depthwise(nn.modules.conv._ConvNd):
         weight, pad, n = self.weight, self.padding, len(self.kernel_size)
         is_plain = self.padding_mode == "zeros" and all(isinstance(p, int) for p in pad)
         if is_plain and input.dim() == n + 2 and input.shape[1] == self.in_channels:
-            if served(input):  # nothing is left to find out; the op checks the rest
+            if has_kernels(input):  # nothing is left to find out; the op checks the rest
                 how = (self.stride, (*pad, *pad), self.dilation, None, self.activation)
                 return convolution._depthwise_op(input, weight, self.bias, *how)
         elif isinstance(input, Tensor) and input.dim() in (n + 1, n + 2):
@@ -82,7 +84,7 @@ class Depthwise(nn.modules.conv._ConvNd):
         return convolution.depthwise(name, n, input, weight, self.bias, *window, *more)
 
     def _beyond_torch(self) -> list[str]:
-        """What torch.nn's class has not."""
+        """What torch.nn's class does not do."""
         found = ["activation"] * (self.activation != "none")
         return found + ["such padding"] * (not _torch_knows(self.padding, self.stride))
 
@@ -91,7 +93,7 @@ class Depthwise(nn.modules.conv._ConvNd):
         return super().extra_repr() + more
 
 
-def _torch_knows(padding: Any, stride: Any) -> bool:
+def _torch_knows(padding: Padding, stride: Any) -> bool:
     if isinstance(padding, str):
         strides = stride if isinstance(stride, (tuple, list)) else (stride,)
         return padding == "valid" or (padding == "same" and all(s == 1 for s in strides))
@@ -99,25 +101,62 @@ def _torch_knows(padding: Any, stride: Any) -> bool:
 
 
 class DepthwiseConv1d(Depthwise, nn.Conv1d):
-    """A :class:`torch.nn.Conv1d` of each channel by itself: ``groups`` as many as channels.
+    """Convolves each channel of a sequence by itself: torch.nn.Conv1d with ``groups=in_channels``.
 
-    Args: those of torch.nn.Conv1d, where `groups` may be left out, and
+    Args:
+        in_channels: C.
+        out_channels: a multiple of C; output channel o sees input channel ``o // (out / C)``.
+        kernel_size, stride, dilation: an int, or one per dimension.
+        padding: an int, one per dimension, a pair (before, after) per dimension, "valid", "same"
+            (at any stride), or "causal" (all before the input). See
+            :func:`adl_kernels.functional.depthwise_conv1d`.
+        groups: C, or left out.
+        bias: whether to add a bias.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        activation: applied to the result: "none", "relu", "relu6", "hardswish", "silu", "sigmoid"
+            or "tanh". May be set at any time.
+        device, dtype: of the parameters; float64, float32, bfloat16 or float16.
 
-        padding: also a pair (before, after) per dimension, "causal" (all zeros before the input)
-            and "same" at any stride: :func:`adl_kernels.functional.depthwise_conv1d`.
-        activation: "none", "relu", "relu6", "hardswish", "silu", "sigmoid" or "tanh", by keyword.
+    Shapes:
+        input [B, C, length] or [C, length]; output [B, out, out_length] or [out, out_length];
+        weight [out, 1, k], bias [out].
+
+    Raises:
+        ValueError, TypeError, RuntimeError: an argument has a wrong value, type or shape.
 
     Equivalent to:
-        ``torch.nn.Conv1d(..., groups=in_channels)`` with the same state_dict.
+        ``activation(torch.nn.Conv1d(..., groups=in_channels)(input))`` with the same state_dict.
     """
 
 
 class DepthwiseConv2d(Depthwise, nn.Conv2d):
-    """As :class:`DepthwiseConv1d`, of images; channels lie in the result as in the input."""
+    """Convolves each channel of an image by itself: torch.nn.Conv2d with ``groups=in_channels``.
+
+    Args, Raises: as :class:`DepthwiseConv1d`, with two dimensions; padding cannot be "causal".
+
+    Shapes:
+        input [B, C, height, width] or [C, height, width], contiguous or in torch.channels_last;
+        output [B, out, ..] or [out, ..], in the memory format of the input;
+        weight [out, 1, kh, kw], bias [out].
+
+    Equivalent to:
+        ``activation(torch.nn.Conv2d(..., groups=in_channels)(input))`` with the same state_dict.
+    """
 
 
 class DepthwiseConv3d(Depthwise, nn.Conv3d):
-    """As :class:`DepthwiseConv1d`, of volumes."""
+    """Convolves each channel of a volume by itself: torch.nn.Conv3d with ``groups=in_channels``.
+
+    Args, Raises: as :class:`DepthwiseConv1d`, with three dimensions; padding cannot be "causal".
+
+    Shapes:
+        input [B, C, depth, height, width] or [C, depth, height, width], contiguous or in
+        torch.channels_last_3d; output [B, out, ..] or [out, ..], in the memory format of the input;
+        weight [out, 1, kd, kh, kw], bias [out].
+
+    Equivalent to:
+        ``activation(torch.nn.Conv3d(..., groups=in_channels)(input))`` with the same state_dict.
+    """
 
 
 class CausalConv1d(DepthwiseConv1d):
@@ -140,13 +179,31 @@ class CausalConv1d(DepthwiseConv1d):
         dilation: int = 1,
         bias: bool = True,
         activation: str = "none",
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         more: dict[str, Any] = {"bias": bias, "device": device, "dtype": dtype}
         more |= {"padding": "causal", "dilation": dilation, "activation": activation}
         super().__init__(channels, channels, kernel_size, **more)
 
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        lengths: Tensor | None = ...,
+        seq_idx: Tensor | None = ...,
+        state: None = ...,
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        *,
+        lengths: Tensor | None = ...,
+        seq_idx: Tensor | None = ...,
+        state: Tensor,
+    ) -> tuple[Tensor, Tensor]: ...
     def forward(
         self,
         input: Tensor,
@@ -154,7 +211,7 @@ class CausalConv1d(DepthwiseConv1d):
         lengths: Tensor | None = None,
         seq_idx: Tensor | None = None,
         state: Tensor | None = None,
-    ) -> Any:
+    ) -> Tensor | tuple[Tensor, Tensor]:
         return causal.causal_conv1d(
             input,
             self.weight,

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from . import _conv_args as args
-from . import _conv_keys
-from ._conv_fake import out_size
-from ._fold import Chain, Folder, why_not
-from .conv_modules import DepthwiseConv1d, DepthwiseConv2d
-from .conv_reference import ACTIVATIONS
+from . import arguments as args
+from . import keys as _conv_keys
+from .arguments import Padding, Size
+from .fakes import out_size
+from .fold import Chain, Folder, fusion_blocker
+from .layers import DepthwiseConv1d, DepthwiseConv2d
+from .reference import ACTIVATIONS
 
 
 class Cost(NamedTuple):
@@ -48,10 +50,10 @@ class Separable(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: Any,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Padding = 0,
+        dilation: Size = 1,
         *,
         depth_multiplier: int = 1,
         bias: bool = True,
@@ -61,8 +63,8 @@ class Separable(nn.Module):
         activation: str = "none",
         residual: bool = False,
         padding_mode: str = "zeros",
-        device: Any = None,
-        dtype: Any = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -104,7 +106,7 @@ class Separable(nn.Module):
         """input [B, C, ..] or [C, ..]."""
         if not self.training:
             chain = self.chain()
-            if why_not(chain, input) is None:
+            if fusion_blocker(chain, input) is None:
                 residual = input if self.residual else None
                 return self._folder.run(type(self).__name__, chain, input, residual)
         y = self.depthwise(input)
@@ -152,15 +154,27 @@ class Separable(nn.Module):
 
 
 class SeparableConv1d(Separable):
-    """As :class:`SeparableConv2d`, over a length."""
+    """A depthwise and a 1x1 convolution of a sequence, with norms and activations.
+
+    Args, Submodules, Raises: as :class:`SeparableConv2d`, with one dimension; padding may also be
+    "causal".
+
+    Shapes:
+        input [B, C, length] or [C, length]; output [B, N, out_length] or [N, out_length].
+
+    Equivalent to:
+        ``nn.Sequential(nn.Conv1d(C, C M, k, groups=C), nn.Conv1d(C M, N, 1))``, with the norms and
+        activations asked for after each.
+    """
 
     _n, _depthwise, _pointwise, _batch_norm = 1, DepthwiseConv1d, nn.Conv1d, nn.BatchNorm1d
 
 
 class SeparableConv2d(Separable):
-    """depthwise, [norm], [activation], 1x1 convolution, [norm], [activation], [+ input].
+    """A depthwise and a 1x1 convolution of an image, with norms and activations.
 
-    Sifre 2014; Howard et al. 2017. In eval without gradients all of it is one operator: the running
+    depthwise, [dw_norm], [dw_activation], pointwise, [norm], [activation], [+ input] (Sifre 2014;
+    Howard et al. 2017). In eval without gradients all of it is one operator: the running
     statistics of batch norms are folded into the weights, and what lies between the convolutions
     stays in the cache. Folded weights are kept until a tensor that they come from changes in a way
     that torch counts (not through ``.data``).
@@ -176,11 +190,19 @@ class SeparableConv2d(Separable):
         residual: whether to add the input in the end.
         device, dtype: of the parameters.
 
+    Shapes:
+        input [B, C, height, width] or [C, height, width]; output [B, N, ..] or [N, ..], in the
+        memory format of the input.
+
     Submodules: depthwise, dw_norm, pointwise, norm. load_state_dict also takes the names of timm's,
     mmcv's and Keras's blocks, and of an nn.Sequential.
 
     Raises:
         ValueError, TypeError: an argument has a wrong value, or is of a wrong type.
+
+    Equivalent to:
+        ``nn.Sequential(nn.Conv2d(C, C M, k, groups=C), nn.Conv2d(C M, N, 1))``, with the norms and
+        activations asked for after each.
     """
 
     _n, _depthwise, _pointwise, _batch_norm = 2, DepthwiseConv2d, nn.Conv2d, nn.BatchNorm2d

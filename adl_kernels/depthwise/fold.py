@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from . import convolution, reference
-from ._devices import served
+from .._devices import has_kernels
+from .._transforms import needs_reference_path
+from . import functional as convolution
 
 Weights = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]
 
@@ -91,9 +92,9 @@ class Folder:
         )
 
 
-def why_not(chain: Chain, x: Tensor) -> str | None:
+def fusion_blocker(chain: Chain, x: Tensor) -> str | None:
     """What stands against running the chain as one op on x, or None."""
-    if reference.wanted() or not served(x):
+    if needs_reference_path() or not has_kernels(x):
         return "a transform, or a device or dtype without kernels"
     for norm in (chain.dw_norm, chain.norm):
         if norm is not None and not foldable(norm):

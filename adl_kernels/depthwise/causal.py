@@ -2,16 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import _conv_args as args
-from . import convolution
+from . import arguments as args
+from . import functional as convolution
 
 
+@overload
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = ...,
+    *,
+    activation: str = ...,
+    initial_state: Tensor | None = ...,
+    return_final_state: Literal[False] = ...,
+    seq_idx: Tensor | None = ...,
+    lengths: Tensor | None = ...,
+    dilation: int = ...,
+) -> Tensor: ...
+@overload
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = ...,
+    *,
+    activation: str = ...,
+    initial_state: Tensor | None = ...,
+    return_final_state: Literal[True],
+    seq_idx: Tensor | None = ...,
+    lengths: Tensor | None = ...,
+    dilation: int = ...,
+) -> tuple[Tensor, Tensor]: ...
+@overload
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = ...,
+    *,
+    activation: str = ...,
+    initial_state: Tensor | None = ...,
+    return_final_state: bool,
+    seq_idx: Tensor | None = ...,
+    lengths: Tensor | None = ...,
+    dilation: int = ...,
+) -> Tensor | tuple[Tensor, Tensor]: ...
 def causal_conv1d(
     x: Tensor,
     weight: Tensor,
@@ -23,7 +62,7 @@ def causal_conv1d(
     seq_idx: Tensor | None = None,
     lengths: Tensor | None = None,
     dilation: int = 1,
-) -> Any:
+) -> Tensor | tuple[Tensor, Tensor]:
     """A depthwise convolution over time that sees no future, in parts if need be.
 
     ``y_t = activation(bias + sum over j of weight_j x_{t - (k - 1 - j) dilation})``

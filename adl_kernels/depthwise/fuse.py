@@ -16,9 +16,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ._fold import Chain, Folder, foldable, is_pointwise, why_not
-from .conv_modules import Depthwise, DepthwiseConv1d, DepthwiseConv2d
-from .conv_reference import ACTIVATIONS
+from .fold import Chain, Folder, foldable, fusion_blocker, is_pointwise
+from .layers import Depthwise, DepthwiseConv1d, DepthwiseConv2d
+from .reference import ACTIVATIONS
 
 MODULES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
@@ -61,7 +61,7 @@ class _Runner(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         chain = self.chain
-        if why_not(chain, x) is None:
+        if fusion_blocker(chain, x) is None:
             fits = residual is None or (residual.shape == x.shape and self._keeps_shape())
             y = self.folder.run(self.name, chain, x, residual if fits else None)
             return y if fits else y + residual
