@@ -371,7 +371,7 @@ class LSTM(Recurrent):
         proj_size: width P of h if it is projected to fewer features than H; 0 for none, P = H.
         device, dtype: of the parameters; float64, float32, bfloat16 or float16.
 
-        What torch.nn's layer has not, by keyword:
+        Not in torch.nn, by keyword:
 
         forget_gate: "learned"; "coupled", f = 1 - i; "none", f = 1. The latter two have three
             blocks of weights, i g o.
@@ -414,8 +414,7 @@ class LSTM(Recurrent):
         RuntimeError, ValueError: as torch.nn.LSTM does and with its text, then what was expected.
 
     Equivalent to:
-        ``torch.nn.LSTM(...)`` with the same state_dict, as long as nothing is asked for by the
-        keywords that it has not.
+        ``torch.nn.LSTM(...)`` with the same state_dict and without the keywords not in torch.nn.
     """
 
     def __init__(
@@ -507,11 +506,13 @@ class GRU(Recurrent):
             ``n = tanh(W_n x_t + b_in + U_n (r h_{t-1}) + b_hn)``. Lectures often write the update
             gate the other way round: see :func:`adl_kernels.functional.flip_update_gate`.
 
-    ``forward(input, h_0 = zeros, *, lengths=None, reset=None) -> output, h_n``.
+    Shapes:
+        input [T, B, I], [B, T, I] with batch_first, unbatched [T, I], or a PackedSequence;
+        h_0, h_n [L D, B, H], or without B; output [T, B, D H]; lengths and reset as :class:`LSTM`.
+        ``forward(input, h_0 = zeros, *, lengths=None, reset=None) -> output, h_n``.
 
     Equivalent to:
-        ``torch.nn.GRU(...)`` with the same state_dict, as long as nothing is asked for by the
-        keywords that it has not.
+        ``torch.nn.GRU(...)`` with the same state_dict and without the keywords not in torch.nn.
     """
 
     def __init__(
@@ -581,15 +582,18 @@ class RNN(Recurrent):
     """A multi-layer Elman RNN. Same arguments, parameters and results as :class:`torch.nn.RNN`.
 
     ``h_t = phi(W x_t + b_i + U h_{t-1} + b_h)``, phi tanh, with nonlinearity="relu" the positive
-    part, with nonlinearity="sigmoid" the logistic function, which torch.nn has not (Elman 1990).
+    part, with nonlinearity="sigmoid" the logistic function, not in torch.nn (Elman 1990).
 
     Arguments, shapes and errors: as :class:`GRU` without reset_after, and with
     ``nonlinearity="tanh"`` as fourth argument.
-    ``forward(input, h_0 = zeros, *, lengths=None, reset=None) -> output, h_n``.
+
+    Shapes:
+        input [T, B, I], [B, T, I] with batch_first, unbatched [T, I], or a PackedSequence;
+        h_0, h_n [L D, B, H], or without B; output [T, B, D H]; lengths and reset as :class:`LSTM`.
+        ``forward(input, h_0 = zeros, *, lengths=None, reset=None) -> output, h_n``.
 
     Equivalent to:
-        ``torch.nn.RNN(...)`` with the same state_dict, as long as nothing is asked for that it has
-        not.
+        ``torch.nn.RNN(...)`` with the same state_dict and without the keywords not in torch.nn.
     """
 
     def __init__(

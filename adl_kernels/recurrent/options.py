@@ -150,3 +150,13 @@ def check_nonlinearity(nonlinearity: str) -> None:
             f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'. adl_kernels has "
             "'sigmoid' too."
         )
+
+
+def table() -> str:
+    """The list of an op's options as a table in Markdown."""
+    rows = [f"| `{name}` | `{kind}` | {text} |" for name, kind, _, text in LAYER_OPTIONS]
+    return "\n".join(["| option | type | what it is |", "|---|---|---|", *rows])
+
+
+if __name__ == "__main__":
+    print(table())
