@@ -1,4 +1,4 @@
-"""The public names, signatures and option values: each says what it is, or what is wrong with it."""
+"""The public names, signatures and option values: each says what it is, or what is wrong."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ SET: dict[str, tuple[str, Any, type, str]] = {
         "peephole",
         True,
         AttributeError,
-        "LSTM: peephole decides which parameters there are",
+        "LSTM: peephole decides which parameters there",
     ),
     "norm": ("layer_norm", True, AttributeError, "LSTM: layer_norm decides which parameters"),
     "gate": ("forget_gate", "none", AttributeError, "LSTM: forget_gate decides which parameters"),

@@ -33,6 +33,9 @@ Pair = tuple[Tensor, Tensor]
 FIXED = ("forget_gate", "peephole", "layer_norm")
 
 
+CELLS_OF_MODE = {name.upper(): cell for name, cell in CELLS.items()}
+
+
 class Recurrent(nn.RNNBase):
     """What LSTM, GRU and RNN have in common: the argument contract of torch.nn's layers."""
 
@@ -60,6 +63,7 @@ class Recurrent(nn.RNNBase):
     # What a call needs of these options, made anew when one is set. A layer that does as torch.nn
     # has none of its own: convert() makes it of torch.nn's by its class alone.
     _layer_options: LayerOptions | None = None
+    _other_cell: Cell | None = None  # than the one of torch's mode
     _is_random: bool = False  # whether masks are drawn in training
     _takes_short_way = True  # whether eager calls of a single layer go by _C.eager
 
@@ -133,7 +137,16 @@ class Recurrent(nn.RNNBase):
             bptt_steps=self.bptt_steps,
         )
         is_random = bool(zoneout or self.recurrent_dropout or self.weight_dropout)
-        derived = {"_layer_options": options if options != PLAIN else None, "_is_random": is_random}
+        cell = CELLS["gru_reset_before"] if not self.reset_after else None
+        if self.mode == "LSTM":
+            cell = engine.lstm_cell(
+                self.forget_gate, self.peephole, self.cell_activation, self.hidden_activation
+            )
+        derived = {
+            "_layer_options": options if options != PLAIN else None,
+            "_is_random": is_random,
+            "_other_cell": cell if cell is not CELLS["lstm"] else None,
+        }
         for name, value in derived.items():
             self.__dict__.pop(name, None)
             if value:
@@ -141,11 +154,7 @@ class Recurrent(nn.RNNBase):
 
     @property
     def _cell(self) -> Cell:
-        if self.mode == "LSTM":
-            return engine.lstm_cell(
-                self.forget_gate, self.peephole, self.cell_activation, self.hidden_activation
-            )
-        return CELLS[self.mode.lower() if self.reset_after else "gru_reset_before"]
+        return self._other_cell or CELLS_OF_MODE[self.mode]
 
     def _beyond_torch(self) -> dict[str, Any]:
         """What differs from torch.nn's layer, name by name."""
@@ -198,7 +207,7 @@ class Recurrent(nn.RNNBase):
             if seed is not None:
                 options, parameters = self._draw(input, options or PLAIN, seed)
             result = _C.eager(
-                self._cell.index,
+                (self._other_cell or CELLS_OF_MODE[self.mode]).index,
                 parameters,
                 self._flat_weights_names,
                 input,

@@ -282,7 +282,8 @@ bool prefers_cudnn(const CellFacts& cell, int64_t directions, const Tensor& x, a
   c10::impl::ExcludeDispatchKeyGuard no_modes(
       c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot}));
   const int64_t device = x.device().has_index() ? x.device().index() : 0;
-  return cudnn_ops().prefers.call(cell.index, device, type.value_or(x.scalar_type()), sizes, packed, wants_graph(x, hx, weights));
+  return cudnn_ops().prefers.call(cell.index, device, type.value_or(x.scalar_type()), sizes, packed,
+                                  wants_graph(x, hx, weights));
 }
 
 namespace {

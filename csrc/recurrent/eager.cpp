@@ -77,8 +77,10 @@ py::object eager(int64_t index, const py::dict& parameters, const py::sequence& 
   }
   for (const Tensor& state : states)
     if (state.dim() != (step ? 2 : 3) || state.size(0) != (step ? B : directions)) return py::none();
-  std::optional<LayerOptions> options = from_python(given_options, take);
-  if (!options) return py::none();
+  static const LayerOptions kPlain;
+  std::optional<LayerOptions> asked;
+  if (!given_options.is_none() && !(asked = from_python(given_options, take))) return py::none();
+  const LayerOptions& options = asked ? *asked : kPlain;
 
   Tensors out;
   try {
@@ -86,12 +88,12 @@ py::object eager(int64_t index, const py::dict& parameters, const py::sequence& 
     if (batch_first) {
       x = x.transpose(0, 1);
       if (x.is_cuda()) x = x.contiguous();  // once: forward and backward read it
-      if (options->reset) options->reset = options->reset->transpose(0, 1);
+      if (options.reset) asked->reset = options.reset->transpose(0, 1);
     }
-    const Kind kind = step                                                            ? Kind::kStep
-                      : prefers_cudnn(cell, directions, x, states, weights, *options) ? Kind::kCudnn
-                                                                                      : Kind::kLayer;
-    out = run(kind, cell, directions, x, states, weights, *options);
+    const Kind kind = step                                                           ? Kind::kStep
+                      : prefers_cudnn(cell, directions, x, states, weights, options) ? Kind::kCudnn
+                                                                                     : Kind::kLayer;
+    out = run(kind, cell, directions, x, states, weights, options);
     for (size_t k = 0; k < out.size() && batch_first; ++k)
       if (k == 0 || int64_t(k) > count) out[k] = out[k].transpose(0, 1);
   } catch (const c10::Error&) {
@@ -99,7 +101,7 @@ py::object eager(int64_t index, const py::dict& parameters, const py::sequence& 
   }
   if (step) return count == 1 ? wrap(out[0]) : py::make_tuple(wrap(out[0]), wrap(out[1]));
   const py::object last = count == 1 ? wrap(out[1]) : py::make_tuple(wrap(out[1]), wrap(out[2]));
-  if (options->all_states) return py::make_tuple(wrap(out[0]), last, wrap(out.back()));
+  if (options.all_states) return py::make_tuple(wrap(out[0]), last, wrap(out.back()));
   return py::make_tuple(wrap(out[0]), last);
 }
 

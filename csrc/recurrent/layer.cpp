@@ -8,8 +8,10 @@
 namespace adl {
 namespace {
 
-void check_tensor(const char* op, const std::string& name, const Tensor& t, at::IntArrayRef sizes, const char* meaning,
-                  const Tensor& x) {
+void check_tensor(const char* op, const char* what, const Tensor& t, at::IntArrayRef sizes, const char* meaning,
+                  const Tensor& x, bool reverse = false) {
+  if (t.sizes() == sizes && t.scalar_type() == x.scalar_type() && t.device() == x.device()) return;
+  const std::string name = std::string(what) + (reverse ? " of the reverse direction" : "");
   TORCH_CHECK(t.sizes() == sizes, op, ": ", name, " must be ", sizes, " (", meaning, "), got ", t.sizes());
   TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " must have the dtype of x, ", x.scalar_type(),
               ", got ", t.scalar_type());
@@ -147,10 +149,8 @@ LayerShape check_layer(const char* op, const CellFacts& cell, const Tensor& x, a
   check_tensor(op, "h_0", hx[0], {s.D, s.B, s.P}, "directions, batch, width of h", x);
   if (cell.has_c) check_tensor(op, "c_0", hx[1], {s.D, s.B, s.H}, "directions, batch, hidden size", x);
   for (int64_t d = 0; d < s.D; ++d) {
-    const auto check = [&](const char* name, int place, std::vector<int64_t> sizes, const char* meaning) {
-      if (place >= 0)
-        check_tensor(op, std::string(name) + (d ? " of the reverse direction" : ""), weights[d * s.at.count + place],
-                     sizes, meaning, x);
+    const auto check = [&](const char* name, int place, at::IntArrayRef sizes, const char* meaning) {
+      if (place >= 0) check_tensor(op, name, weights[d * s.at.count + place], sizes, meaning, x, d == 1);
     };
     const char* each = "gates * hidden size";
     check("weight_ih", s.at.w_ih, {gates * s.H, s.I}, "gates * hidden size, input size");

@@ -82,7 +82,6 @@ py::tuple to_python(const LayerOptions& options) {
 
 std::optional<LayerOptions> from_python(const py::handle& tuple, Take take) {
   LayerOptions options;
-  if (tuple.is_none()) return options;
   Py_ssize_t k = 0;
   const Py_ssize_t size = PyTuple_Check(tuple.ptr()) ? PyTuple_GET_SIZE(tuple.ptr()) : 0;
   bool fits = true;
