@@ -476,7 +476,6 @@ def test_flow_writes_norms_and_a_picture(tmp_path: Path, capsys) -> None:
 TRY_GPU = ["gpu", "--device", "cpu", "--seconds", "0"]
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_gpu_command_without_a_gpu(tmp_path: Path, capsys) -> None:
     path = tmp_path / "gpu.json"
     few = ["--cases", "512x1x3x4,30x2x5x7", "--cells", "lstm,gru", "--dtypes", "f32,bf16"]
@@ -495,7 +494,6 @@ def test_gpu_command_without_a_gpu(tmp_path: Path, capsys) -> None:
     assert capsys.readouterr().out.strip() in printed
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_gpu_other_kinds_and_tf32() -> None:
     jobs = cases.jobs(KINDS[:2], ("gru",), ("tf32",))
     rows = list(gpu.measure(gpu.Settings(jobs, "cpu", seconds=0.0, sample_s=0.0)))
@@ -503,7 +501,6 @@ def test_gpu_other_kinds_and_tf32() -> None:
     assert [row["kind"] for row in rows[::2]] == ["stack", "packed"]
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_gpu_command_says_wrong_and_failed(monkeypatch, capsys) -> None:
     monkeypatch.setattr(adl_kernels, "LSTM", Slightly)
 

@@ -22,7 +22,6 @@ from adl_kernels._cells import CELLS
 from adl_kernels._extras import PLAIN, Extras
 
 # On matrices this small threads would only wait for each other.
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 T, B, I, H = 5, 2, 3, 4
 

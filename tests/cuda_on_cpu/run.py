@@ -23,7 +23,7 @@ import library
 
 TIERS = ["tests/cuda_on_cpu"]
 # A GPU has no threads and instruction sets to choose.
-OF_CPU = "2threads or number_of_threads or instruction_set"
+OF_CPU = "number_of_threads or instruction_set"
 OPS = [
     "tests/test_ops.py",
     "tests/test_autograd.py",
