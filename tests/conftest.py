@@ -14,8 +14,8 @@ import torch
 
 EMULATOR = Path(__file__).parent / "cuda_on_cpu"
 collect_ignore = ["cuda_on_cpu", "gpu"]
-# Of the fast lane. Processor time, since a loaded machine makes tests late, not long; it counts what
-# threads and programs of a test use.
+# Of a test in the fast lane: of processor time, which does not grow much where others compute too;
+# that of its threads and programs counts.
 MOST_SECONDS = 10
 
 
@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "large: takes gigabytes or many thousand steps")
     # Where cores are few, torch's threads wait for each other much longer than they compute.
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
     devices.use(config.getoption("--device"), config.getoption("--cuda-on-cpu") is not None)
     if devices.DEVICE != "cpu":
         collect_ignore.remove("gpu")
@@ -51,8 +52,12 @@ def pytest_configure(config: pytest.Config) -> None:
         take_over(variant)
 
 
+def fast_lane(config: pytest.Config) -> bool:
+    return devices.DEVICE == "cpu" and not config.getoption("--all")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = ["cpu_only"] * (devices.DEVICE != "cpu") + ["slow"] * (not config.getoption("--all"))
+    left_out = ["cpu_only"] * (devices.DEVICE != "cpu") + ["slow"] * fast_lane(config)
     deselected = [i for i in items if any(i.get_closest_marker(mark) for mark in left_out)]
     config.hook.pytest_deselected(items=deselected)
     items[:] = [i for i in items if i not in set(deselected)]
@@ -65,6 +70,17 @@ def pytest_runtest_call(item: pytest.Item):
         return (yield)
     finally:
         item.user_properties.append(("seconds", sum(os.times()[:4]) - start))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    if report.when == "call" and report.passed and fast_lane(item.config):
+        seconds = dict(item.user_properties)["seconds"]
+        if seconds > MOST_SECONDS:
+            report.outcome = "failed"
+            report.longrepr = f"took {seconds:.0f} s; in the fast lane at most {MOST_SECONDS}"
+    return report
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from convs import Case, gradients, laid_out, make
 from devices import DEVICE, OTHER_THREADS
+from lanes import slow
 from tolerance import assert_accurate
 from torch import Tensor
 from torch.nn import functional as F
@@ -264,10 +265,12 @@ def arguments(case):
 
 
 CHECKED = [
-    Case((9, 8), (3, 3), C=4),
     Case((9, 8), (3, 2), C=4, layout="last", stride=2, M=2),
-    Case((12,), (4,), C=4, layout="last", pad=((3, 0),)),
-    Case((5, 4, 3), (3, 3, 3), C=4, dtype=BF16),
+    *slow(
+        Case((9, 8), (3, 3), C=4),
+        Case((12,), (4,), C=4, layout="last", pad=((3, 0),)),
+        Case((5, 4, 3), (3, 3, 3), C=4, dtype=BF16),
+    ),
 ]
 
 
