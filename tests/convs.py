@@ -20,7 +20,9 @@ Values = list[Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """A depthwise convolution; sizes as in csrc/depthwise/params.h. pad: (before, after) per dimension.
+    """A depthwise convolution; sizes as in csrc/depthwise/params.h.
+
+    pad: (before, after) per dimension.
 
     layout: "first" or "last", where the channels lie, or "strided", a slice of something larger.
     """

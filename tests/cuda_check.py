@@ -1,7 +1,7 @@
 """Compiles every CUDA kernel for every architecture and lists what each takes; needs no GPU.
 
-`make cuda-check`; with ADL_CUDA_ARCHS=90a for that one. A stack frame, a spilled register or a warning is a failure. What has not changed
-since the last run is not compiled again.
+`make cuda-check`; with ADL_CUDA_ARCHS=90a for that architecture only. A stack frame, a spilled
+register or a warning is a failure. What has not changed since the last run is not compiled again.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def check_kernels(cuda_home: Path) -> list[str]:
 
 
 def check_ops(cuda_home: Path) -> list[str]:
-    """Parses what is_cuda_source() finds against the headers of a CUDA build of torch, if there is one."""
+    """Parses what is_cuda_source() finds against the headers of a CUDA torch, if there is one."""
     torch = find_torch()
     if torch is None or torch.cuda is None:
         why = "there is no torch" if torch is None else f"torch {torch.version} is a CPU build"

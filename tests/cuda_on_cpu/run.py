@@ -1,8 +1,8 @@
 """Runs the CUDA kernels on the CPU, all of them: `python tests/cuda_on_cpu/run.py [--all]`.
 
-The fast lane of the tests of the tiers with the race detector. With --all these tests, slow ones too,
-under several schedules of the CUDA threads, once with the race detector and once with the address
-and undefined behaviour sanitizers; the tests of the ops once. Then a table of the kernels and how
+The fast lane of the tests of the tiers with the race detector. With --all all of these tests under
+several schedules of the CUDA threads, once with the race detector and once with the address and
+undefined behaviour sanitizers; the tests of the ops once. Then a table of the kernels and how
 often each was launched. Fails if a test fails or a kernel was never launched.
 """
 
