@@ -20,7 +20,7 @@ CSRC := $(shell find csrc -type f)
 FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/cpu_driver/* tests/cuda_on_cpu/* bench/gpu/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-conv bench-variants cuda-env cuda-check cuda-build gpu gpu-kit lint format clean
+.PHONY: help demo test test-all bench bench-conv bench-variants cuda-env cuda-check cuda-build gpu gpu-kit lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -28,9 +28,14 @@ help: ## list the targets
 demo: $(BUILD_STAMP) ## train a small model with torch and with adl_kernels, side by side
 	$(BIN)/python -m bench demo
 
-test: $(BUILD_STAMP) ## run the tests, then the CUDA kernels on the CPU
-	$(BIN)/python -m pytest -n 2 tests
+test: $(BUILD_STAMP) ## run the fast tests, then the CUDA kernels on the CPU (4 minutes with two cores)
+	$(BIN)/python -m pytest -n 2 --durations 10 tests
 	$(BIN)/python tests/cuda_on_cpu/run.py
+
+test-all: $(BUILD_STAMP) ## the same with all tests, and cuda-check; before a change of kernels is done (40 minutes)
+	$(BIN)/python -m pytest -n 2 --all --durations 40 tests
+	$(BIN)/python tests/cuda_on_cpu/run.py --all
+	$(MAKE) cuda-check
 
 bench: $(BUILD_STAMP) ## measure against torch, results to bench/results (40 minutes)
 	$(BIN)/python -m bench rnn --grid full --save
@@ -44,7 +49,7 @@ bench-conv: $(BUILD_STAMP) ## measure convolutions against torch, results with o
 cuda-env: $(CUDA_STAMP) ## install a CUDA torch into .venv-cuda
 
 # With the Python of cuda-env, if it is there, the operators are parsed too.
-cuda-check: ## compile the CUDA kernels for every architecture; needs the toolkit, no GPU
+cuda-check: ## compile the CUDA kernels for every architecture, or for ADL_CUDA_ARCHS; needs the toolkit, no GPU
 	$(firstword $(wildcard $(VENV_CUDA)/bin/python) $(PYTHON)) tests/cuda_check.py
 
 # info from another folder: in this one the sources would be imported, not what was installed.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,9 @@ import torch
 
 EMULATOR = Path(__file__).parent / "cuda_on_cpu"
 collect_ignore = ["cuda_on_cpu", "gpu"]
+# Of a test in the fast lane: of processor time, which does not grow much where others compute too;
+# that of its threads and programs counts.
+MOST_SECONDS = 10
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -20,6 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("fast", "asan", "race"),
         help="run the CUDA kernels, emulated, where otherwise the ops on the CPU would run",
     )
+    parser.addoption("--all", action="store_true", help="the slow tests too: `make test-all`")
     parser.addoption(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where the layers under test run"
     )
@@ -29,8 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "cpu_only: says nothing about other devices; deselected by --device cuda"
     )
+    config.addinivalue_line("markers", "slow: left out without --all, see CONTRIBUTING.md")
     config.addinivalue_line("markers", "large: takes gigabytes or many thousand steps")
-    devices.use(config.getoption("--device"))
+    # Where cores are few, torch's threads wait for each other much longer than they compute.
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the programs that tests start
+    devices.use(config.getoption("--device"), config.getoption("--cuda-on-cpu") is not None)
     if devices.DEVICE != "cpu":
         collect_ignore.remove("gpu")
     variant = config.getoption("--cuda-on-cpu")
@@ -42,12 +52,49 @@ def pytest_configure(config: pytest.Config) -> None:
         take_over(variant)
 
 
+def fast_lane(config: pytest.Config) -> bool:
+    return devices.DEVICE == "cpu" and not config.getoption("--all")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if devices.DEVICE == "cpu":
-        return
-    deselected = [item for item in items if item.get_closest_marker("cpu_only")]
+    left_out = ["cpu_only"] * (devices.DEVICE != "cpu") + ["slow"] * fast_lane(config)
+    deselected = [i for i in items if any(i.get_closest_marker(mark) for mark in left_out)]
     config.hook.pytest_deselected(items=deselected)
-    items[:] = [item for item in items if not item.get_closest_marker("cpu_only")]
+    items[:] = [i for i in items if i not in set(deselected)]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item):
+    start = sum(os.times()[:4])
+    try:
+        return (yield)
+    finally:
+        item.user_properties.append(("seconds", sum(os.times()[:4]) - start))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
+    report = yield
+    if report.when == "call" and report.passed and fast_lane(item.config):
+        seconds = dict(item.user_properties)["seconds"]
+        if seconds > MOST_SECONDS:
+            report.outcome = "failed"
+            report.longrepr = f"took {seconds:.0f} s; in the fast lane at most {MOST_SECONDS}"
+    return report
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """Seconds of processor time by file."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "call":
+                file = report.nodeid.split("::")[0]
+                seconds[file] += dict(report.user_properties)["seconds"]
+    terminalreporter.section("seconds of processor time")
+    for file, total in seconds.most_common():
+        terminalreporter.write_line(f"{total:8.1f}  {file}")
+    terminalreporter.write_line(f"{seconds.total():8.1f}  in all")
 
 
 @pytest.fixture(autouse=True)
@@ -78,12 +125,6 @@ def tf32(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.fixture
 def threads():
-    """Sets the number of threads for one test."""
-    before = torch.get_num_threads()
+    """Sets the number of threads for one test, which is 1 for all others."""
     yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def one_thread(threads):
-    threads(1)
+    torch.set_num_threads(1)

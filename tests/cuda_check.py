@@ -1,7 +1,7 @@
 """Compiles every CUDA kernel for every architecture and lists what each takes; needs no GPU.
 
-`make cuda-check`. A stack frame, a spilled register or a warning is a failure. What has not changed
-since the last run is not compiled again.
+`make cuda-check`; with ADL_CUDA_ARCHS=90a for that architecture only. A stack frame, a spilled
+register or a warning is a failure. What has not changed since the last run is not compiled again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from build_backend.compile import NVCC_FLAGS, Plan, cuda_sources, is_cuda_source
 from build_backend.torch_info import find_torch  # noqa: E402
 
 FOLDER = ROOT / "build" / "cuda-check"
+ARCHS = choices.cuda_archs(os.environ.get("ADL_CUDA_ARCHS"), [])
 # torch's own builds switch these conversions off, so code that needs them is not portable.
 DEFINES = [
     f"-D__CUDA_NO_{name}__"
@@ -127,7 +128,7 @@ class Unit:
 
     def command(self, nvcc: Path) -> list[str]:
         # The first architecture stands for the host half, which is the same for all.
-        kind = "-c" if self.arch == choices.CUDA_ARCHS[0] else "-cubin"
+        kind = "-c" if self.arch == ARCHS[0] else "-cubin"
         target = f"-gencode=arch=compute_{self.arch},code=sm_{self.arch}"
         output = str(FOLDER / f"{self.name}.out")
         include = f"-I{ROOT / 'csrc'}"
@@ -198,7 +199,7 @@ def compile_all(units: Sequence[Unit], nvcc: Path) -> list[Outcome]:
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """A line per function, a column per architecture."""
-    archs = [arch for arch in choices.CUDA_ARCHS if any(o.unit.arch == arch for o in outcomes)]
+    archs = [arch for arch in ARCHS if any(o.unit.arch == arch for o in outcomes)]
     rows: dict[str, dict[str, Usage]] = {}
     for outcome in outcomes:
         for name, usage in parse(outcome.text).items():
@@ -218,12 +219,12 @@ def check_kernels(cuda_home: Path) -> list[str]:
     """Prints the table; returns what is wrong."""
     start = time.monotonic()
     files = sources()
-    units = [Unit(source, arch) for source in files for arch in choices.CUDA_ARCHS]
+    units = [Unit(source, arch) for source in files for arch in ARCHS]
     outcomes = compile_all(units, cuda_home / "bin/nvcc")
     print("\n".join(table(outcomes)))
     kernels = {name for outcome in outcomes for name in parse(outcome.text)}
     print(
-        f"{len(kernels)} kernels from {len(files)} files x {len(choices.CUDA_ARCHS)} "
+        f"{len(kernels)} kernels from {len(files)} files x {len(ARCHS)} "
         f"architectures in {time.monotonic() - start:.0f} s, "
         f"{sum(outcome.reused for outcome in outcomes)} of {len(units)} reused"
     )
@@ -234,7 +235,7 @@ def check_kernels(cuda_home: Path) -> list[str]:
 
 
 def check_ops(cuda_home: Path) -> list[str]:
-    """Parses the CUDA operators against the headers of a CUDA build of torch, if there is one."""
+    """Parses what is_cuda_source() finds against the headers of a CUDA torch, if there is one."""
     torch = find_torch()
     if torch is None or torch.cuda is None:
         why = "there is no torch" if torch is None else f"torch {torch.version} is a CPU build"

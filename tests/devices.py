@@ -7,12 +7,16 @@ import os
 import torch
 
 DEVICE = "cpu"
+# Beside one thread, which is what tests have: numbers of threads that must give the same bits.
+OTHER_THREADS: tuple[int, ...] = (2,)
 
 
-def use(device: str) -> None:
+def use(device: str, emulated: bool) -> None:
     """Called by conftest.py before any test file is imported and before CUDA starts."""
-    global DEVICE
+    global DEVICE, OTHER_THREADS
     DEVICE = device
+    if device == "cuda" or emulated:
+        OTHER_THREADS = ()
     if device == "cuda":
         # Without it cuBLAS may sum in another order from call to call, which torch refuses.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -17,10 +17,8 @@ from torch.nn.utils.rnn import (
 
 import adl_kernels
 
-# Nothing may warn, least of all about weights that are not one contiguous chunk. How many threads
-# is for test_ops.py: torch's small ops crawl where cores are shared.
+# Nothing may warn, least of all about weights that are not one contiguous chunk.
 MARKS = [
-    pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("error"),
     # torch's own, when it first loads its forward derivatives.
     pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated"),

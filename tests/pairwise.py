@@ -17,7 +17,8 @@ def pairs_of(row: Row) -> set[Pair]:
 def combinations(options: dict[str, tuple[Any, ...]], allowed: Callable[[Row], bool]) -> list[Row]:
     """Greedily: each row takes, option by option, the value with most pairs not met before.
 
-    Pairs that no allowed row can hold are left out; `allowed` judges a whole row.
+    Pairs that no allowed row can hold are left out. `allowed` judges whole rows and unfinished
+    ones: what it refuses of these, no further value can mend.
     """
     names = list(options)
     every = itertools.combinations(((n, v) for n in names for v in options[n]), 2)
@@ -40,10 +41,11 @@ def _complete(
     missing: set[Pair],
     allowed: Callable[[Row], bool],
 ) -> Row | None:
+    if not allowed(row):
+        return None
     left = [name for name in options if name not in row]
     if not left:
-        ordered = {name: row[name] for name in options}
-        return ordered if allowed(ordered) else None
+        return {name: row[name] for name in options}
 
     def gain(value: Any) -> int:
         new = {(n, v) for n, v in row.items()}

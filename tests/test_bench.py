@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lanes import slow
 from torch import nn
 
 import adl_kernels
@@ -108,6 +109,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", KINDS, ids=lambda case: case.name)
 def test_other_kinds_are_timed(case: cases.Case) -> None:
     rows = measure(case)
@@ -125,7 +127,7 @@ def test_a_call_yields_all_gradients(case: cases.Case) -> None:
     assert {"d" + name for name, _ in ours.named_parameters()} < names
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])
+@pytest.mark.parametrize("dtype", ["f32", *slow("bf16", "f64")])
 def test_right_results_are_timed(dtype: str) -> None:
     rows = measure(dtypes=(dtype,))
     assert len(rows) == 6
@@ -255,6 +257,7 @@ def test_goal_tables() -> None:
     assert lines[-1].startswith("| rnn | f32 | plain | 1, 1, 256, 256; cell | 2.00 (100) |")
 
 
+@pytest.mark.slow
 def test_denormals_and_precision() -> None:
     settings = run.Settings((), **QUICKLY)
     before = torch.get_float32_matmul_precision()
@@ -269,12 +272,14 @@ def test_denormals_are_denormal() -> None:
     assert 0 < weight.abs().max() < torch.finfo(torch.float32).tiny
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_peak_memory() -> None:
     lstm = next(limits.memory([cases.Case("some", 50, 32, 128, 128)]))
     assert 0.1 < lstm["value"] < 10
 
 
+@pytest.mark.slow
 def test_new_process_gets_its_environment() -> None:
     assert machine.malloc() == "plain"
     steady = machine.in_new_process(machine.malloc, GLIBC_TUNABLES=machine.STEADY_MALLOC)
@@ -298,6 +303,7 @@ def test_slow_calls_are_not_repeated(monkeypatch) -> None:
     assert calls == [0, 1, 0, 1, 0, 1, 0, 1]
 
 
+@pytest.mark.slow
 def test_full_grid_of_named_cases(tmp_path: Path, capsys, monkeypatch) -> None:
     # Other tests run at the same time, and disturbed rows do not count.
     monkeypatch.setattr(machine.Disturbance, "took_one_of", lambda self, threads: False)
@@ -437,6 +443,7 @@ def demo(folder: Path, *more: str) -> int:
     return main(["demo", *size, "--out", str(folder), *more])
 
 
+@pytest.mark.slow
 def test_demo_writes_curves_and_numbers(tmp_path: Path, capsys) -> None:
     assert demo(tmp_path) == 0
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
@@ -476,7 +483,7 @@ def test_flow_writes_norms_and_a_picture(tmp_path: Path, capsys) -> None:
 TRY_GPU = ["gpu", "--device", "cpu", "--seconds", "0"]
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.slow
 def test_gpu_command_without_a_gpu(tmp_path: Path, capsys) -> None:
     path = tmp_path / "gpu.json"
     few = ["--cases", "512x1x3x4,30x2x5x7", "--cells", "lstm,gru", "--dtypes", "f32,bf16"]
@@ -495,7 +502,6 @@ def test_gpu_command_without_a_gpu(tmp_path: Path, capsys) -> None:
     assert capsys.readouterr().out.strip() in printed
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_gpu_other_kinds_and_tf32() -> None:
     jobs = cases.jobs(KINDS[:2], ("gru",), ("tf32",))
     rows = list(gpu.measure(gpu.Settings(jobs, "cpu", seconds=0.0, sample_s=0.0)))
@@ -503,7 +509,6 @@ def test_gpu_other_kinds_and_tf32() -> None:
     assert [row["kind"] for row in rows[::2]] == ["stack", "packed"]
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_gpu_command_says_wrong_and_failed(monkeypatch, capsys) -> None:
     monkeypatch.setattr(adl_kernels, "LSTM", Slightly)
 

@@ -58,7 +58,6 @@ def test_every_goal_is_about_something() -> None:
     assert missed[1] == ["LSTM bf16, H 256, 512, 1024, B 16, 64", *["2.00 / 2.00 (2.00) met"] * 2]
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_goals_command_without_a_gpu(tmp_path: Path, capsys) -> None:
     path = tmp_path / "goals.json"
     few = ["--grid", "goals", "--cases", "30x2x5x7", "--cells", "lstm", "--dtypes", "tf32"]

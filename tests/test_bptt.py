@@ -22,7 +22,6 @@ from adl_kernels.recurrent.cell_facts import CELLS
 from adl_kernels.recurrent.options import PLAIN, LayerOptions
 
 # On matrices this small threads would only wait for each other.
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 T, B, I, H = 5, 2, 3, 4
 

@@ -17,7 +17,6 @@ import adl_kernels
 from adl_kernels.diagnostics import GradientFlow, gradient_flow
 
 # On matrices this small threads would only wait for each other.
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 T, B, I, H = 6, 3, 4, 5
 DOUBLE = {"device": DEVICE, "dtype": torch.float64}

@@ -36,6 +36,7 @@ def test_every_example_has_a_test() -> None:
     assert {f"test_{name}" for name in names} <= set(globals())
 
 
+@pytest.mark.slow
 def test_classify() -> None:
     printed = run("classify.py", "--steps", "400")
     assert "step 400: loss " in printed
@@ -43,6 +44,7 @@ def test_classify() -> None:
     assert share("42 to 80 brackets", printed) > 0.5
 
 
+@pytest.mark.slow
 def test_tag() -> None:
     printed = run("tag.py", "--steps", "100", "--files", "5")
     assert "4 files to learn from, 1 held out" in printed
@@ -51,6 +53,7 @@ def test_tag() -> None:
     assert tagger > 0.6
 
 
+@pytest.mark.slow
 def test_adding(tmp_path) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / "flow.png"
@@ -60,6 +63,7 @@ def test_adding(tmp_path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_digits(tmp_path) -> None:
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")

@@ -1,4 +1,4 @@
-"""launch.h and tiers.h of CUDA: what serves a layer, on GPUs that this machine does not have."""
+"""csrc/recurrent/cuda/launch.h and tiers.h: what serves a layer, on GPUs that are not here."""
 
 from __future__ import annotations
 

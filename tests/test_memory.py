@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from lanes import slow
 
 pytestmark = pytest.mark.cpu_only
 
@@ -65,12 +66,12 @@ def measure(code: str, library: str, kind: str) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's /proc")
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("kind", ["LSTM", *slow("GRU")])
 def test_peak_of_a_training_step(kind):
     ours, torchs = measure(PEAK, "ours", kind), measure(PEAK, "torch", kind)
     assert ours <= torchs + SLACK, f"{ours >> 20} MiB, torch's {torchs >> 20} MiB"
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("kind", ["LSTM", *slow("GRU", "RNN")])
 def test_no_growth_from_step_to_step(kind):
     assert measure(GROWTH, "ours", kind) <= SLACK

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from devices import DEVICE
+from devices import DEVICE, OTHER_THREADS
 from layers import Case, gradients, gradients_in_tf32, make, narrowed, widened
 from tolerance import assert_accurate, assert_near_as_a_whole
 
@@ -17,7 +17,6 @@ from adl_kernels.recurrent.cell_facts import CELLS
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 RAGGED = (9, 9, 6, 5, 1, 1, 1)
-THREADS = (1, 2) if DEVICE == "cpu" else (1,)
 
 CASES = [
     *(Case(cell, 7, 3, 5, 33, dtype) for cell in CELLS for dtype in (F64, F32, BF16, F16)),
@@ -46,7 +45,10 @@ CASES = [
 
 
 def assert_layer_is_accurate(case, tf32=False):
-    """Outputs and every gradient, and that inference gives the same outputs."""
+    """Outputs and every gradient, and that inference gives the same outputs.
+
+    Returns what computes outputs and gradients again, and what they were.
+    """
     layer = make(case)
     names = layer.names
     with torch.no_grad():
@@ -82,13 +84,17 @@ def assert_layer_is_accurate(case, tf32=False):
             assert_accurate(*three, f"{'d' * kind}{label}", float32, peer)
     for label, inference, training in zip(["y", "h_n", "c_n"], outputs, ours[0], strict=False):
         assert torch.equal(inference, training), f"{label} differs between inference and training"
+    return lambda: gradients(layer, type(layer).ours, cotangents), ours
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("count", THREADS, ids=lambda count: f"{count}threads")
-def test_outputs_and_all_gradients(case, count, threads):
-    threads(count)
-    assert_layer_is_accurate(case)
+def test_outputs_and_all_gradients(case, threads):
+    """Also, on the CPU, that more threads give the same bits."""
+    run, ours = assert_layer_is_accurate(case)
+    for count in OTHER_THREADS:
+        threads(count)
+        for again, before in zip(run(), ours, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(again, before, strict=True))
 
 
 def test_uninitialised_memory_is_poisoned():

@@ -11,7 +11,7 @@ import pytest
 
 from adl_kernels import _build_info
 
-pytestmark = pytest.mark.cpu_only
+pytestmark = [pytest.mark.cpu_only, pytest.mark.slow]
 
 # oneDNN is off: its own code for float32 goes wrong in the emulator of AVX2.
 CHECK = """

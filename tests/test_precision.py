@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from lanes import slow
 from torch import Tensor
 
 import adl_kernels
@@ -53,7 +54,7 @@ def test_medium_rounds_what_is_multiplied(kind: str) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("precision", ["high", "medium"])
+@pytest.mark.parametrize("precision", ["medium", *slow("high")])
 def test_a_switch_of_torch_for_gpus_does_no_harm(precision: str) -> None:
     """With both switches set, torch's own getter of this one raises."""
     code = (

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from lanes import slow
 
 from adl_kernels import _C
 from build_backend.choices import ISA_FLAGS, find_compiler
@@ -29,16 +30,28 @@ def run_driver(name: str, sanitizer: str, folder: Path, *defines: str) -> None:
         assert run.returncode == 0, (run.stdout + run.stderr)[:3000]
 
 
+def numbers(name: str) -> list[str]:
+    tensors = "float" if name == "BFloat16" else name
+    return [f"-DADL_NUMBER={tensors}", f"-DADL_FACTOR={name}"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", ["float", "double", "BFloat16"])
 @pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
 def test_every_cell(sanitizer, number, tmp_path):
     """cpu_driver/driver.cpp says what runs and what it is compared with."""
-    tensors = "float" if number == "BFloat16" else number
-    numbers = f"-DADL_NUMBER={tensors}", f"-DADL_FACTOR={number}"
-    run_driver("driver.cpp", sanitizer, tmp_path, *numbers)
+    run_driver("driver.cpp", sanitizer, tmp_path, *numbers(number))
 
 
-@pytest.mark.parametrize("sanitizer", ["thread", "address,undefined"])
+@pytest.mark.parametrize("cell", ["LstmGeneral", "GruResetBefore", "RnnTanh"])
+@pytest.mark.parametrize(
+    "sanitizer, number", [("thread", "float"), ("address,undefined", "BFloat16")]
+)
+def test_a_cell_of_each_kind(sanitizer, number, cell, tmp_path):
+    run_driver("driver.cpp", sanitizer, tmp_path, *numbers(number), f"-DADL_CHECKED(_)=_({cell})")
+
+
+@pytest.mark.parametrize("sanitizer", ["thread", *slow("address,undefined")])
 def test_convolutions(sanitizer, tmp_path):
     """cpu_driver/conv.cpp likewise."""
     run_driver("conv.cpp", sanitizer, tmp_path, "-DADL_NUMBER=float")

@@ -131,6 +131,7 @@ assert selftest.main([]) == 0
 """
 
 
+@pytest.mark.slow
 def test_a_cell_is_one_header_and_one_row(tmp_path):
     """Follows the recipe of CONTRIBUTING.md in a copy of the project: builds it, checks it."""
     for name in ("csrc", "build_backend", "adl_kernels"):

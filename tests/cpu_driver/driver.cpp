@@ -1,12 +1,16 @@
 // Every cell forward and backward without torch, for sanitizers: a few shapes, with one thread and with
 // three. The bits must be the same and close to plain loops in double; with all that may be asked for besides, the same
 // and written in full (what they should be, tests/test_extras.py knows). -DADL_NUMBER=float or double,
-// -DADL_FACTOR=float, double or BFloat16: what products multiply.
+// -DADL_FACTOR=float, double or BFloat16: what products multiply. "-DADL_CHECKED(_)=_(Lstm)": for these cells only.
 #include <cstdio>
 #include <cstdlib>
 
 #include "recurrent/cpu/table.h"
 #include "reference.h"
+
+#ifndef ADL_CHECKED
+#define ADL_CHECKED ADL_CELLS
+#endif
 
 namespace {
 
@@ -208,7 +212,7 @@ int main() {
   int wrong = 0;
   for (const Shape& shape : kShapes) {
 #define ADL_CHECK(Cell) wrong += check<adl::Cell>(shape);
-    ADL_CELLS(ADL_CHECK)
+    ADL_CHECKED(ADL_CHECK)
 #undef ADL_CHECK
   }
   return wrong != 0;

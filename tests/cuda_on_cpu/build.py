@@ -26,8 +26,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
 RUNTIME = ["arrivals", "collectives", "cuda_on_cpu", "fibers", "log", "schedule", "tensor_cores"]
-# Kernels look at a float's bits, and say `#pragma unroll`.
-FLAGS = "-std=c++20 -g -fPIC -Wall -Wextra -fno-strict-aliasing -Wno-unknown-pragmas".split()
+# Kernels look at a float's bits, and say `#pragma unroll`. Messages name lines, no variables.
+FLAGS = "-std=c++20 -g1 -fPIC -Wall -Wextra -fno-strict-aliasing -Wno-unknown-pragmas".split()
 ASAN = "-fsanitize=address,undefined -fno-sanitize-recover=undefined".split()
 RUNTIME_FLAGS = {"fast": ["-O2"], "asan": ["-O1", *ASAN], "race": ["-O2", "-DADL_EMULATOR_RACE"]}
 # The optimiser needs minutes for what the sanitizers make of unrolled kernels.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from gpu import check_tier, test_conv, test_numbers, test_sizes, test_teams
+from lanes import slow
 from layers import Case
 
 from adl_kernels import selftest
@@ -32,8 +33,8 @@ def test_every_tier(cell: str, tier: str, tf32: bool, monkeypatch: pytest.Monkey
     test_numbers.test_every_tier(case, tier, tf32, monkeypatch)
 
 
-@pytest.mark.parametrize("tier", TEAMS)
-@pytest.mark.parametrize("cell", ["lstm", "gru", "lstm_no_forget"])
+@pytest.mark.parametrize("tier", ["grid", *slow("cluster")])
+@pytest.mark.parametrize("cell", ["lstm_no_forget", *slow("lstm", "gru")])
 def test_teams_in_float32(
     cell: str, tier: str, tf32: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_check_tells_what_is_wrong(tf32: bool, monkeypatch: pytest.MonkeyPatch
     assert not check_tier.good(right | {"graph": False})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tf32", [False, True], indirect=True)
 def test_selftest_of_every_tier(tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Teams have float32 only as tf32."""
@@ -96,7 +98,7 @@ def test_selftest_of_every_tier(tf32: bool, monkeypatch: pytest.MonkeyPatch) -> 
     assert "lstm, float32, cudnn" in found and "lstm_coupled, float32, cudnn" not in found
 
 
-@pytest.mark.parametrize("cell", ["lstm", "rnn_relu", "lstm_no_forget"])
+@pytest.mark.parametrize("cell", ["rnn_relu", *slow("lstm", "lstm_no_forget")])
 def test_tf32_in_as_many_steps_as_on_a_gpu(
     cell: str, tf32: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
