@@ -156,7 +156,7 @@ def kernel_sources(root: Path, isa: str) -> list[Path]:
     """All number types, but for the set that adds products of bfloat16 to AVX-512 only those."""
     found = sorted(root.glob("csrc/*/cpu/isa_*.cpp"))
     if isa == "avx512bf16":
-        return [path for path in found if path.stem in ("isa_bf16", "isa_rounding")]
+        return [path for path in found if path.stem in ("isa_bf16", "isa_rounding", "isa_ceilings")]
     return [path for path in found if path.stem != "isa_rounding"]
 
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "common/cpu/kernels.h"
+#include "common/cpu/ceilings.h"
 #include "recurrent/cells/cells.h"
 #include "recurrent/cuda/tiers.h"
 #include "recurrent/eager.h"

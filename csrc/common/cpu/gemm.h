@@ -6,7 +6,6 @@
 #pragma once
 
 #include "common/cpu/simd.h"
-#include "recurrent/cells/cells.h"
 
 namespace adl {
 namespace {

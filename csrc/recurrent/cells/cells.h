@@ -52,6 +52,4 @@ ADL_CELL void cell_backward(V* gates, V h_prev, V h, V c_prev, V c, V& dh, V& dc
 // Gate columns of this many units lie side by side, so that one block product gives every gate of a unit.
 constexpr int unit_block(int gates) { return gates == 1 ? 64 : gates == 2 ? 32 : 16; }
 
-constexpr long blocks(long size, long block) { return (size + block - 1) / block; }
-
 }  // namespace adl

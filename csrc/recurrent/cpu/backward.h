@@ -11,7 +11,7 @@ namespace {
 
 // What a product with gates reads: their gradients [J, N, row], gate g at its place less the first.
 template <class Mul>
-struct Deltas {
+struct GateGradients {
   const Mul* of;
   int64_t row;  // numbers between two rows
   int first;    // place of the first of a row
@@ -33,7 +33,7 @@ struct BackwardScan {
   const Extras<Io>& e = p.extras;
   const int64_t J = blocks(w.H, kUnits);  // blocks of units
   const int64_t QP = blocks(w.P, kPanel), QH = blocks(w.H, kPanel);
-  const int64_t ldh = padded(at_least(w.H, w.P)), ldp = QP * kPanel;
+  const int64_t ldh = padded(max_of(w.H, w.P)), ldp = QP * kPanel;
   const int64_t EP = blocks(w.P, kPack);                                // in elements
   const bool direct = s.N <= kFewRows;                                  // weights are used as they are, not packed
   const bool normed = w.ln_ih, phased = normed || Cell::kResetsBefore;  // a step in phases
@@ -87,7 +87,7 @@ struct BackwardScan {
     operand = e.mask ? arena.take<const Io*>(s.N) : h_prev;
     masked = arena.take<Io>(e.mask ? s.N * ldh : 0);
     reset_h = arena.take<Io>(Cell::kResetsBefore ? s.N * ldh : 0);
-    zeros = arena.take<Io>(at_least(ldh, J * kUnits));
+    zeros = arena.take<Io>(max_of(ldh, J * kUnits));
     numbers.take(arena, J, normed);
     facts = arena.take<RowFacts>(plain && !phased ? 0 : s.threads * s.B);
     if (normed) norms.take(arena, Cell::kPre, kUnits, J, s, Cell::kHasC);
@@ -105,7 +105,7 @@ struct BackwardScan {
       constexpr int64_t kBlocks = kPanel / kUnits;
       worker.panels_h = share(QH, index, threads);
       worker.panels_p = share(QP, index, threads);
-      worker.units = {at_most(worker.panels_h.begin * kBlocks, J), at_most(worker.panels_h.end * kBlocks, J)};
+      worker.units = {min_of(worker.panels_h.begin * kBlocks, J), min_of(worker.panels_h.end * kBlocks, J)};
     }
     worker.scan();
   }
@@ -126,12 +126,12 @@ struct BackwardScan {
       }
     }
     for (int64_t j = index; j < J && (Cell::kPeepholes || normed); j += threads) numbers.pack(w, j);
-    if (index == 0) std::memset(zeros, 0, at_least(ldh, J * kUnits) * sizeof(Io));
+    if (index == 0) std::memset(zeros, 0, max_of(ldh, J * kUnits) * sizeof(Io));
     for (int64_t b = index; b < s.B; b += threads) {
       const int64_t from = order_of(s, b);
       convert_row(p.dh_n + from * w.P, p.dh_n ? w.P : 0, dh + b * ldh, ldh);
       for (int64_t j = 0; j < J && Cell::kHasC; ++j) {
-        const int64_t first = from * w.H + j * kUnits, n = at_most(kUnits, w.H - j * kUnits);
+        const int64_t first = from * w.H + j * kUnits, n = min_of(kUnits, w.H - j * kUnits);
         const int64_t at = (j * s.B + b) * kUnits;
         convert_row(p.c_0 + first, n, c_0 + at, kUnits);
         convert_row(p.dc_n + first, p.dc_n ? n : 0, dc + at, kUnits);
@@ -159,8 +159,12 @@ struct BackwardScan {
     return J * (kEnd - kBegin) * kUnits / kPack * kPanel;
   }
 
-  Deltas<Mul> of_x() const { return normed ? Deltas<Mul>{dgx, kColumns, 0} : Deltas<Mul>{dgates, kRow, L::kFirstIh}; }
-  Deltas<Mul> of_h() const { return normed ? Deltas<Mul>{dgh, kColumns, 0} : Deltas<Mul>{dgates, kRow, L::kFirstHh}; }
+  GateGradients<Mul> of_x() const {
+    return normed ? GateGradients<Mul>{dgx, kColumns, 0} : GateGradients<Mul>{dgates, kRow, L::kFirstIh};
+  }
+  GateGradients<Mul> of_h() const {
+    return normed ? GateGradients<Mul>{dgh, kColumns, 0} : GateGradients<Mul>{dgates, kRow, L::kFirstHh};
+  }
 
   // One thread's share: its sequences; its blocks of units and the panels they make; its panels of h.
   struct Worker {
@@ -177,7 +181,7 @@ struct BackwardScan {
     void scan() {
       for (int64_t k = f.s.T - 1; k >= 0; --k) {
         const int64_t t = step_at(f.s, k), row = f.s.offsets[t] + rows.begin;
-        const int64_t count = at_least(at_most(rows.end, f.s.batch_sizes[t]) - rows.begin, 0);
+        const int64_t count = max_of(min_of(rows.end, f.s.batch_sizes[t]) - rows.begin, 0);
         if (!f.plain || f.phased)
           for (int64_t r = 0; r < count; ++r) facts[r] = RowFacts(f.s, t, rows.begin + r);
         if (f.p.dy) add_dy(row, count);
@@ -187,7 +191,7 @@ struct BackwardScan {
         } else {
           for (int64_t j = units.begin; j < units.end; ++j) {
             if (!f.plain)
-              altered_cells(j, count);
+              cells_with_options(j, count);
             else if constexpr (Cell::kPeepholes == 0)
               cells(t, j, count);
           }
@@ -211,7 +215,7 @@ struct BackwardScan {
           f.times_h(row, count, q, around, Cell::kResetsBefore ? f.ldh : 0, product);
           for (int64_t r = 0; r < count; ++r) {
             const Io* mask = f.e.mask ? f.e.mask + order_of(f.s, rows.begin + r) * f.w.P + q * kPanel : nullptr;
-            for (int64_t k = 0; k < at_most(kPanel, f.w.P - q * kPanel); ++k)
+            for (int64_t k = 0; k < min_of(kPanel, f.w.P - q * kPanel); ++k)
               out[r * f.ldh + k] += mask ? product[r * f.ldh + k] * convert<T>(mask[k]) : product[r * f.ldh + k];
           }
         }
@@ -227,7 +231,7 @@ struct BackwardScan {
     }
 
     void add_dy(int64_t row, int64_t count) {
-      const int64_t begin = panels_p.begin * kPanel, end = at_most(panels_p.end * kPanel, f.w.P);
+      const int64_t begin = panels_p.begin * kPanel, end = min_of(panels_p.end * kPanel, f.w.P);
       for (int64_t r = 0; r < count; ++r) {
         T* dh = f.dh + (rows.begin + r) * f.ldh;
         const Io* dy = f.p.dy + place_of(f.s, row + r) * f.p.y_stride;
@@ -242,7 +246,7 @@ struct BackwardScan {
         T* dh = f.dh + (rows.begin + r) * f.ldh + column;
         Mul* all = f.dh_all + (row + r) * f.ldp + column;
         const uint8_t* zone = f.e.zone_h ? f.e.zone_h + place_of(f.s, row + r) * f.w.P + column : nullptr;
-        const int64_t n = f.e.zoneout ? at_most(width, f.w.P - column) : 0;
+        const int64_t n = f.e.zoneout ? min_of(width, f.w.P - column) : 0;
         for (int64_t k = 0; k < n; ++k) {
           const T stays = zone ? T(zone[k]) : T(f.e.zone[0]), whole = dh[k];
           all[k] = convert<Mul>(whole - stays * whole);
@@ -288,7 +292,7 @@ struct BackwardScan {
     }
 
     // One sequence's units of a block at a step: where what forward left and the gradients lie.
-    struct Site {
+    struct UnitBlock {
       BackwardScan& f;
       const RowFacts& facts;
       int64_t j, width, row;
@@ -296,7 +300,7 @@ struct BackwardScan {
       T *dc, *dh;
       Mul* dgates;
 
-      Site(BackwardScan& scan, const RowFacts& facts, int64_t j, int64_t b)
+      UnitBlock(BackwardScan& scan, const RowFacts& facts, int64_t j, int64_t b)
           : f(scan),
             facts(facts),
             j(j),
@@ -337,28 +341,29 @@ struct BackwardScan {
     };
 
     // As `cells`, where more than the cell is asked for.
-    void altered_cells(int64_t j, int64_t count) {
+    void cells_with_options(int64_t j, int64_t count) {
       for (int64_t r = 0; r < count; ++r) {
-        const Site site(f, facts[r], j, rows.begin + r);
-        const Io* gates = f.p.gates + (j * f.p.kept_rows + site.row) * kRow;
+        const UnitBlock block(f, facts[r], j, rows.begin + r);
+        const Io* gates = f.p.gates + (j * f.p.kept_rows + block.row) * kRow;
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V d[Cell::kPre], peep[Cell::kPeepholes + 1], h_prev(0), h(0), c(0), c_prev(0), dh, dc, dh_stays, dc_stays;
           f.numbers.load_peepholes(j, u, peep);
-          site.split(u, dh, dc, dh_stays, dc_stays);
+          block.split(u, dh, dc, dh_stays, dc_stays);
           if (f.p.gates)
             for (int g = 0; g < Cell::kPre; ++g) d[g] = V::load(gates + g * kUnits + u);
           if constexpr (Cell::kHasC) {
-            c_prev = V::load(site.c_prev + u);
+            c_prev = V::load(block.c_prev + u);
             // What zoneout left as it was is not what the cell made.
-            c = f.e.zoneout ? Cell::candidate(d, c_prev) : V::load(f.p.c + (j * f.p.kept_rows + site.row) * kUnits + u);
-            site.put_candidate(u, c);
+            c = f.e.zoneout ? Cell::candidate(d, c_prev)
+                            : V::load(f.p.c + (j * f.p.kept_rows + block.row) * kUnits + u);
+            block.put_candidate(u, c);
           } else if constexpr (Cell::kSavesGates) {
-            h_prev = V::load(site.h_prev + u, site.width - u);
+            h_prev = V::load(block.h_prev + u, block.width - u);
           } else {
-            h = f.p.gates ? d[0] : V::load(f.p.y + site.facts.place * f.p.y_stride + j * kUnits + u, site.width - u);
+            h = f.p.gates ? d[0] : V::load(f.p.y + block.facts.place * f.p.y_stride + j * kUnits + u, block.width - u);
           }
           cell_backward<Cell, V>(d, h_prev, h, c_prev, c, dh, dc, peep, f.e.choice);
-          site.put(u, d, dh + dh_stays, dc + dc_stays);
+          block.put(u, d, dh + dh_stays, dc + dc_stays);
         }
       }
     }
@@ -371,24 +376,24 @@ struct BackwardScan {
 
   // out [count, 64] = init + the gradients of gates kBegin.. times panel q of a transposed weight w [G * H, K].
   template <int kBegin, int kEnd>
-  void times_transposed(Deltas<Mul> deltas, int64_t row, int64_t count, const Io* weight, int64_t K, int64_t q,
+  void times_transposed(GateGradients<Mul> dgates, int64_t row, int64_t count, const Io* weight, int64_t K, int64_t q,
                         const E* packed, const int (&place)[Cell::kGates], const T* init, int64_t ldi, T* out,
                         int64_t ldo) {
     // Normalised products stand in the order of a product, without the pre-activations that are not of it.
-    const auto at = [&](int g) { return place[g] - L::first(place) + deltas.first; };
-    const Mul* of = deltas.of + row * deltas.row;
+    const auto at = [&](int g) { return place[g] - L::first(place) + dgates.first; };
+    const Mul* of = dgates.of + row * dgates.row;
     if (!direct) {
       constexpr int kWidth = (kEnd - kBegin) * kUnits;
       const E* d = reinterpret_cast<const E*>(of + L::template first_of<kBegin, kEnd>(at) * kUnits);
-      const Left<E> left{d, deltas.row / kPack, kWidth / kPack, J, s.N * deltas.row / kPack};
+      const Left<E> left{d, dgates.row / kPack, kWidth / kPack, J, s.N * dgates.row / kPack};
       return panel_product<E, T>(K - q * kPanel, count, left, packed + q * panel<kBegin, kEnd>(), init, ldi, out, ldo);
     }
     for (int64_t m = 0; m < count; ++m) {
       for (int64_t n = 0; n < kPanel; ++n) out[m * ldo + n] = init[m * ldi + n];
       for (int64_t j = 0; j < J; ++j) {
-        const Mul* d = of + (j * s.N + m) * deltas.row;
+        const Mul* d = of + (j * s.N + m) * dgates.row;
         for (int g = kBegin; g < kEnd; ++g)
-          direct_columns(at_most(kUnits, w.H - j * kUnits), d + at(g) * kUnits, weight + (g * w.H + j * kUnits) * K, K,
+          direct_columns(min_of(kUnits, w.H - j * kUnits), d + at(g) * kUnits, weight + (g * w.H + j * kUnits) * K, K,
                          q * kPanel, out + m * ldo);
       }
     }

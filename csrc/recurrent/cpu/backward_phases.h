@@ -37,7 +37,7 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
   using T = Sum<Mul>;
   using V = Simd<T>;
   using Worker = typename F::Worker;
-  using Site = typename Worker::Site;
+  using UnitBlock = typename Worker::UnitBlock;
   static constexpr int kUnits = L::kUnits, kRow = L::kRow, kColumns = L::kColumns, kFirst = L::kFirstGates;
   static constexpr int kGates = Cell::kGates, kPre = Cell::kPre;
 
@@ -45,7 +45,7 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
   F& f = k.f;
   BackwardNorms<T>& n = f.norms;
 
-  int64_t units_of(int64_t j) const { return at_most(kUnits, f.w.H - j * kUnits); }
+  int64_t units_of(int64_t j) const { return min_of(kUnits, f.w.H - j * kUnits); }
   static const Io* products(const F& f, int64_t j, int64_t row) {
     return f.p.gates + (j * f.p.kept_rows + row) * 2 * kColumns;
   }
@@ -53,11 +53,11 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
   using N = BackwardNorms<T>;
   static const Norm<T>& norm(const F& f, NormKind kind, int64_t row) { return f.norms.of_products[kind * f.s.N + row]; }
 
-  // f(j, r, site) for all of this thread's at a step.
+  // f(j, r, block) for all of this thread's at a step.
   template <class Body>
   void each(int64_t count, Body body) {
     for (int64_t j = k.units.begin; j < k.units.end; ++j)
-      for (int64_t r = 0; r < count; ++r) body(j, k.rows.begin + r, Site(f, k.facts[r], j, k.rows.begin + r));
+      for (int64_t r = 0; r < count; ++r) body(j, k.rows.begin + r, UnitBlock(f, k.facts[r], j, k.rows.begin + r));
   }
 
   // What does not depend on the scan: statistics of the products.
@@ -67,7 +67,7 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
     const Range rows = share(f.s.N, index, threads);
     const auto find = [&](NormKind kind, int64_t row, int64_t first, int gates) {
       const int64_t count = gates * w.H;
-      const auto units = [&](int64_t j) { return at_most(kUnits, w.H - j * kUnits); };
+      const auto units = [&](int64_t j) { return min_of(kUnits, w.H - j * kUnits); };
       V sum(0), squares(0);
       for (int64_t j = 0; j < f.J; ++j) sum = sum + lane_sum<kUnits, T>(products(f, j, row) + first, gates, units(j));
       const T mean = sum_of(sum) / T(count);
@@ -112,15 +112,15 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
 
   // Gates and c once more.
   void remake(int64_t count) {
-    each(count, [&](int64_t j, int64_t b, const Site& site) {
+    each(count, [&](int64_t j, int64_t b, const UnitBlock& block) {
       for (int u = 0; u < kUnits; u += V::kLanes) {
-        V v[kPre], peep[Cell::kPeepholes + 1], c = V::load(site.c_prev + u);
-        load_pre(j, site.row, u, v);
+        V v[kPre], peep[Cell::kPeepholes + 1], c = V::load(block.c_prev + u);
+        load_pre(j, block.row, u, v);
         f.numbers.load_peepholes(j, u, peep);
         Cell::remember(v, c, peep, f.e.choice);
         for (int p = 0; p < kPre; ++p) v[p].store(made(j, b) + p * kUnits + u);
         c.store(made(j, b) + kRow + u);
-        site.put_candidate(u, c);
+        block.put_candidate(u, c);
       }
       n.sums.put(N::kSumC, j, b, lane_sum<kUnits, T>(made(j, b) + kRow, 1, units_of(j)));
     });
@@ -142,15 +142,15 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
   }
 
   void emit_backward(int64_t count) {
-    each(count, [&](int64_t j, int64_t b, const Site& site) {
+    each(count, [&](int64_t j, int64_t b, const UnitBlock& block) {
       const T *gain = f.numbers.gains_c + j * 2 * kUnits, *shift = gain + kUnits;
-      Mul* kept = f.ds + (j * f.s.N + site.row) * 2 * kUnits;
+      Mul* kept = f.ds + (j * f.s.N + block.row) * 2 * kUnits;
       T* e = made(j, b) + kRow + kUnits;
       V plain(0), weighted(0);
       for (int u = 0; u < kUnits; u += V::kLanes) {
         V v[kPre], dh, dc, dh_stays, dc_stays;
         for (int p = 0; p < kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
-        site.split(u, dh, dc, dh_stays, dc_stays);
+        block.split(u, dh, dc, dh_stays, dc_stays);
         const V c = normed_c(j, b, u);
         const V ds = Cell::emit_backward(v, V::load(gain + u) * c + V::load(shift + u), dh, f.e.choice);
         ds.store(kept + u);
@@ -172,16 +172,16 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
       const T scale = n.of_c[k.index * f.s.B + b].scale;
       const T plain = share * n.sums.total(N::kOfEC, b), weighted = share * n.sums.total(N::kOfEC + 1, b);
       for (int64_t j = k.units.begin; j < k.units.end; ++j) {
-        const Site site(f, k.facts[b - k.rows.begin], j, b);
+        const UnitBlock block(f, k.facts[b - k.rows.begin], j, b);
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[kPre], peep[Cell::kPeepholes + 1], dh, dc, dh_stays, dc_stays;
           for (int p = 0; p < kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
           f.numbers.load_peepholes(j, u, peep);
-          site.split(u, dh, dc, dh_stays, dc_stays);
+          block.split(u, dh, dc, dh_stays, dc_stays);
           const V e = V::load(made(j, b) + kRow + kUnits + u);
           dc = dc + V(scale) * (e - (V(plain) + normed_c(j, b, u) * V(weighted)));
-          Cell::remember_backward(v, V::load(site.c_prev + u), dc, peep, f.e.choice);
-          site.put(u, v, dh_stays, dc + dc_stays);
+          Cell::remember_backward(v, V::load(block.c_prev + u), dc, peep, f.e.choice);
+          block.put(u, v, dh_stays, dc + dc_stays);
         }
       }
     }
@@ -189,20 +189,20 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
 
   // Of a cell without c.
   void backward(int64_t count) {
-    each(count, [&](int64_t j, int64_t, const Site& site) {
-      const Io* gates = f.p.gates + (j * f.p.kept_rows + site.row) * kRow;
+    each(count, [&](int64_t j, int64_t, const UnitBlock& block) {
+      const Io* gates = f.p.gates + (j * f.p.kept_rows + block.row) * kRow;
       for (int u = 0; u < kUnits; u += V::kLanes) {
-        V d[kPre], dh, dc, dh_stays, dc_stays, h_prev = V::load(site.h_prev + u, site.width - u), h = h_prev;
+        V d[kPre], dh, dc, dh_stays, dc_stays, h_prev = V::load(block.h_prev + u, block.width - u), h = h_prev;
         if (f.normed) {
-          load_pre(j, site.row, u, d);
+          load_pre(j, block.row, u, d);
           if constexpr (Cell::kResetsBefore) Cell::reset(d);
           if constexpr (!Cell::kHasC) Cell::forward(d, h);
         } else {
           for (int p = 0; p < kPre; ++p) d[p] = V::load(gates + p * kUnits + u);
         }
-        site.split(u, dh, dc, dh_stays, dc_stays);
+        block.split(u, dh, dc, dh_stays, dc_stays);
         if constexpr (!Cell::kHasC) Cell::backward(d, h_prev, h, dh);
-        site.put(u, d, dh + dh_stays, dc);
+        block.put(u, d, dh + dh_stays, dc);
       }
     });
   }
@@ -215,16 +215,16 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
     for (int64_t q = k.panels_p.begin; q < k.panels_p.end; ++q)
       f.template times_transposed<kFirst, kGates>(f.of_h(), row, count, f.w.w_hh, f.w.P, q, f.w_n, Cell::kHh, kZeros<T>,
                                                   0, f.product + begin * f.ldh + q * kPanel, f.ldh);
-    each(count, [&](int64_t j, int64_t b, const Site& site) {
+    each(count, [&](int64_t j, int64_t b, const UnitBlock& block) {
       const int64_t at = b * f.ldh + j * kUnits;
-      Io* reset = f.reset_h + site.row * f.ldh + j * kUnits;
-      const Io* h = f.operand[site.row] + j * kUnits;
+      Io* reset = f.reset_h + block.row * f.ldh + j * kUnits;
+      const Io* h = f.operand[block.row] + j * kUnits;
       for (int u = 0; u < kUnits; u += V::kLanes) {
-        V d[kPre], hv = V::load(h + u, site.width - u);
-        d[0] = V::load(site.dgates + u);
+        V d[kPre], hv = V::load(h + u, block.width - u);
+        d[0] = V::load(block.dgates + u);
         (d[0] * hv).store(reset + u);
         Cell::reset_backward(d, hv, V::load(f.product + at + u)).store(f.around + at + u);
-        d[0].store(site.dgates + u);
+        d[0].store(block.dgates + u);
       }
     });
   }
@@ -234,25 +234,25 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
   void norms_backward(int64_t t, int64_t count, bool of_x) {
     constexpr NormKind kind = kBegin == 0 ? kOfH : kOfSecond;
     // e = dL/d(normalised product) of gate g; zero beyond the units that there are, where the gain is.
-    const auto e = [&](const Site& site, int64_t j, int side, int g, int u) {
+    const auto e = [&](const UnitBlock& block, int64_t j, int side, int g, int u) {
       const int place = side == 0 ? Cell::kIh[g] : Cell::kHh[g];
-      return V::load(site.dgates + place * kUnits + u) * f.numbers.gain(j, side, g, u);
+      return V::load(block.dgates + place * kUnits + u) * f.numbers.gain(j, side, g, u);
     };
-    const auto put_sums = [&](const Site& site, int64_t j, int64_t b, int side, int begin, int end) {
+    const auto put_sums = [&](const UnitBlock& block, int64_t j, int64_t b, int side, int begin, int end) {
       V plain(0), weighted(0);
       for (int g = begin; g < end; ++g) {
         for (int u = 0; u < kUnits; u += V::kLanes) {
-          const V value = e(site, j, side, g, u);
-          plain = plain + value, weighted = weighted + value * normed(f, j, site.row, side, g, u);
+          const V value = e(block, j, side, g, u);
+          plain = plain + value, weighted = weighted + value * normed(f, j, block.row, side, g, u);
         }
       }
       const int to = side == 0 ? N::kOfEX : N::kOfEH;
       n.sums.put(to, j, b, plain);
       n.sums.put(to + 1, j, b, weighted);
     };
-    each(count, [&](int64_t j, int64_t b, const Site& site) {
-      put_sums(site, j, b, 1, kBegin, kEnd);
-      if (of_x) put_sums(site, j, b, 0, 0, kGates);
+    each(count, [&](int64_t j, int64_t b, const UnitBlock& block) {
+      put_sums(block, j, b, 1, kBegin, kEnd);
+      if (of_x) put_sums(block, j, b, 0, 0, kGates);
     });
     k.meet();
     for (int64_t b = k.rows.begin; b < k.rows.begin + count; ++b) {
@@ -262,11 +262,11 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
         const T share = T(1) / T((end - begin) * f.w.H), scale = norm(f, side == 0 ? kOfX : kind, row).scale;
         const T plain = share * n.sums.total(from, b), weighted = share * n.sums.total(from + 1, b);
         for (int64_t j = k.units.begin; j < k.units.end; ++j) {
-          const Site site(f, k.facts[b - k.rows.begin], j, b);
+          const UnitBlock block(f, k.facts[b - k.rows.begin], j, b);
           for (int g = begin; g < end; ++g) {
             const int place = side == 0 ? Cell::kIh[g] - L::kFirstIh : Cell::kHh[g] - L::kFirstHh;
             for (int u = 0; u < kUnits; u += V::kLanes)
-              (V(scale) * (e(site, j, side, g, u) - (V(plain) + normed(f, j, row, side, g, u) * V(weighted))))
+              (V(scale) * (e(block, j, side, g, u) - (V(plain) + normed(f, j, row, side, g, u) * V(weighted))))
                   .store(to + (j * f.s.N + row) * kColumns + place * kUnits + u);
           }
         }

@@ -20,7 +20,7 @@ struct ColumnSums<BackwardScan<Cell, Io, Mul>> {
 
   BackwardScan<Cell, Io, Mul>& f;
   int64_t j;
-  const int64_t first = j * kUnits, units = at_most(kUnits, f.w.H - first);
+  const int64_t first = j * kUnits, units = min_of(kUnits, f.w.H - first);
 
   void write() {
     if (f.p.db_ih || f.p.db_hh) write_db();
@@ -50,7 +50,7 @@ struct ColumnSums<BackwardScan<Cell, Io, Mul>> {
     Totals<kRows> all{};
     for (int64_t row = 0; row < f.s.N; row += kBlock) {
       Totals<kRows> part{};
-      for (int64_t r = row; r < at_most(row + kBlock, f.s.N); ++r) add(r, part.of);
+      for (int64_t r = row; r < min_of(row + kBlock, f.s.N); ++r) add(r, part.of);
       for (int k = 0; k < kRows * kUnits; ++k) all.of[k] += part.of[k];
     }
     return all;

@@ -27,12 +27,12 @@ struct ForwardScan {
   const int64_t J = blocks(w.H, kUnits);                             // blocks of units
   const int64_t Q = w.w_hr ? blocks(w.P, kPanel) : 0;                // panels of the projection
   const int64_t QN = Cell::kResetsBefore ? blocks(w.H, kPanel) : 0;  // and of the second product
-  const int64_t ldh = padded(at_least(w.H, w.P));
+  const int64_t ldh = padded(max_of(w.H, w.P));
   const int64_t ldp = w.w_hr ? padded(w.P) : 0;
   const int64_t EI = blocks(w.I, kPack), EP = blocks(w.P, kPack), EH = blocks(w.H, kPack);  // sizes in elements
   const bool direct = s.N <= kFewRows;  // weights are used as they are, not packed
   const bool converts = !direct && (!__is_same(Io, Mul) || w.I % kPack || s.places);
-  const int64_t gate_rows = at_most(chunk_steps(s), s.T) * s.B;
+  const int64_t gate_rows = min_of(chunk_steps(s), s.T) * s.B;
   const bool normed = w.ln_ih, phased = normed || Cell::kResetsBefore;  // a step in phases, see phases.h
   const bool plain = !(Cell::kPeepholes || e.mask || e.zoneout || p.all_c || s.resets || s.places);
 
@@ -110,7 +110,7 @@ struct ForwardScan {
     } else if (Cell::kResetsBefore) {  // units and panels of the second product are owned together
       worker.panels_n = share(QN, index, threads);
       constexpr int64_t kBlocks = kPanel / kUnits;
-      worker.units = {at_most(worker.panels_n.begin * kBlocks, J), at_most(worker.panels_n.end * kBlocks, J)};
+      worker.units = {min_of(worker.panels_n.begin * kBlocks, J), min_of(worker.panels_n.end * kBlocks, J)};
     } else {
       worker.units = share(J, index, threads);
       worker.panels = share(Q, index, threads);
@@ -143,7 +143,7 @@ struct ForwardScan {
       if (e.mask) mask_row(b, h_0, fresh ? 0 : w.P, to + b * ldh);
     }
     for (int64_t j = 0; j < J; ++j) {
-      const int64_t first = j * kUnits, n = at_most(kUnits, w.H - first), at = (j * s.B + b) * kUnits;
+      const int64_t first = j * kUnits, n = min_of(kUnits, w.H - first), at = (j * s.B + b) * kUnits;
       // A projected state has another width; no cell that can be projected looks at it.
       convert_row(h_0 + first, w.w_hr ? 0 : n, h + at, kUnits);
       if constexpr (Cell::kHasC) convert_row(p.c_0 + order_of(s, b) * w.H + first, n, c + at, kUnits);
@@ -174,7 +174,7 @@ struct ForwardScan {
     void scan() {
       const int64_t steps = chunk_steps(f.s);
       for (int64_t first = 0; first < f.s.T; first += steps) {
-        const int64_t last = at_most(first + steps, f.s.T) - 1;
+        const int64_t last = min_of(first + steps, f.s.T) - 1;
         const int64_t t0 = step_at(f.s, f.s.reverse ? last : first), t1 = t0 + last - first;
         for (int64_t j = units.begin; j < units.end; ++j) project_input(j, t0, t1);
         if (f.normed) ForwardPhases<ForwardScan>{*this}.norms_of_x(t0, t1);
@@ -201,7 +201,7 @@ struct ForwardScan {
     }
     T* gates(int64_t j, int64_t t, int64_t t0) const { return f.gates + (j * f.gate_rows + chunk_row(t, t0)) * kRow; }
 
-    int64_t active(int64_t t) const { return at_least(at_most(rows.end, f.s.batch_sizes[t]) - rows.begin, 0); }
+    int64_t active(int64_t t) const { return max_of(min_of(rows.end, f.s.batch_sizes[t]) - rows.begin, 0); }
 
     // gates = W_ih x + b for the steps t0..t1.
     void project_input(int64_t j, int64_t t0, int64_t t1) {
@@ -247,7 +247,7 @@ struct ForwardScan {
         T* sums = pre + L::kFirstHh * kUnits;
         times_h(j, count, h, pre, sums, kRow);
         if (!f.plain)
-          altered_cells(j, count, pre, h_next);
+          cells_with_options(j, count, pre, h_next);
         else if constexpr (Cell::kPeepholes == 0)
           cells(j, f.s.offsets[t] + rows.begin, count, pre, h_next);
       }
@@ -300,7 +300,7 @@ struct ForwardScan {
     }
 
     // One sequence's units of a block at a step: where its state and all that is kept of it lie.
-    struct Site {
+    struct UnitBlock {
       ForwardScan& f;
       const RowFacts& facts;
       int64_t j, width;
@@ -308,7 +308,7 @@ struct ForwardScan {
       Mul* next;
       Io *saved, *saved_c;
 
-      Site(ForwardScan& scan, const RowFacts& facts, int64_t j, int64_t b, Mul* h_next)
+      UnitBlock(ForwardScan& scan, const RowFacts& facts, int64_t j, int64_t b, Mul* h_next)
           : f(scan),
             facts(facts),
             j(j),
@@ -356,18 +356,18 @@ struct ForwardScan {
     };
 
     // As `cells`, where more than the cell is asked for.
-    void altered_cells(int64_t j, int64_t count, const T* pre, Mul* h_next) {
+    void cells_with_options(int64_t j, int64_t count, const T* pre, Mul* h_next) {
       for (int64_t r = 0; r < count; ++r) {
-        const Site site(f, facts[r], j, rows.begin + r, h_next);
+        const UnitBlock block(f, facts[r], j, rows.begin + r, h_next);
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[Cell::kPre], peep[Cell::kPeepholes + 1];
           for (int g = 0; g < Cell::kPre; ++g) v[g] = V::load(pre + r * kRow + g * kUnits + u);
           f.numbers.load_peepholes(j, u, peep);
-          V h = site.h_before(u), c = Cell::kHasC ? site.c_before(u) : V(0);
+          V h = block.h_before(u), c = Cell::kHasC ? block.c_before(u) : V(0);
           cell_forward<Cell, V>(v, h, c, peep, f.e.choice);
-          site.put_gates(u, v);
-          if constexpr (Cell::kHasC) site.put_c(u, c);
-          site.put_h(u, h);
+          block.put_gates(u, v);
+          if constexpr (Cell::kHasC) block.put_c(u, c);
+          block.put_h(u, h);
         }
       }
     }
@@ -377,7 +377,7 @@ struct ForwardScan {
       const bool altered = !f.plain;
       const Mul* h = f.h_cell + rows.begin * f.ldh;
       for (int64_t q = panels.begin; q < panels.end; ++q) {
-        const int64_t columns = at_most(kPanel, f.w.P - q * kPanel);
+        const int64_t columns = min_of(kPanel, f.w.P - q * kPanel);
         T* out = f.projected + rows.begin * f.ldp + q * kPanel;
         if (f.direct) {
           for (int64_t r = 0; r < count; ++r) std::memset(out + r * f.ldp, 0, kPanel * sizeof(T));
@@ -415,10 +415,10 @@ struct ForwardScan {
       for (int64_t b = rows.begin; b < rows.end; ++b) {
         const int64_t place = place_of(f.s, last_row(f.s, b)), to = order_of(f.s, b);
         const int64_t first = f.w.w_hr ? panels.begin * kPanel : units.begin * kUnits;
-        const int64_t last = at_most(f.w.w_hr ? panels.end * kPanel : units.end * kUnits, f.w.P);
+        const int64_t last = min_of(f.w.w_hr ? panels.end * kPanel : units.end * kUnits, f.w.P);
         convert_row(f.p.y + place * f.p.y_stride + first, last - first, f.p.h_n + to * f.w.P + first, last - first);
         for (int64_t j = units.begin; j < units.end && Cell::kHasC; ++j) {
-          const int64_t n = at_most(kUnits, f.w.H - j * kUnits);
+          const int64_t n = min_of(kUnits, f.w.H - j * kUnits);
           convert_row(f.c + (j * f.s.B + b) * kUnits, n, f.p.c_n + to * f.w.H + j * kUnits, n);
         }
       }

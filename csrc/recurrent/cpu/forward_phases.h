@@ -18,13 +18,13 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
   using T = Sum<Mul>;
   using V = Simd<T>;
   using Worker = typename F::Worker;
-  using Site = typename Worker::Site;
+  using UnitBlock = typename Worker::UnitBlock;
   static constexpr int kUnits = L::kUnits, kRow = L::kRow, kColumns = L::kColumns, kFirst = L::kFirstGates;
 
   Worker& k;
   F& f = k.f;
 
-  int64_t units_of(int64_t j) const { return at_most(kUnits, f.w.H - j * kUnits); }
+  int64_t units_of(int64_t j) const { return min_of(kUnits, f.w.H - j * kUnits); }
   T* gh(int64_t j, int64_t b) const { return f.gh + (j * f.s.B + b) * kColumns; }
   T* made(int64_t j, int64_t b) const { return f.made + (j * f.s.B + b) * (kRow + kUnits); }
   T* second(int64_t j, int64_t b) const { return f.second + b * f.ldh + j * kUnits; }
@@ -143,11 +143,11 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
     for (int64_t j = k.units.begin; j < k.units.end; ++j) {
       const T* gx = k.gates(j, t, t0);
       for (int64_t r = 0; r < count; ++r) {
-        const Site site(f, k.facts[r], j, begin + r, h_next);
+        const UnitBlock block(f, k.facts[r], j, begin + r, h_next);
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[Cell::kPre];
           load_pre(j, begin + r, gx + r * kRow, k.norms_x + k.chunk_row(t, t0) + r, kFirst, u, v);
-          (Cell::reset(v) * site.masked(site.h_before(u), u)).store(f.h_cell + (begin + r) * f.ldh + j * kUnits + u);
+          (Cell::reset(v) * block.masked(block.h_before(u), u)).store(f.h_cell + (begin + r) * f.ldh + j * kUnits + u);
         }
       }
     }
@@ -179,22 +179,22 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
       const T* gx = k.gates(j, t, t0);
       for (int64_t r = 0; r < count; ++r) {
         const int64_t b = k.rows.begin + r;
-        const Site site(f, k.facts[r], j, b, h_next);
+        const UnitBlock block(f, k.facts[r], j, b, h_next);
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[Cell::kPre], peep[Cell::kPeepholes + 1];
           load_pre(j, b, gx + r * kRow, k.norms_x + k.chunk_row(t, t0) + r, Cell::kGates, u, v);
           f.numbers.load_peepholes(j, u, peep);
-          V h = site.h_before(u), c = Cell::kHasC ? site.c_before(u) : V(0);
+          V h = block.h_before(u), c = Cell::kHasC ? block.c_before(u) : V(0);
           if constexpr (Cell::kResetsBefore) Cell::reset(v);
           if constexpr (Cell::kHasC) {
             Cell::remember(v, c, peep, f.e.choice);
             for (int p = 0; p < Cell::kPre; ++p) v[p].store(made(j, b) + p * kUnits + u);
             c.store(made(j, b) + kRow + u);
-            site.put_c(u, c);
+            block.put_c(u, c);
           } else {
             Cell::forward(v, h);
-            site.put_gates(u, v);
-            site.put_h(u, h);
+            block.put_gates(u, v);
+            block.put_h(u, h);
           }
         }
         if constexpr (Cell::kHasC) put_sum(kOfC, j, b, made(j, b) + kRow, 1);
@@ -209,13 +209,13 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
       const T *gain = f.numbers.gains_c + j * 2 * kUnits, *shift = gain + kUnits;
       for (int64_t r = 0; r < count; ++r) {
         const int64_t b = k.rows.begin + r;
-        const Site site(f, k.facts[r], j, b, h_next);
+        const UnitBlock block(f, k.facts[r], j, b, h_next);
         const Norm<T>& n = norm(kOfC, b);
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[Cell::kPre];
           for (int p = 0; p < Cell::kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
           const V c = (V::load(made(j, b) + kRow + u) - V(n.mean)) * V(n.scale);
-          site.put_h(u, Cell::emit(v, V::load(gain + u) * c + V::load(shift + u), f.e.choice));
+          block.put_h(u, Cell::emit(v, V::load(gain + u) * c + V::load(shift + u), f.e.choice));
         }
       }
     }

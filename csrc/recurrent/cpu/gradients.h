@@ -26,11 +26,11 @@ struct Gradients {
   const Weights<Io>& w = p.weights;
   const int64_t J = scan.J, QI = blocks(w.I, kPanel), QP = scan.QP, QH = scan.QH;
   const Split split_ih{J, QI, s.threads}, split_hh{J, QP, s.threads};
-  const int64_t packed_panels = at_least(split_ih.panels, split_hh.panels);
-  const int64_t packed_rows = blocks(at_most(kPackedRows, s.N), kPack);
+  const int64_t packed_panels = max_of(split_ih.panels, split_hh.panels);
+  const int64_t packed_rows = blocks(min_of(kPackedRows, s.N), kPack);
   const int64_t dw_rows = scan.direct ? 0 : packed_panels * split_ih.units * kColumns;
-  const int64_t buffer_rows = at_least(at_least(dw_rows, task_rows(s)), padded(w.P));
-  const int64_t pair_columns = kPack == 1 ? 0 : at_least(kColumns, scan.ldp);
+  const int64_t buffer_rows = max_of(max_of(dw_rows, task_rows(s)), padded(w.P));
+  const int64_t pair_columns = kPack == 1 ? 0 : max_of(kColumns, scan.ldp);
 
   E* w_ih;    // [QI, J, G, U, 64]
   E* packed;  // [threads, packed_panels, packed_rows, 64]
@@ -116,17 +116,17 @@ struct Gradients {
       const int64_t to = order_of(f.s, b);
       convert_row(f.scan.dh + b * f.scan.ldh, w.P, f.p.dh_0 + to * w.P, w.P);
       for (int64_t j = 0; j < f.J && Cell::kHasC; ++j) {
-        const int64_t n = at_most(kUnits, w.H - j * kUnits);
+        const int64_t n = min_of(kUnits, w.H - j * kUnits);
         convert_row(f.scan.dc + (j * f.s.B + b) * kUnits, n, f.p.dc_0 + to * w.H + j * kUnits, n);
       }
     }
 
     void write_dx(int64_t row) {
-      const int64_t count = at_most(task_rows(f.s), f.s.N - row), I = f.w.I;
+      const int64_t count = min_of(task_rows(f.s), f.s.N - row), I = f.w.I;
       for (int64_t q = 0; q < f.QI; ++q) {
         f.scan.template times_transposed<0, Cell::kGates>(f.scan.of_x(), row, count, f.w.w_ih, I, q, f.w_ih, Cell::kIh,
                                                           kZeros<T>, 0, buffer, kPanel);
-        const int64_t n = at_most(kPanel, I - q * kPanel);
+        const int64_t n = min_of(kPanel, I - q * kPanel);
         for (int64_t r = 0; r < count; ++r) {
           Io* dx = f.p.dx + place_of(f.s, row + r) * I + q * kPanel;
           const T* sum = buffer + r * kPanel;
@@ -157,27 +157,27 @@ struct Gradients {
                       columns, out + r / kPack * panel_width(columns));
     }
 
-    // Rows of gates kBegin.. of dw [G * H, K] = deltas^T values, some blocks of units by some panels of columns.
+    // Rows of gates kBegin.. of dw [G * H, K] = dgates^T values, some blocks of units by some panels of columns.
     template <int kBegin, int kEnd, class Rows>
-    void write_dw(Split::Task task, Deltas<Mul> deltas, Rows values, int64_t K, const int (&place)[Cell::kGates],
+    void write_dw(Split::Task task, GateGradients<Mul> dgates, Rows values, int64_t K, const int (&place)[Cell::kGates],
                   Io* dw) {
       constexpr int kWidth = (kEnd - kBegin) * kUnits;
       const Range units = task.units, panels = task.panels;
-      const auto at = [&](int g) { return place[g] - L::first(place) + deltas.first; };
-      if (f.scan.direct) return write_few<kBegin, kEnd>(units, panels, deltas, values, K, at, dw);
+      const auto at = [&](int g) { return place[g] - L::first(place) + dgates.first; };
+      if (f.scan.direct) return write_few<kBegin, kEnd>(units, panels, dgates, values, K, at, dw);
       const int first = L::template first_of<kBegin, kEnd>(at);
       const int64_t Q = panels.end - panels.begin;
       const auto sums = [&](int64_t j, int64_t q) {
         return buffer + ((j - units.begin) * Q + q - panels.begin) * kWidth * kPanel;
       };
       for (int64_t row = 0; row < f.s.N; row += kPackedRows) {
-        const int64_t count = at_most(kPackedRows, f.s.N - row);
+        const int64_t count = min_of(kPackedRows, f.s.N - row);
         for (int64_t q = panels.begin; q < panels.end; ++q)
           pack_values([&](int64_t r) { return values(row + r); }, count, q, K,
                       packed + (q - panels.begin) * f.packed_rows * kPanel);
         for (int64_t j = units.begin; j < units.end; ++j) {
           const Left<E> left =
-              transposed(deltas.of + (j * f.s.N + row) * deltas.row + first * kUnits, deltas.row, count, kWidth);
+              transposed(dgates.of + (j * f.s.N + row) * dgates.row + first * kUnits, dgates.row, count, kWidth);
           for (int64_t q = panels.begin; q < panels.end; ++q)
             panel_product<E, T, true>(K - q * kPanel, kWidth, left,
                                       packed + (q - panels.begin) * f.packed_rows * kPanel,
@@ -189,7 +189,7 @@ struct Gradients {
           for (int64_t u = 0; u < kUnits && j * kUnits + u < f.w.H; ++u) {
             Io* row = dw + (g * f.w.H + j * kUnits + u) * K;
             for (int64_t q = panels.begin; q < panels.end; ++q) {
-              const int64_t n = at_most(kPanel, K - q * kPanel);
+              const int64_t n = min_of(kPanel, K - q * kPanel);
               convert_row(sums(j, q) + ((at(g) - first) * kUnits + u) * kPanel, n, row + q * kPanel, n);
             }
           }
@@ -199,14 +199,14 @@ struct Gradients {
 
     // The same straight into dw: every element is a sum over few rows.
     template <int kBegin, int kEnd, class Rows, class At>
-    void write_few(Range units, Range panels, Deltas<Mul> deltas, Rows values, int64_t K, At at, Io* dw) {
-      const int64_t begin = panels.begin * kPanel, n = at_most(panels.end * kPanel, K) - begin;
-      const int64_t last = at_most(units.end * kUnits, f.w.H);
+    void write_few(Range units, Range panels, GateGradients<Mul> dgates, Rows values, int64_t K, At at, Io* dw) {
+      const int64_t begin = panels.begin * kPanel, n = min_of(panels.end * kPanel, K) - begin;
+      const int64_t last = min_of(units.end * kUnits, f.w.H);
       for (int64_t unit = units.begin * kUnits; unit < last; ++unit) {
         for (int g = kBegin; g < kEnd; ++g) {
           T d[kFewRows];
           for (int64_t r = 0; r < f.s.N; ++r)
-            d[r] = convert<T>(deltas.of[(unit / kUnits * f.s.N + r) * deltas.row + at(g) * kUnits + unit % kUnits]);
+            d[r] = convert<T>(dgates.of[(unit / kUnits * f.s.N + r) * dgates.row + at(g) * kUnits + unit % kUnits]);
           Io* row = dw + (g * f.w.H + unit) * K + begin;
           for (int64_t k = 0; k < n; k += V::kLanes) {
             V sum(0);
@@ -221,12 +221,12 @@ struct Gradients {
     void write_dw_hr(int64_t q) {
       const int64_t H = f.w.H, P = f.w.P, ld = f.scan.ldp;
       for (int64_t row = 0; row < f.s.N; row += kPackedRows) {
-        const int64_t count = at_most(kPackedRows, f.s.N - row);
+        const int64_t count = min_of(kPackedRows, f.s.N - row);
         pack_values([&](int64_t r) { return f.p.h_cell + (row + r) * H; }, count, q, H, packed);
         panel_product<E, T, true>(H - q * kPanel, P, transposed(f.scan.dh_all + row * ld, ld, count, ld), packed,
                                   row ? buffer : kZeros<T>, row ? kPanel : 0, buffer, kPanel);
       }
-      const int64_t n = at_most(kPanel, H - q * kPanel);
+      const int64_t n = min_of(kPanel, H - q * kPanel);
       for (int64_t k = 0; k < P; ++k) convert_row(buffer + k * kPanel, n, f.p.dw_hr + k * H + q * kPanel, n);
     }
   };

@@ -26,7 +26,7 @@ struct UnitNumbers {
 
   template <class Io>
   void pack(const Weights<Io>& w, int64_t j) {
-    const int64_t first = j * kUnits, n = at_most(kUnits, w.H - first);
+    const int64_t first = j * kUnits, n = min_of(kUnits, w.H - first);
     T* b = bias + j * kRow;
     std::memset(b, 0, kRow * sizeof(T));
     for (int g = 0; g < kGates; ++g) {
