@@ -44,15 +44,16 @@ struct Arena {
 template <class T>
 constexpr T kZeros[kPanel] = {};
 
-// A kernel of a Work: take(scratch) lays out the scratch memory and returns its size.
-template <class Work, class Params>
-int64_t scratch_of(const Params& params) {
-  return Work(params).take(nullptr);
+// The two halves of a kernel: a Work lays out its scratch memory, and returns its size, in take(scratch). `more`: what
+// it is made from besides.
+template <class Work, class Params, class... More>
+ADL_NOINLINE int64_t scratch_of(const Params& params, const More&... more) {
+  return Work(params, more...).take(nullptr);
 }
 
-template <class Work, class Params>
-void run(const Params& params, void* scratch) {
-  Work work(params);
+template <class Work, class Params, class... More>
+ADL_NOINLINE void run(const Params& params, void* scratch, const More&... more) {
+  Work work(params, more...);
   work.take(scratch);
   work.run();
 }

@@ -13,7 +13,7 @@ void pack_pointwise(const T* weight, int64_t N, int64_t K, void* to) {
   constexpr int kPlace[] = {0};
   const int64_t panel = blocks(K, Operand<T>::kPack) * kPanel;
   for (int64_t q = 0; q < blocks(N, kPanel); ++q)
-    pack_units<T, 1, kPanel>(weight, N, K, q, kPlace, 0, static_cast<Element<T>*>(to) + q * panel);
+    pack_units<T>(weight, N, K, q, 1, kPanel, kPlace, 0, static_cast<Element<T>*>(to) + q * panel);
 }
 
 template <class T>

@@ -33,7 +33,7 @@ ADL_CELL void cell_forward(V* pre, V& h, V& c, const V* p, const Choice& choice)
     Cell::remember(pre, c, p, choice);
     h = Cell::emit(pre, c, choice);
   } else {
-    Cell::forward(pre, h);
+    Cell::forward(pre, h, choice);
   }
 }
 
@@ -45,7 +45,7 @@ ADL_CELL void cell_backward(V* gates, V h_prev, V h, V c_prev, V c, V& dh, V& dc
     Cell::remember_backward(gates, c_prev, dc, p, choice);
     dh = V(0);
   } else {
-    Cell::backward(gates, h_prev, h, dh);
+    Cell::backward(gates, h_prev, h, dh, choice);
   }
 }
 

@@ -109,38 +109,66 @@ struct RowFacts {
 
 ADL_INLINE int64_t step_at(const Sequence& s, int64_t index) { return s.reverse ? s.T - 1 - index : index; }
 
-// How one cell's gates lie in memory.
+// The cell by whose loops a cell is computed where more is asked for than torch.nn's own, with what it chooses of it:
+// fewer loops to compile.
+template <class Cell>
+struct Shared {
+  using Type = Cell;
+  static ADL_INLINE Choice chosen(const Choice& choice) { return choice; }
+};
+template <class Cell>
+  requires requires { typename Cell::Shared; }
+struct Shared<Cell> {
+  using Type = typename Cell::Shared;
+  static ADL_INLINE Choice chosen(const Choice& choice) { return Cell::chosen(choice); }
+};
+
+// The least of at(g) for some gates.
+template <class At>
+ADL_INLINE int first_of(int begin, int end, At at) {
+  int least = at(begin);
+  for (int g = begin + 1; g < end; ++g) least = at(g) < least ? at(g) : least;
+  return least;
+}
+
+constexpr int kFirstPlace[] = {0};  // of a single gate
+
+// How one cell's gates lie in memory, for loops over its units.
 template <class Cell>
 struct Layout {
   static constexpr int kGates = Cell::kGates;
   static constexpr int kUnits = unit_block(kGates);
   static constexpr int kColumns = kGates * kUnits;  // of a block of units in a product
   static constexpr int kRow = Cell::kPre * kUnits;  // of a block of units in the gates
-  static constexpr int first(const int (&place)[kGates]) {
+  // A product adds to kGates neighbouring pre-activations, from this one on.
+  static constexpr int least(const int (&place)[kGates]) {
     int least = place[0];
     for (int g = 1; g < kGates; ++g) least = place[g] < least ? place[g] : least;
     return least;
   }
-  // The least of at(g) for some gates.
-  template <int kBegin, int kEnd, class At>
-  static ADL_INLINE int first_of(At at) {
-    int least = at(kBegin);
-    for (int g = kBegin + 1; g < kEnd; ++g) least = at(g) < least ? at(g) : least;
-    return least;
-  }
-  // A product adds to kGates neighbouring pre-activations, from this one on.
-  static constexpr int kFirstIh = first(Cell::kIh), kFirstHh = first(Cell::kHh);
+  static constexpr int kFirstIh = least(Cell::kIh), kFirstHh = least(Cell::kHh);
   // The gates whose products with W_hh read h; those of the others read r h.
   static constexpr int kFirstGates = Cell::kResetsBefore ? kGates - 1 : kGates;
-  struct FirstGates {
-    int of[kFirstGates];
-  };
-  static constexpr FirstGates first_gates() {
-    FirstGates out{};
-    for (int g = 0; g < kFirstGates; ++g) out.of[g] = Cell::kHh[g];
-    return out;
+};
+
+// The same as values: what is not in those loops is compiled once for all cells.
+struct GateLayout {
+  static constexpr int kMost = 4, kMostRow = 2 * kPanel;
+
+  int gates, units, columns, row, first_ih, first_hh, first_gates, peepholes;
+  bool has_c, resets_before, saves_gates;
+  int ih[kMost], hh[kMost];  // the pre-activation that each gate of a product adds to
+
+  template <class Cell>
+  static constexpr GateLayout of() {
+    using L = Layout<Cell>;
+    static_assert(Cell::kGates <= kMost && L::kRow <= kMostRow, "the gates of a block of units are a panel");
+    GateLayout l{
+        L::kGates,        L::kUnits,   L::kColumns,         L::kRow,           L::kFirstIh, L::kFirstHh, L::kFirstGates,
+        Cell::kPeepholes, Cell::kHasC, Cell::kResetsBefore, Cell::kSavesGates, {},          {}};
+    for (int g = 0; g < L::kGates; ++g) l.ih[g] = Cell::kIh[g], l.hh[g] = Cell::kHh[g];
+    return l;
   }
-  static constexpr FirstGates kHhFirst = first_gates();
 };
 
 }  // namespace
