@@ -4,8 +4,10 @@
 
 namespace adl::ADL_ISA_NAMESPACE {
 
+namespace {
+
 template <class Mul>
-double multiply_add(int64_t rounds) {
+double chains(int64_t rounds) {
   using E = Element<Mul>;
   using V = Simd<Sum<Mul>>;
   constexpr int kChains = kVectorBytes == 64 ? 24 : 12;
@@ -21,8 +23,16 @@ double multiply_add(int64_t rounds) {
   return 2.0 * kChains * V::kLanes * Operand<Mul>::kPack * double(rounds);
 }
 
-template double multiply_add<float>(int64_t);
-template double multiply_add<BFloat16>(int64_t);
+}  // namespace
+
+template <>
+double multiply_add<float>(int64_t rounds) {
+  return chains<float>(rounds);
+}
+template <>
+double multiply_add<BFloat16>(int64_t rounds) {
+  return chains<BFloat16>(rounds);
+}
 
 double read(const void* from, int64_t bytes) {
   constexpr int kVectors = 8;
