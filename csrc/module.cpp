@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "common/cpu/kernels.h"
+#include "common/cpu/ceilings.h"
 #include "recurrent/cuda/tiers.h"
 #include "recurrent/python.h"
 

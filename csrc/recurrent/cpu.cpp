@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <thread>
 
-#include "common/cpu/kernels.h"
 #include "common/fork.h"
 #include "common/host_memory.h"
+#include "recurrent/cpu/kernels.h"
 #include "recurrent/cpu_parts.h"
 #include "recurrent/ops.h"
 

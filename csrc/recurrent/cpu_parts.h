@@ -5,7 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros_like.h>
 
-#include "common/cpu/kernels.h"
+#include "recurrent/cpu/kernels.h"
 #include "recurrent/layer.h"
 
 namespace adl {

@@ -6,8 +6,7 @@
 
 #include <algorithm>
 
-#include "common/cuda_device.h"
-#include "recurrent/cuda/kernels.h"
+#include "recurrent/cuda_tier.h"
 
 namespace adl {
 namespace {

@@ -9,7 +9,7 @@
 #include <map>
 #include <mutex>
 
-#include "common/cuda_device.h"
+#include "recurrent/cuda_tier.h"
 
 #ifdef ADL_CUDA_ON_CPU  // in the tests
 #include "cudnn_on_cpu.h"
