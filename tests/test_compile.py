@@ -179,4 +179,4 @@ def test_fullgraph_of_what_torch_has_not(cls, options, training):
     found, expected = (run(x, lengths=lengths, reset=reset) for run in (compiled, module))
     torch.testing.assert_close(found, expected)
     (graph,) = backend.graphs
-    assert sum(name.endswith(module._cell().name) for name in nodes(graph)) == module.num_layers
+    assert sum(name.endswith(module._cell.name) for name in nodes(graph)) == module.num_layers

@@ -7,6 +7,7 @@ bookkeeping of weights are RNNBase's own.
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
@@ -28,6 +29,8 @@ from .options import (
 
 Hidden = Tensor | tuple[Tensor, Tensor]
 Pair = tuple[Tensor, Tensor]
+
+_promises = itertools.count(1)
 
 # Options that decide which parameters there are.
 FIXED = ("forget_gate", "peephole", "layer_norm")
@@ -65,6 +68,7 @@ class Recurrent(nn.RNNBase):
     _layer_options: LayerOptions | None = None
     _other_cell: Cell | None = None  # than the one of torch's mode
     _is_random: bool = False  # whether masks are drawn in training
+    _frozen: int = 0  # the number of the promise that freeze() made, 0: none
     _takes_short_way = True  # whether eager calls of a single layer go by _C.eager
 
     def __init__(
@@ -135,6 +139,7 @@ class Recurrent(nn.RNNBase):
             layer_norm=self.layer_norm,
             all_states=self.return_all_states,
             bptt_steps=self.bptt_steps,
+            frozen=self._frozen,
         )
         is_random = bool(zoneout or self.recurrent_dropout or self.weight_dropout)
         cell = CELLS["gru_reset_before"] if not self.reset_after else None
@@ -353,6 +358,40 @@ class Recurrent(nn.RNNBase):
     def _name(self) -> str:
         # Of torch's class, as in its messages; a subclass or a parametrized module has another.
         return "RNN" if self.mode.startswith("RNN") else self.mode
+
+    def freeze(self) -> Recurrent:
+        """Promises that the weights do not change until :meth:`unfreeze`, for inference on a CPU.
+
+        The layer then keeps its weights packed without looking at them again. Without the promise
+        calls of more than 16 rows (steps x sequences) keep them too, but compare a checksum of
+        them first, and calls of fewer rows use them as they are. ``train()`` and
+        ``load_state_dict()`` end or renew the promise by themselves; a weight that is changed in
+        any other way is not noticed.
+
+        Returns: the layer.
+
+        Equivalent to: nothing; results are the same but for rounding.
+        """
+        self._frozen = next(_promises)
+        self._read_options()
+        return self
+
+    def unfreeze(self) -> Recurrent:
+        """Takes back the promise of :meth:`freeze`."""
+        self._frozen = 0
+        self._read_options()
+        return self
+
+    def train(self, mode: bool = True) -> Recurrent:
+        if mode and self._frozen:
+            self.unfreeze()
+        super().train(mode)
+        return self
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        if self._frozen:
+            self.freeze()
 
     def flatten_parameters(self) -> None:
         """Does nothing: the ops take every weight as it is. Kept for code that calls it."""

@@ -72,7 +72,7 @@ class StackOptions(NamedTuple):
     @property
     def beyond_torch(self) -> bool:
         """Whether anything is asked for that torch.nn's layers do not have."""
-        plain = self.layer._replace(batch_sizes=None) == PLAIN
+        plain = self.layer._replace(batch_sizes=None, frozen=0) == PLAIN
         return not (plain and self[5:9] == StackOptions()[5:9])
 
 

@@ -10,6 +10,7 @@
 #include "recurrent/cpu/kernels.h"
 #include "recurrent/cpu_parts.h"
 #include "recurrent/ops.h"
+#include "recurrent/packed_weights.h"
 
 namespace adl {
 namespace {
@@ -108,8 +109,20 @@ void call(int64_t (*scratch)(const Params&), void (*kernel)(const Params&, void*
     kernel(params, memory.mutable_data_ptr());
 }
 
+// A scan without gradients: its weights may be packed already.
 template <class T>
-void scan_forward(const Layer& layer, at::ScalarType given, const Outputs& out, const Saved& saved) {
+void infer(const Layer& layer, int64_t d, const CellKernels<T>& kernel, Forward<T>& p) {
+  const int64_t rows = p.sequence.N, least = layer.options.frozen ? 0 : kFewRows;
+  if (!layer.has_own_weights || rows <= least || rows > kMostRowsOfKept)
+    return call(kernel.forward_scratch, kernel.forward, p);
+  PackedWeights packed(layer, d, &kernel, kernel.packed_weights(p));
+  p.packed = packed.memory(), p.is_packed = packed.is_packed();
+  call(kernel.forward_scratch, kernel.forward, p);
+  if (!packed.is_packed()) packed.keep();
+}
+
+template <class T>
+void scan_forward(const Layer& layer, at::ScalarType given, const Outputs& out, const Saved* saved) {
   const LayerShape& s = layer.s;
   const CellKernels<T>& kernel = kernels_for<T>(given).cells[layer.cell.index];
   const Rows rows(layer);
@@ -126,9 +139,13 @@ void scan_forward(const Layer& layer, at::ScalarType given, const Outputs& out, 
     p.h_n = pointer<T>(out.h_n, d);
     if (layer.cell.has_c) p.c_0 = pointer<T>(layer.hx[1], d), p.c_n = pointer<T>(out.c_n, d);
     if (out.all_c.defined()) p.all_c = pointer<T>(out.all_c) + d * s.H, p.c_stride = s.D * s.H;
-    p.gates = pointer<T>(saved.gates, d);
-    p.c = pointer<T>(saved.c, d);
-    p.h_cell = pointer<T>(saved.h_cell, d);
+    if (!saved) {
+      infer(layer, d, kernel, p);
+      continue;
+    }
+    p.gates = pointer<T>(saved->gates, d);
+    p.c = pointer<T>(saved->c, d);
+    p.h_cell = pointer<T>(saved->h_cell, d);
     call(kernel.forward_scratch, kernel.forward, p);
   }
 }
@@ -204,7 +221,7 @@ struct Cpu final : Engine {
     return sizes;
   }
 
-  void forward(const Layer& layer, at::ScalarType given, const Outputs& out, const Saved& saved) const override {
+  void forward(const Layer& layer, at::ScalarType given, const Outputs& out, const Saved* saved) const override {
     with_number(layer.type, [&]<class T>(T) { scan_forward<T>(layer, given, out, saved); });
   }
   void backward(const Layer& layer, at::ScalarType given, const Outputs& grads, const Tensor& y, const Saved& saved,

@@ -28,8 +28,8 @@ struct Cuda final : Engine {
     return sizes;
   }
 
-  void forward(const Layer& layer, at::ScalarType, const Outputs& out, const Saved& saved) const override {
-    with_gpu_number(layer.type, [&]<class T>(T*) { forward_layer<T>(layer, out, saved); });
+  void forward(const Layer& layer, at::ScalarType, const Outputs& out, const Saved* saved) const override {
+    with_gpu_number(layer.type, [&]<class T>(T*) { forward_layer<T>(layer, out, saved ? *saved : Saved()); });
   }
   void backward(const Layer& layer, at::ScalarType, const Outputs& grads, const Tensor& y, const Saved& saved,
                 const Gradients& out) const override {

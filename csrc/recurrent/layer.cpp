@@ -182,7 +182,9 @@ Layer::Layer(const char* op, const CellFacts& cell, at::ScalarType type, const T
       mask(prepare(options.recurrent_mask, type)),
       zoneout_h(prepare(options.zoneout_h, at::kByte)),
       zoneout_c(prepare(options.zoneout_c, at::kByte)),
-      has_zoneout(options.has_zoneout()) {
+      has_zoneout(options.has_zoneout()),
+      has_own_weights(std::equal(weights.begin(), weights.end(), weights_in.begin(),
+                                 [](const Tensor& a, const Tensor& b) { return a.is_same(b); })) {
   check_options(op, cell, s, x_in, options);
   if (lengths.defined() && lengths.is_cpu()) check_lengths(op, lengths, s.T);
   std::copy(options.zoneout.begin(), options.zoneout.end(), zoneout);

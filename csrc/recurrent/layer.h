@@ -51,6 +51,7 @@ struct Layer {
   Tensor zoneout_h, zoneout_c;  // uint8
   double zoneout[2] = {0, 0};
   bool has_zoneout;
+  bool has_own_weights;  // whether no weight had to be converted or copied
   Choice choice;
 
   // `type`: what the layer is computed in. Keeps references to `cell` and `options`.

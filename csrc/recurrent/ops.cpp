@@ -26,7 +26,7 @@ Tensors forward(const Engine& engine, const CellFacts& cell, const Tensor& x, at
   Saved saved;
   if (save)
     saved = Saved::of(engine.saved_sizes(layer), [&](const auto& sizes) { return engine.empty(sizes, type, x); });
-  if (!layer.empty()) engine.forward(layer, given, out, saved);
+  if (!layer.empty()) engine.forward(layer, given, out, save ? &saved : nullptr);
   Tensors list = out.list();
   for (Tensor& t : list) t = to_type(t, given);
   for (Tensor& t : saved.list()) list.push_back(std::move(t));

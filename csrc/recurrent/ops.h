@@ -15,8 +15,8 @@ struct Engine {
   virtual at::ScalarType compute_type(const char* op, const Tensor& x) const = 0;
   virtual Tensor empty(at::IntArrayRef sizes, at::ScalarType type, const Tensor& x) const = 0;
   virtual SavedSizes saved_sizes(const Layer& layer) const = 0;
-  // `given`: the type of x as it was given. `saved`: of undefined tensors where nothing is kept.
-  virtual void forward(const Layer& layer, at::ScalarType given, const Outputs& out, const Saved& saved) const = 0;
+  // `given`: the type of x as it was given. `saved`: null without gradients, else what there is to be kept.
+  virtual void forward(const Layer& layer, at::ScalarType given, const Outputs& out, const Saved* saved) const = 0;
   // Gradients of outputs are undefined for zeros, those of x and weights empty where they are not wanted.
   virtual void backward(const Layer& layer, at::ScalarType given, const Outputs& grads, const Tensor& y,
                         const Saved& saved, const Gradients& out) const = 0;

@@ -11,24 +11,25 @@
 #include <vector>
 
 // Kind, name, default, what it is.
-#define ADL_LAYER_OPTIONS(_)                                                                                        \
-  _(OptionalTensor, batch_sizes, {}, "[T] int64 on the CPU, those of a PackedSequence: x is [N, I], y [N, D P]")    \
-  _(OptionalTensor, lengths, {},                                                                                    \
-    "[B] integers on the CPU or with x: steps of each sequence of a padded batch; past its end y is zero")          \
-  _(OptionalTensor, reset, {},                                                                                      \
-    "bool [T, B]: true where a new sequence begins; in both directions the state starts from zero there")           \
-  _(OptionalTensor, recurrent_mask, {}, "[D, B, P] multiplies h_{t-1} in the product with W_hh")                    \
-  _(OptionalTensor, zoneout_h, {}, "uint8 [D, rows.., P]: where 1, h stays as it was")                              \
-  _(OptionalTensor, zoneout_c, {}, "uint8 [D, rows.., H]: likewise c, for cells that have it")                      \
-  _(Floats, zoneout, {}, "shares of h and of c that stay, where there are no masks")                                \
-  _(String, cell_activation, "tanh", "of the candidate: tanh, sigmoid, relu or identity; for cells with peepholes") \
-  _(String, hidden_activation, "tanh", "of c where it makes h, of the same")                                        \
-  _(Bool, peephole, false, "the weights hold weight_ch [gates that see c, H]")                                      \
-  _(Bool, layer_norm, false,                                                                                        \
-    "the weights end with gains [G H] of W_ih x and W_hh h and, for cells with c, "                                 \
-    "gain and bias [H] of c")                                                                                       \
-  _(Bool, all_states, false, "an output more: c of every step, [rows.., D H]")                                      \
-  _(Int, bptt_steps, 0, "gradients do not pass from a multiple of so many steps to the step before; 0: they all do")
+#define ADL_LAYER_OPTIONS(_)                                                                                         \
+  _(OptionalTensor, batch_sizes, {}, "[T] int64 on the CPU, those of a PackedSequence: x is [N, I], y [N, D P]")     \
+  _(OptionalTensor, lengths, {},                                                                                     \
+    "[B] integers on the CPU or with x: steps of each sequence of a padded batch; past its end y is zero")           \
+  _(OptionalTensor, reset, {},                                                                                       \
+    "bool [T, B]: true where a new sequence begins; in both directions the state starts from zero there")            \
+  _(OptionalTensor, recurrent_mask, {}, "[D, B, P] multiplies h_{t-1} in the product with W_hh")                     \
+  _(OptionalTensor, zoneout_h, {}, "uint8 [D, rows.., P]: where 1, h stays as it was")                               \
+  _(OptionalTensor, zoneout_c, {}, "uint8 [D, rows.., H]: likewise c, for cells that have it")                       \
+  _(Floats, zoneout, {}, "shares of h and of c that stay, where there are no masks")                                 \
+  _(String, cell_activation, "tanh", "of the candidate: tanh, sigmoid, relu or identity; for cells with peepholes")  \
+  _(String, hidden_activation, "tanh", "of c where it makes h, of the same")                                         \
+  _(Bool, peephole, false, "the weights hold weight_ch [gates that see c, H]")                                       \
+  _(Bool, layer_norm, false,                                                                                         \
+    "the weights end with gains [G H] of W_ih x and W_hh h and, for cells with c, "                                  \
+    "gain and bias [H] of c")                                                                                        \
+  _(Bool, all_states, false, "an output more: c of every step, [rows.., D H]")                                       \
+  _(Int, bptt_steps, 0, "gradients do not pass from a multiple of so many steps to the step before; 0: they all do") \
+  _(Int, frozen, 0, "not 0: a promise that the weights are as in the last call with this number; see freeze()")
 
 namespace adl {
 
@@ -91,7 +92,7 @@ struct LayerOptions {
 #undef ADL_EACH
   }
 
-  // Whether a layer of torch.nn does the same: nothing but batch_sizes is asked for.
+  // Whether a layer of torch.nn does the same.
   bool is_plain() const {
     static const LayerOptions kNone;
     const auto same = [](const auto& a, const auto& b) {
@@ -100,8 +101,8 @@ struct LayerOptions {
       else
         return a == b;
     };
-#define ADL_SAME(Kind, name, fallback, doc) \
-  &&(&name == static_cast<const void*>(&batch_sizes) || same(name, kNone.name))
+    const auto torch_has = [&](const void* option) { return option == &batch_sizes || option == &frozen; };
+#define ADL_SAME(Kind, name, fallback, doc) &&(torch_has(&name) || same(name, kNone.name))
     return true ADL_LAYER_OPTIONS(ADL_SAME);
 #undef ADL_SAME
   }

@@ -11,6 +11,10 @@
 
 namespace adl {
 
+// Rows of a call up to which weights are used as they are. A round figure, not tuned: for one row packing costs many
+// times the product.
+constexpr int64_t kFewRows = 16;
+
 struct Sequence {
   int64_t T;                   // steps
   int64_t B;                   // sequences, == batch_sizes[0] when T > 0
@@ -71,6 +75,8 @@ struct Forward {
   T* gates;          // [J, N, pre, U] kept for backward; null: not kept
   T* c;              // [J, N, U] kept for backward; null: not kept
   T* h_cell;         // [N, H] h before the projection, kept for backward; null: not kept
+  void* packed;      // the weights as the products want them; null: in scratch
+  bool is_packed;    // whether they are there already; else the scan puts them there
 };
 
 // Gradients that are null on the way in are zero; those null on the way out are not wanted.

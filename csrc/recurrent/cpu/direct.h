@@ -9,9 +9,6 @@
 namespace adl {
 namespace {
 
-// Up to here a call takes this road. A round figure, not tuned: for one row packing costs many times the product.
-constexpr int64_t kFewRows = 16;
-
 // out[n] += sum_k a[k] w[n * K + k] for the first n rows of w; the sums of a register's lanes are added by a transpose.
 template <class T, class Mul, class Io>
 ADL_INLINE void dots(int64_t rows, int64_t K, const Mul* a, const Io* w, T* out) {

@@ -47,7 +47,7 @@ struct ForwardScan {
   const int64_t ldh = padded(max_of(w.H, w.P));
   const int64_t ldp = w.w_hr ? padded(w.P) : 0;
   const int64_t EI = blocks(w.I, kPack), EP = blocks(w.P, kPack), EH = blocks(w.H, kPack);  // sizes in elements
-  const bool direct = s.N <= kFewRows;  // weights are used as they are, not packed
+  const bool direct = s.N <= kFewRows && !p.packed;  // weights are used as they are, not packed
   const bool converts = !direct && (!__is_same(Io, Mul) || w.I % kPack || s.places);
   const int64_t gate_rows = min_of(chunk_steps(s), s.T) * s.B;
   const bool normed = w.ln_ih, phased = normed || l.resets_before;  // a step in phases
@@ -79,13 +79,23 @@ struct ForwardScan {
 
   ForwardScan(const Forward<Io>& params, const ForwardCell<Io, Mul>& cell) : p(params), cell(cell) {}
 
+  // Lays out the packed weights; returns their size.
+  int64_t take_weights(void* memory) {
+    Arena arena{static_cast<char*>(memory)};
+    w_ih = arena.take<E>(J * EI * l.columns);
+    w_hh = arena.take<E>(J * EP * first_columns);
+    w_n = arena.take<E>(QN * EP * kPanel);
+    w_hr = arena.take<E>(Q * EH * kPanel);
+    return arena.used;
+  }
+
   // Lays out the scratch memory; returns its size.
   int64_t take(void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
-    w_ih = arena.take<E>(direct ? 0 : J * EI * l.columns);
-    w_hh = arena.take<E>(direct ? 0 : J * EP * first_columns);
-    w_n = arena.take<E>(direct ? 0 : QN * EP * kPanel);
-    w_hr = arena.take<E>(direct ? 0 : Q * EH * kPanel);
+    if (p.packed)
+      take_weights(p.packed);
+    else if (!direct)
+      arena.take<char>(take_weights(scratch));
     numbers.take(arena, J, normed, plain && !phased);
     gates = arena.take<T>(J * gate_rows * l.row);
     x = arena.take<Mul>(converts ? s.N * EI * kPack : 0);
@@ -139,19 +149,23 @@ struct ForwardScan {
 
   void prepare(int index, int threads) {
     for (int64_t j = index; j < J; j += threads) numbers.pack(w, j);
-    for (int64_t j = index; j < J && !direct; j += threads) {
-      pack_units<Mul>(w.w_ih, w.H, w.I, j, l.gates, l.units, l.ih, l.first_ih, w_ih + j * EI * l.columns);
-      pack_units<Mul>(w.w_hh, w.H, w.P, j, l.first_gates, l.units, l.hh, l.first_hh, w_hh + j * EP * first_columns);
-    }
-    for (int64_t q = index; q < QN && !direct; q += threads)
-      pack_units<Mul>(w.w_hh + l.first_gates * w.H * w.P, w.H, w.P, q, 1, kPanel, kFirstPlace, 0,
-                      w_n + q * EP * kPanel);
-    for (int64_t q = index; q < Q && !direct; q += threads)
-      pack_units<Mul>(w.w_hr, w.P, w.H, q, 1, kPanel, kFirstPlace, 0, w_hr + q * EH * kPanel);
+    if (!direct && !p.is_packed) pack_weights(index, threads);
     for (int64_t b = index; b < s.B; b += threads) prepare_state(b);
     const Range rows = share(s.N, index, threads);
     for (int64_t row = rows.begin; row < rows.end && converts; ++row)
       convert_row(p.x + place_of(s, row) * w.I, w.I, x + row * EI * kPack, EI * kPack);
+  }
+
+  void pack_weights(int index, int threads) {
+    for (int64_t j = index; j < J; j += threads) {
+      pack_units<Mul>(w.w_ih, w.H, w.I, j, l.gates, l.units, l.ih, l.first_ih, w_ih + j * EI * l.columns);
+      pack_units<Mul>(w.w_hh, w.H, w.P, j, l.first_gates, l.units, l.hh, l.first_hh, w_hh + j * EP * first_columns);
+    }
+    for (int64_t q = index; q < QN; q += threads)
+      pack_units<Mul>(w.w_hh + l.first_gates * w.H * w.P, w.H, w.P, q, 1, kPanel, kFirstPlace, 0,
+                      w_n + q * EP * kPanel);
+    for (int64_t q = index; q < Q; q += threads)
+      pack_units<Mul>(w.w_hr, w.P, w.H, q, 1, kPanel, kFirstPlace, 0, w_hr + q * EH * kPanel);
   }
 
   void prepare_state(int64_t b) {

@@ -11,6 +11,7 @@ template <class T>
 struct CellKernels {
   int64_t (*forward_scratch)(const Forward<T>&);  // bytes
   void (*forward)(const Forward<T>&, void* scratch);
+  int64_t (*packed_weights)(const Forward<T>&);     // bytes
   int64_t (*backward_scratch)(const Backward<T>&);  // bytes
   void (*backward)(const Backward<T>&, void* scratch);
 };

@@ -39,6 +39,7 @@ struct Entry {
 
   static int64_t forward_scratch(const Forward<Io>& p) { return scratch_of<ForwardWork>(chosen(p), kForward); }
   static void forward(const Forward<Io>& p, void* scratch) { run<ForwardWork>(chosen(p), scratch, kForward); }
+  static int64_t packed_weights(const Forward<Io>& p) { return ForwardWork(p, kForward).take_weights(nullptr); }
   static int64_t backward_scratch(const Backward<Io>& p) { return scratch_of<BackwardWork>(chosen(p), kBackward); }
   static void backward(const Backward<Io>& p, void* scratch) { run<BackwardWork>(chosen(p), scratch, kBackward); }
 };
@@ -47,7 +48,7 @@ struct Entry {
 template <class Cell, class Io, class Mul>
 constexpr CellKernels<Io> entry() {
   using E = Entry<Cell, Io, Mul>;
-  return {E::forward_scratch, E::forward, E::backward_scratch, E::backward};
+  return {E::forward_scratch, E::forward, E::packed_weights, E::backward_scratch, E::backward};
 }
 template <class Io, class Mul>
 constexpr Kernels<Io> table() {
