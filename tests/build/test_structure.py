@@ -17,7 +17,7 @@ from build_backend.compile import kernel_sources, object_name
 
 pytestmark = pytest.mark.cpu_only
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 TORCH = re.compile(r'#include\s*[<"](torch|ATen|c10)/')
 
