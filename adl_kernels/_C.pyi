@@ -1,7 +1,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 tiers: list[str]
 
@@ -19,10 +19,19 @@ def eager(
     directions: int,
     batch_first: bool,
     step: bool,
+    options: tuple[Any, ...] | None,
 ) -> Any: ...
-def set_definition(
-    definition: Callable[[str, list[Tensor], list[Tensor | None], list[bool]], list[Tensor | None]],
-) -> None: ...
+def options() -> list[tuple[str, str, Any, str]]: ...
+def prefers_cudnn(
+    cell: int,
+    directions: int,
+    x: Tensor,
+    hx: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    dtype: dtype,
+) -> bool: ...
+def set_batched_grad_fallback(callable: Callable[..., list[Tensor | None]]) -> None: ...
 def cuda_plan(
     *,
     gates: int,

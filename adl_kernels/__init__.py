@@ -9,18 +9,19 @@ from . import _build_check
 
 _build_check.check(torch.__version__, torch.version.cuda)
 
-from . import _C as _C  # noqa: E402 (registers the ops; the check above comes first)
-from . import _autograd as _autograd  # noqa: E402
-from . import _conv_fake as _conv_fake  # noqa: E402
-from . import _fake as _fake  # noqa: E402
-from . import diagnostics, functional  # noqa: E402
-from ._build_info import VERSION as __version__  # noqa: E402
-from .cell_modules import GRUCell, LSTMCell, RNNCell  # noqa: E402
-from .conv_modules import CausalConv1d, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d  # noqa: E402
-from .convert import Report, convert, revert  # noqa: E402
-from .modules import GRU, LSTM, RNN  # noqa: E402
-from .separable import SeparableConv1d, SeparableConv2d  # noqa: E402
-from .separate import SpatiallySeparableConv2d  # noqa: E402
+# ruff: noqa: E402 (the check above comes first)
+from . import _C as _C  # registers the ops
+from . import diagnostics, functional
+from ._build_info import VERSION as __version__
+from .conversion import Report, convert, revert
+from .depthwise import fakes as _fakes_of_convolutions  # noqa: F401
+from .depthwise.layers import CausalConv1d, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
+from .depthwise.separable import SeparableConv1d, SeparableConv2d
+from .depthwise.separate import SpatiallySeparableConv2d
+from .recurrent import autograd as _autograd  # noqa: F401
+from .recurrent import fakes as _fakes  # noqa: F401
+from .recurrent.cells import GRUCell, LSTMCell, RNNCell
+from .recurrent.layers import GRU, LSTM, RNN
 
 __all__ = [
     "GRU",
@@ -43,3 +44,7 @@ __all__ = [
     "functional",
     "revert",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -11,5 +11,5 @@ DEVICES = ("cpu", "meta", "cuda") if CUDA_ARCHS else ("cpu", "meta")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def served(x: torch.Tensor) -> bool:
+def has_kernels(x: torch.Tensor) -> bool:
     return x.device.type in DEVICES and x.dtype in DTYPES

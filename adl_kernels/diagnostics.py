@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 
-from . import reference
-from .convert import convert
-from .modules import Recurrent
-from .reference import Record, Scan
+from ._transforms import recording
+from .conversion import convert
+from .recurrent.layers import Recurrent
+from .recurrent.reference import Record, Scan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -303,11 +303,11 @@ def _run(
             f"gradient_flow: {type(module).__name__} is a subclass that may compute something "
             "else than torch.nn's layer; give the layer itself"
         )
-    # Neither runs a layer twice nor takes the short cut.
-    vars(twin).update(recompute=False, _short_cut=False)
+    # Neither runs a layer twice nor by an op, which records nothing.
+    vars(twin).update(recompute=False, _takes_short_way=False)
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     records: list[Record] = []
-    token = reference.recording.set(records)
+    token = recording.set(records)
     try:
         output, *_ = torch.func.functional_call(
             twin,
@@ -316,7 +316,7 @@ def _run(
             {"lengths": lengths, "reset": reset},
         )
     finally:
-        reference.recording.reset(token)
+        recording.reset(token)
     return output, records
 
 
@@ -397,7 +397,11 @@ def _spectral_norm(matrices: Tensor) -> Tensor:
 
 def _gamma_lambda(scan: Scan) -> float | None:
     """None where more than phi and weight_hh stands between two states."""
-    more = scan.w.ln_hh is not None or scan.how.has_zoneout or scan.how.recurrent_mask is not None
+    more = (
+        scan.w.ln_hh is not None
+        or scan.options.has_zoneout
+        or scan.options.recurrent_mask is not None
+    )
     if scan.cell not in SLOPES or more:
         return None
     return SLOPES[scan.cell] * _spectral_norm(scan.w.hh).item()
@@ -445,7 +449,7 @@ def _saturation(record: Record) -> dict[str, Saturation]:
 def _names(scan: Scan, count: int) -> list[str]:
     """Of the activations of a step that are functions at all; an identity is not caught."""
     names = list(NAMES.get(scan.cell, ()))
-    how = scan.how
+    how = scan.options
     for gate, activation in (("g", how.cell_activation), ("phi(c)", how.hidden_activation)):
         if activation == "identity" and gate in names:
             names.remove(gate)

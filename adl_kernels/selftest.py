@@ -11,9 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from . import _C, conv_reference, functional, reference
+from . import _C
 from . import _build_info as build
-from ._cells import CELLS, Cell
+from ._devices import DEVICES
+from .depthwise import reference as conv_reference
+from .recurrent import engine, reference
+from .recurrent.cell_facts import CELLS, Cell
+from .recurrent.options import StackOptions
 
 BOUNDS = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 0.06, torch.float16: 0.01}
 # C, multiplier, spatial sizes, kernel, stride; channels first and last.
@@ -53,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     torch.backends.cudnn.allow_tf32 = tf32
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    if device.type not in functional.DEVICES:
+    if device.type not in DEVICES:
         print(f"There are no kernels for {device.type} in this version: torch's own layers run.")
     start = time.perf_counter()
     failures = checks = 0
@@ -151,7 +155,7 @@ def check(
     tensors = [t.to(device, dtype).requires_grad_() for t in exact]
     exact = [t.detach().cpu().double().requires_grad_() for t in tensors]
     x, hx, weights = tensors[0], tensors[1 : 1 + cell.states], tensors[1 + cell.states :]
-    ours = functional.recurrent(cell, x, hx, weights, functional.Options(bidirectional=D == 2))
+    ours = engine.run(cell, x, hx, weights, StackOptions(bidirectional=D == 2))
     x, hx, weights = exact[0], exact[1 : 1 + cell.states], exact[1 + cell.states :]
     truth = reference.layer(cell.name, x, hx, weights)
     cotangents = [torch.randn_like(t) for t in truth]

@@ -245,7 +245,8 @@ def _add_gpu_calibrate(commands) -> None:
         help="put what a run on a GPU measured into the model that chooses kernels",
         description=(
             "Reads what `gpu_kit/run OUT` or `make gpu` wrote, edits the constants of "
-            "csrc/recurrent/cuda/tiers.h in place, builds again, and prints predicted and measured times."
+            "csrc/recurrent/cuda/tiers.h in place, builds again, and prints predicted and measured "
+            "times."
         ),
     )
     command.add_argument("out", type=Path, metavar="OUT", help="the folder with the results")

@@ -1,7 +1,7 @@
 """`python -m bench gpu-calibrate OUT`: the constants of the model from what a GPU run measured.
 
-Edits `Costs` of csrc/recurrent/cuda/tiers.h in place, builds again, and prints predictions, those of before
-and those with the new constants, beside what was measured.
+Edits `Costs` of csrc/recurrent/cuda/tiers.h in place, builds again, and prints predictions, those
+of before and those with the new constants, beside what was measured.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What csrc/recurrent/cuda/tiers.h predicts for a row of `gpu`, and what a calibration says of its model."""
+"""What tiers.h of CUDA predicts for a row of `gpu`, and what a calibration says of its model."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def plan(row: Row, backward: bool, gpu: Gpu) -> dict[str, Any]:
     """Of a scan of one layer, in all directions: its tier, the microseconds of a step and those
     that it begins with."""
     from adl_kernels import _C
-    from adl_kernels._cells import CELLS
+    from adl_kernels.recurrent.cell_facts import CELLS
 
     cell = CELLS[{"rnn": "rnn_tanh"}.get(row["cell"], row["cell"])]
     return _C.cuda_plan(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout, layer_norm, linear
 
-from adl_kernels.modules import Recurrent
-from adl_kernels.reference import SQUASH
+from adl_kernels.recurrent.layers import Recurrent
+from adl_kernels.recurrent.reference import SQUASH
 
 State = tuple[Tensor, ...]
 Step = Callable[[Tensor, Tensor, State], State]

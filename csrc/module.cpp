@@ -1,34 +1,27 @@
 // The module _C: importing it registers the ops; it also answers facts about the build and the cells.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
 #include <string>
 #include <vector>
 
-#include "common/cpu/kernels.h"
-#include "recurrent/cells/cells.h"
+#include "common/cpu/ceilings.h"
 #include "recurrent/cuda/tiers.h"
-#include "recurrent/eager.h"
+#include "recurrent/python.h"
 
 namespace py = pybind11;
 
 namespace {
 
-template <class Cell>
-py::dict facts() {
-  using namespace py::literals;
-  return py::dict("name"_a = Cell::kName, "gates"_a = int(Cell::kGates), "pre_activations"_a = int(Cell::kPre),
-                  "unit_block"_a = adl::unit_block(Cell::kGates), "has_c"_a = bool(Cell::kHasC),
-                  "saves_gates"_a = bool(Cell::kSavesGates), "peepholes"_a = int(Cell::kPeepholes),
-                  "chooses"_a = Cell::kPeepholes > 0);
-}
-
 py::list cells() {
+  using namespace py::literals;
   py::list list;
-#define ADL_FACTS(Cell) list.append(facts<adl::Cell>());
-  ADL_CELLS(ADL_FACTS)
-#undef ADL_FACTS
+  for (const adl::CellFacts& f : adl::kCellFacts)
+    list.append(py::dict("name"_a = f.name, "gates"_a = f.gates, "pre_activations"_a = f.pre,
+                         "unit_block"_a = f.unit_block, "has_c"_a = f.has_c, "saves_gates"_a = f.saves_gates,
+                         "peepholes"_a = f.peepholes, "chooses"_a = f.peepholes > 0));
   return list;
 }
 
@@ -70,7 +63,14 @@ py::dict cuda_plan(int gates, int pre_activations, int64_t hidden_size, int64_t 
 PYBIND11_MODULE(_C, m) {
   m.def("eager", &adl::eager,
         "One call of a plain module straight to its kernel, or None: see csrc/recurrent/eager.cpp.");
-  m.def("set_definition", &adl::set_definition, "What eager calls for gradients that are batched by vmap.");
+  m.def("set_batched_grad_fallback", &adl::set_batched_grad_fallback,
+        "What computes the gradients of a layer where those of its outputs are batched by vmap.");
+  m.def("prefers_cudnn",
+        py::overload_cast<int64_t, int64_t, const at::Tensor&, const adl::Tensors&, const adl::Tensors&,
+                          const adl::MaybeTensor&, const py::object&>(&adl::prefers_cudnn),
+        "Whether cuDNN computes such layers in this dtype.");
+  m.def("options", &adl::list_options,
+        "What a call of a layer may ask for: (name, type in the ops' schemas, default, what it is), in order.");
   m.attr("tiers") = py::cast(std::vector<std::string>(std::begin(adl::kTierNames), std::end(adl::kTierNames)));
   m.def("cells", &cells, "The cells of this build, with the facts that fix the shapes of their ops.");
   m.def("isa", &adl::instruction_set, "The CPU instruction set in use: default, avx2, avx512 or avx512bf16.");

@@ -10,8 +10,8 @@ from devices import DEVICE
 from tolerance import ProductsInTf32, assert_accurate, assert_near_as_a_whole
 from torch import Tensor
 
-from adl_kernels import reference
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent import reference
+from adl_kernels.recurrent.cell_facts import CELLS
 
 SHORT = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 

@@ -1,18 +1,21 @@
 // What the CUDA ops ask of torch: device, stream, cuBLAS.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <array>
 #include <cstdlib>
 #include <optional>
 #include <string_view>
 
+#include "common/cuda/launch.h"
 #include "common/cuda/types.h"
 #include "common/products.h"
-#include "recurrent/cuda/kernels.h"
-#include "recurrent/layer.h"
 
 namespace adl {
 namespace {
+
+using at::Tensor;
 
 template <class T>
 constexpr at::ScalarType type_of() {
@@ -20,16 +23,6 @@ constexpr at::ScalarType type_of() {
          : std::is_same_v<T, float>  ? at::kFloat
          : std::is_same_v<T, BFloat> ? at::kBFloat16
                                      : at::kHalf;
-}
-
-// ADL_CUDA_TIER, for tests and for measuring.
-inline std::optional<Tier> wanted_tier(const char* op) {
-  const char* wanted = std::getenv("ADL_CUDA_TIER");
-  if (!wanted) return {};
-  const auto found = std::find(std::begin(kTierNames), std::end(kTierNames), std::string_view(wanted));
-  TORCH_CHECK(found != std::end(kTierNames), op,
-              ": ADL_CUDA_TIER must be streaming, block, cluster, grid or cudnn, got ", wanted);
-  return Tier(found - std::begin(kTierNames));
 }
 
 // ADL_CUDA_CLUSTERS=0: as on a GPU without any.

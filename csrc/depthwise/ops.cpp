@@ -19,9 +19,9 @@
 
 #include <thread>
 
-#include "common/cpu/kernels.h"
 #include "common/fork.h"
 #include "common/host_memory.h"
+#include "depthwise/cpu/kernels.h"
 #include "depthwise/separable.h"
 
 TORCH_LIBRARY_FRAGMENT(adl_kernels, m) {

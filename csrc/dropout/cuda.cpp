@@ -24,8 +24,8 @@ Tensor dropout(const Tensor& x_in, double p, const Tensor& seed, int64_t stream)
   if (x.numel() == 0) return y;
   with_gpu_number(x.scalar_type(), [&]<class T>(T*) {
     run(x, seed, [&](int64_t value, const int64_t* there, int multiprocessors, cudaStream_t on) {
-      return cuda::dropout(pointer<T>(x), pointer<T>(y), x.numel(), value, there, Dropout::of(p, stream),
-                           multiprocessors, on);
+      return cuda::dropout(static_cast<const T*>(x.const_data_ptr()), static_cast<T*>(y.mutable_data_ptr()), x.numel(),
+                           value, there, Dropout::of(p, stream), multiprocessors, on);
     });
   });
   return y;
@@ -36,7 +36,8 @@ Tensor mask(const Tensor& like, at::IntArrayRef sizes, double p, const Tensor& s
   const Tensor y = at::empty(sizes, like.options().dtype(at::kByte));
   if (y.numel() == 0) return y;
   run(like, seed, [&](int64_t value, const int64_t* there, int multiprocessors, cudaStream_t on) {
-    return cuda::mask(pointer<uint8_t>(y), y.numel(), value, there, Dropout::of(p, stream), multiprocessors, on);
+    return cuda::mask(y.mutable_data_ptr<uint8_t>(), y.numel(), value, there, Dropout::of(p, stream), multiprocessors,
+                      on);
   });
   return y;
 }

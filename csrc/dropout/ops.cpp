@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "common/cpu/kernels.h"
+#include "dropout/cpu/draw.h"
 #include "dropout/dropout.h"
 
 namespace adl {

@@ -1,13 +1,13 @@
-// The ops on the CPU: fill the structs, call the scan.
+// Layers on the CPU: fills the structs, calls the scan.
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <thread>
 
-#include "common/cpu/kernels.h"
 #include "common/fork.h"
 #include "common/host_memory.h"
+#include "recurrent/cpu/kernels.h"
 #include "recurrent/cpu_parts.h"
 #include "recurrent/ops.h"
 
@@ -18,15 +18,14 @@ namespace {
 constexpr int64_t kWorthAThread = 1 << 20;
 
 // The rows of a layer as the scan counts them. Where sequences end early: packed, the longest first.
-template <class Cell>
 struct Rows {
-  const Layer<Cell>& layer;
+  const Layer& layer;
   std::vector<int64_t> batch_sizes, offsets, order, places;
 
-  explicit Rows(const Layer<Cell>& given) : layer(given) {
+  explicit Rows(const Layer& given) : layer(given) {
     if (!layer.lengths.defined()) return;
     const LayerShape& s = layer.s;
-    const int64_t* lengths = layer.lengths.template const_data_ptr<int64_t>();
+    const int64_t* lengths = layer.lengths.const_data_ptr<int64_t>();
     for (int64_t b = 0; b < s.B; ++b)
       if (lengths[b] > 0) order.push_back(b);
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });
@@ -41,43 +40,39 @@ struct Rows {
 
   Sequence sequence(int64_t d) const {
     const LayerShape& s = layer.s;
-    const int64_t work = 2 * s.N * Cell::kGates * s.H * (s.I + s.P);
+    const int64_t work = 2 * s.N * layer.cell.gates * s.H * (s.I + s.P);
     const bool serial = at::in_parallel_region() || work < kWorthAThread;
-    Sequence out{
-        s.T, s.B, s.N, layer.batch_sizes.data(), layer.offsets.data(), d == 1, serial ? 1 : at::get_num_threads()};
+    Sequence out{};
+    out.T = s.T, out.B = s.B, out.N = s.N;
+    out.batch_sizes = layer.batch_sizes.data(), out.offsets = layer.offsets.data();
+    out.reverse = d == 1;
+    out.threads = serial ? 1 : at::get_num_threads();
     if (layer.lengths.defined()) {
       out.T = batch_sizes.size(), out.B = order.size(), out.N = places.size();
       out.batch_sizes = batch_sizes.data(), out.offsets = offsets.data();
       out.places = places.data(), out.order = order.data();
     }
     out.resets = pointer<bool>(layer.reset);
-    out.bptt_steps = layer.bptt_steps;
+    out.bptt_steps = layer.options.bptt_steps;
     return out;
   }
 };
 
-template <class T, class Cell>
-Weights<T> weights_of(const Layer<Cell>& layer, int64_t d) {
-  const LayerShape& s = layer.s;
-  const Tensor* w = layer.weights.data() + d * s.per_direction;
-  Weights<T> out{};
-  out.I = s.I, out.H = s.H, out.P = s.P;
-  out.w_ih = pointer<T>(w[0]), out.w_hh = pointer<T>(w[1]);
-  if (s.bias) out.b_ih = pointer<T>(w[2]), out.b_hh = pointer<T>(w[3]);
-  if (s.projection) out.w_hr = pointer<T>(w[s.w_hr]);
-  if (s.w_ch >= 0) out.w_ch = pointer<T>(w[s.w_ch]);
-  if (s.ln >= 0) out.ln_ih = pointer<T>(w[s.ln]), out.ln_hh = pointer<T>(w[s.ln + 1]);
-  if (s.ln >= 0 && Cell::kHasC) out.ln_c = pointer<T>(w[s.ln + 2]), out.ln_c_shift = pointer<T>(w[s.ln + 3]);
-  return out;
+template <class T>
+Weights<T> weights_of(const Layer& layer, int64_t d) {
+  const WeightPlaces& at = layer.s.at;
+  const auto of = [&](int place) { return layer.weight<T>(d, place); };
+  return {layer.s.I,   layer.s.H,   layer.s.P,    of(at.w_ih),  of(at.w_hh), of(at.b_ih),  of(at.b_hh),
+          of(at.w_hr), of(at.w_ch), of(at.ln_ih), of(at.ln_hh), of(at.ln_c), of(at.b_ln_c)};
 }
 
-template <class T, class Cell>
-Extras<T> extras_of(const Layer<Cell>& layer, int64_t d) {
+template <class T>
+Extras<T> extras_of(const Layer& layer, int64_t d) {
   Extras<T> out{};
   out.choice = layer.choice;
   out.mask = pointer<T>(layer.mask, d);
   out.zoneout = layer.has_zoneout;
-  for (int64_t k = 0; k < layer.kStates; ++k) out.zone[k] = layer.zoneout[k];
+  std::copy_n(layer.zoneout, 2, out.zone);
   out.zone_h = pointer<uint8_t>(layer.zoneout_h, d);
   out.zone_c = pointer<uint8_t>(layer.zoneout_c, d);
   return out;
@@ -113,13 +108,11 @@ void call(int64_t (*scratch)(const Params&), void (*kernel)(const Params&, void*
     kernel(params, memory.mutable_data_ptr());
 }
 
-template <class Cell, class T>
-void scan_forward(const Layer<Cell>& layer, at::ScalarType type, const Tensor& y, const Tensors& h_n,
-                  const Tensor& all_c, const Tensors& saved) {
+template <class T>
+void scan_forward(const Layer& layer, at::ScalarType given, const Outputs& out, const Saved& saved) {
   const LayerShape& s = layer.s;
-  const CellKernels<T>& kernel = kernels_for<T>(type).cells[index_of<Cell>()];
-  const Rows<Cell> rows(layer);
-  const bool save = !saved.empty();
+  const CellKernels<T>& kernel = kernels_for<T>(given).cells[layer.cell.index];
+  const Rows rows(layer);
   for (int64_t d = 0; d < s.D; ++d) {
     Forward<T> p{};
     p.sequence = rows.sequence(d);
@@ -128,25 +121,24 @@ void scan_forward(const Layer<Cell>& layer, at::ScalarType type, const Tensor& y
     p.extras = extras_of<T>(layer, d);
     p.x = pointer<T>(layer.x);
     p.h_0 = pointer<T>(layer.hx[0], d);
-    p.y = pointer<T>(y) + d * s.P;
+    p.y = pointer<T>(out.y) + d * s.P;
     p.y_stride = s.D * s.P;
-    p.h_n = pointer<T>(h_n[0], d);
-    if (Cell::kHasC) p.c_0 = pointer<T>(layer.hx[1], d), p.c_n = pointer<T>(h_n[1], d);
-    if (layer.all_states) p.all_c = pointer<T>(all_c) + d * s.H, p.c_stride = s.D * s.H;
-    const Tensor* kept = saved.data();
-    if (save && layer.saves_gates()) p.gates = pointer<T>(*kept++, d);
-    if (save && Cell::kHasC) p.c = pointer<T>(*kept++, d);
-    if (save && s.projection) p.h_cell = pointer<T>(*kept++, d);
+    p.h_n = pointer<T>(out.h_n, d);
+    if (layer.cell.has_c) p.c_0 = pointer<T>(layer.hx[1], d), p.c_n = pointer<T>(out.c_n, d);
+    if (out.all_c.defined()) p.all_c = pointer<T>(out.all_c) + d * s.H, p.c_stride = s.D * s.H;
+    p.gates = pointer<T>(saved.gates, d);
+    p.c = pointer<T>(saved.c, d);
+    p.h_cell = pointer<T>(saved.h_cell, d);
     call(kernel.forward_scratch, kernel.forward, p);
   }
 }
 
-template <class Cell, class T>
-void scan_backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors& grads, const Tensor& y,
-                   at::TensorList saved, const Tensors& out) {
+template <class T>
+void scan_backward(const Layer& layer, at::ScalarType given, const Outputs& grads, const Tensor& y, const Saved& saved,
+                   const Gradients& out) {
   const LayerShape& s = layer.s;
-  const CellKernels<T>& kernel = kernels_for<T>(type).cells[index_of<Cell>()];
-  const Rows<Cell> rows(layer);
+  const CellKernels<T>& kernel = kernels_for<T>(given).cells[layer.cell.index];
+  const Rows rows(layer);
   for (int64_t d = 0; d < s.D; ++d) {
     Backward<T> p{};
     p.sequence = rows.sequence(d);
@@ -157,35 +149,34 @@ void scan_backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors&
     p.h_0 = pointer<T>(layer.hx[0], d);
     p.y = pointer<T>(y) + d * s.P;
     p.y_stride = s.D * s.P;
-    if (grads[0].defined()) p.dy = pointer<T>(grads[0]) + d * s.P;
-    p.dh_n = pointer<T>(grads[1], d);
-    p.dx = pointer<T>(out[0]);
+    if (grads.y.defined()) p.dy = pointer<T>(grads.y) + d * s.P;
+    p.dh_n = pointer<T>(grads.h_n, d);
+    p.dx = pointer<T>(out.dx);
     p.accumulate_dx = d > 0;
-    p.dh_0 = pointer<T>(out[1], d);
+    p.dh_0 = pointer<T>(out.dh_0, d);
     p.kept_rows = p.sequence.N;
-    const Tensor* kept = saved.data();
-    if (layer.saves_gates()) p.gates = pointer<T>(*kept++, d);
-    if (Cell::kHasC) {
+    p.gates = pointer<T>(saved.gates, d);
+    p.c = pointer<T>(saved.c, d);
+    p.h_cell = pointer<T>(saved.h_cell, d);
+    if (layer.cell.has_c) {
       p.c_0 = pointer<T>(layer.hx[1], d);
-      p.c = pointer<T>(*kept++, d);
-      p.dc_n = pointer<T>(grads[2], d);
-      p.dc_0 = pointer<T>(out[2], d);
+      p.dc_n = pointer<T>(grads.c_n, d);
+      p.dc_0 = pointer<T>(out.dc_0, d);
     }
-    if (layer.all_states && grads[3].defined()) p.dall_c = pointer<T>(grads[3]) + d * s.H, p.c_stride = s.D * s.H;
-    if (s.projection) p.h_cell = pointer<T>(*kept++, d);
-    const Tensor* dw = out.data() + 1 + layer.kStates + d * s.per_direction;
+    if (grads.all_c.defined()) p.dall_c = pointer<T>(grads.all_c) + d * s.H, p.c_stride = s.D * s.H;
+    const Tensor* dw = out.dweights.data() + d * s.at.count;
     const auto run = [&](const Backward<T>& part) { call(kernel.backward_scratch, kernel.backward, part); };
-    point_at_gradients(p, s, dw);
-    if (layer.bptt_steps > 0 && p.sequence.N > kRowsOfAPart)
+    point_at_gradients(p, s.at, dw);
+    if (layer.options.bptt_steps > 0 && p.sequence.N > kRowsOfAPart)
       backward_in_parts(layer, p, d, dw, run);
     else
       run(p);
   }
 }
 
-struct Cpu {
-  // float16 is converted at the door, and what is saved for it is float.
-  static at::ScalarType compute_type(const char* op, const Tensor& x) {
+struct Cpu final : Engine {
+  // float16 is converted on entry, and what is saved for it is float.
+  at::ScalarType compute_type(const char* op, const Tensor& x) const override {
     switch (x.scalar_type()) {
       case at::kDouble:
       case at::kFloat:
@@ -198,31 +189,27 @@ struct Cpu {
     }
   }
 
-  static Tensor empty(at::IntArrayRef sizes, at::ScalarType type, const Tensor&) { return host_memory(sizes, type); }
+  Tensor empty(at::IntArrayRef sizes, at::ScalarType type, const Tensor&) const override {
+    return host_memory(sizes, type);
+  }
 
   // gates [D, J, N, pre, U] and c [D, J, N, U], J blocks of U units; h_cell [D, N, H] with a projection.
-  template <class Cell>
-  static std::vector<std::vector<int64_t>> saved_sizes(const Layer<Cell>& layer) {
-    constexpr int64_t U = unit_block(Cell::kGates);
+  SavedSizes saved_sizes(const Layer& layer) const override {
     const LayerShape& s = layer.s;
-    const int64_t J = blocks(s.H, U);
-    std::vector<std::vector<int64_t>> sizes;
-    if (layer.saves_gates()) sizes.push_back({s.D, J, s.N, layer.saved_per_unit(), U});
-    if (Cell::kHasC) sizes.push_back({s.D, J, s.N, U});
-    if (s.projection) sizes.push_back({s.D, s.N, s.H});
+    const int64_t U = layer.cell.unit_block, J = blocks(s.H, U);
+    SavedSizes sizes;
+    if (layer.saves_gates()) sizes.gates = {s.D, J, s.N, layer.saved_per_unit(), U};
+    if (layer.cell.has_c) sizes.c = {s.D, J, s.N, U};
+    if (s.projection) sizes.h_cell = {s.D, s.N, s.H};
     return sizes;
   }
 
-  template <class Cell>
-  static void forward(const Layer<Cell>& layer, at::ScalarType type, const Tensor& y, const Tensors& h_n,
-                      const Tensor& all_c, const Tensors& saved) {
-    with_number(layer.type, [&]<class T>(T) { scan_forward<Cell, T>(layer, type, y, h_n, all_c, saved); });
+  void forward(const Layer& layer, at::ScalarType given, const Outputs& out, const Saved& saved) const override {
+    with_number(layer.type, [&]<class T>(T) { scan_forward<T>(layer, given, out, saved); });
   }
-
-  template <class Cell>
-  static void backward(const Layer<Cell>& layer, at::ScalarType type, const Tensors& grads, const Tensor& y,
-                       at::TensorList saved, const Tensors& out) {
-    with_number(layer.type, [&]<class T>(T) { scan_backward<Cell, T>(layer, type, grads, y, saved, out); });
+  void backward(const Layer& layer, at::ScalarType given, const Outputs& grads, const Tensor& y, const Saved& saved,
+                const Gradients& out) const override {
+    with_number(layer.type, [&]<class T>(T) { scan_backward<T>(layer, given, grads, y, saved, out); });
   }
 };
 
@@ -230,7 +217,6 @@ struct Cpu {
 }  // namespace adl
 
 TORCH_LIBRARY_IMPL(adl_kernels, CPU, m) {
-#define ADL_IMPLEMENT(Cell) adl::implement<adl::Cpu, adl::Cell>(m);
-  ADL_CELLS(ADL_IMPLEMENT)
-#undef ADL_IMPLEMENT
+  static const adl::Cpu engine;
+  adl::implement(m, engine);
 }

@@ -6,8 +6,7 @@
 
 #include <algorithm>
 
-#include "common/cuda_device.h"
-#include "recurrent/cuda/kernels.h"
+#include "recurrent/cuda_tier.h"
 
 namespace adl {
 namespace {
@@ -17,10 +16,10 @@ struct Run {
   int64_t gate, pre, count;
 };
 
-template <int n>
-std::vector<Run> runs(const int (&map)[n]) {
+// Of the gates of a product, whose map this is.
+inline std::vector<Run> runs(const CellFacts& cell, const int (&map)[4]) {
   std::vector<Run> out;
-  for (int k = 0; k < n; ++k) {
+  for (int k = 0; k < cell.gates; ++k) {
     if (k > 0 && map[k] == map[k - 1] + 1)
       ++out.back().count;
     else
@@ -30,45 +29,46 @@ std::vector<Run> runs(const int (&map)[n]) {
 }
 
 // Those of W_hh that are one product: those that wait for a reset are another.
-template <class Cell>
-std::vector<Run> runs_of_hh() {
-  if (Cell::kResetsBefore) return {{0, 0, 2}, {2, 2, 1}};
-  return runs(Cell::kHh);
+inline std::vector<Run> runs_of_hh(const CellFacts& cell) {
+  if (cell.resets_before) return {{0, 0, 2}, {2, 2, 1}};
+  return runs(cell, cell.hh);
 }
 
-template <class Cell, class T>
-struct GpuLayer {
-  static constexpr int64_t kGates = Cell::kGates;
-
+template <class T>
+struct CudaLayer {
   const char* op;
-  const Layer<Cell>& layer;
+  const Layer& layer;
+  const CellFacts& cell;
+  const LayerOptions& options;
   const LayerShape& s;
   const bool tf32;  // whether float32 is multiplied so
   const Device device;
   const cuda::Kernels<T>& kernels;
-  const cuda::CellKernels<T>& cell;
-  const bool sees;      // whether W_hh sees something else than h_{t-1}
-  const bool extended;  // whether steps go by the kernels of rows.cuh
-  const bool uniform;   // whether each step has all sequences, and before it is y of the step before
-  Tensor offsets;       // on the device; undefined where all steps have all sequences
-  Tensor lengths;       // on the device, or undefined
+  const cuda::CellKernels<T>& steps_of;  // the kernels of this cell
+  const bool sees;                       // whether W_hh sees something else than h_{t-1}
+  const bool extended;                   // whether steps go by the kernels of rows.cuh
+  const bool uniform;                    // whether each step has all sequences, and before it is y of the step before
+  Tensor offsets;                        // on the device; undefined where all steps have all sequences
+  Tensor lengths;                        // on the device, or undefined
 
-  GpuLayer(const char* op, const Layer<Cell>& layer)
+  CudaLayer(const char* op, const Layer& layer)
       : op(op),
         layer(layer),
+        cell(layer.cell),
+        options(layer.options),
         s(layer.s),
         tf32(allows_tf32(layer.s.T)),
         device(layer.x, tf32),
         kernels(cuda::kernels<T>()),
-        cell(kernels.cells[index_of<Cell>()]),
+        steps_of(kernels.cells[cell.index]),
         sees(layer.mask.defined() || layer.reset.defined()),
-        extended(Cell::kResetsBefore || sees || layer.lengths.defined() || layer.has_zoneout || layer.layer_norm ||
-                 layer.all_states || layer.bptt_steps),
+        extended(cell.resets_before || sees || layer.lengths.defined() || layer.has_zoneout || options.layer_norm ||
+                 options.all_states || options.bptt_steps),
         uniform(!extended && layer.batch_sizes.front() == layer.batch_sizes.back()) {
     if (layer.batch_sizes.front() != layer.batch_sizes.back()) offsets = on_device(layer.offsets.data(), s.T + 1);
     if (!layer.lengths.defined()) return;
     lengths = layer.lengths;
-    if (lengths.device() != layer.x.device()) lengths = on_device(lengths.template const_data_ptr<int64_t>(), s.B);
+    if (lengths.device() != layer.x.device()) lengths = on_device(lengths.const_data_ptr<int64_t>(), s.B);
   }
 
   void check(cudaError_t error) const { check_launch(op, error); }
@@ -89,15 +89,13 @@ struct GpuLayer {
   }
 
   const T* hx(int64_t k, int64_t d) const { return pointer<T>(layer.hx[k], d); }
-  // k < 0: there is none.
-  const T* weight(int64_t d, int64_t k) const {
-    return k < 0 ? nullptr : pointer<T>(layer.weights[d * s.per_direction + k]);
-  }
-  const T* w_ih(int64_t d) const { return weight(d, 0); }
-  const T* w_hh(int64_t d) const { return weight(d, 1); }
-  const T* b_ih(int64_t d) const { return weight(d, s.bias ? 2 : -1); }
-  const T* b_hh(int64_t d) const { return weight(d, s.bias ? 3 : -1); }
-  const T* w_hr(int64_t d) const { return weight(d, s.w_hr); }
+  // Null for a weight that there is not.
+  const T* weight(int64_t d, int place) const { return layer.weight<T>(d, place); }
+  const T* w_ih(int64_t d) const { return weight(d, s.at.w_ih); }
+  const T* w_hh(int64_t d) const { return weight(d, s.at.w_hh); }
+  const T* b_ih(int64_t d) const { return weight(d, s.at.b_ih); }
+  const T* b_hh(int64_t d) const { return weight(d, s.at.b_hh); }
+  const T* w_hr(int64_t d) const { return weight(d, s.at.w_hr); }
 
   // Of step t, and of the i-th step of the scan of direction d.
   int64_t row(int64_t t) const { return layer.offsets[t]; }
@@ -121,7 +119,7 @@ struct GpuLayer {
             s.T,
             pointer<int64_t>(lengths),
             pointer<bool>(layer.reset),
-            layer.bptt_steps};
+            options.bptt_steps};
   }
 
   StepExtras<T> extras(int64_t d) const {
@@ -131,9 +129,8 @@ struct GpuLayer {
     x.zone_h = pointer<uint8_t>(layer.zoneout_h, d);
     x.zone_c = pointer<uint8_t>(layer.zoneout_c, d);
     std::copy_n(layer.zoneout, 2, x.zone);
-    if (!layer.layer_norm) return x;
-    x.ln_ih = weight(d, s.ln), x.ln_hh = weight(d, s.ln + 1);
-    if (Cell::kHasC) x.ln_c = weight(d, s.ln + 2), x.ln_c_shift = weight(d, s.ln + 3);
+    x.ln_ih = weight(d, s.at.ln_ih), x.ln_hh = weight(d, s.at.ln_hh);
+    x.ln_c = weight(d, s.at.ln_c), x.ln_c_shift = weight(d, s.at.b_ln_c);
     return x;
   }
 
@@ -141,7 +138,7 @@ struct GpuLayer {
   // sequence of step t, as far as the host knows: some may begin there in reverse.
   bool truncates(int64_t d, int64_t t) const {
     const int64_t boundary = t + d;
-    return layer.bptt_steps && boundary > 0 && boundary < s.T && boundary % layer.bptt_steps == 0;
+    return options.bptt_steps && boundary > 0 && boundary < s.T && boundary % options.bptt_steps == 0;
   }
   bool truncates_all(int64_t d, int64_t t) const {
     return truncates(d, t) && (d == 0 || (!lengths.defined() && count(t + 1) == count(t)));
@@ -161,14 +158,14 @@ struct GpuLayer {
 
   // The tier for this layer; ADL_CUDA_TIER overrules the choice.
   Plan plan(bool backward) const {
-    const bool fits = !s.projection && !Cell::kResetsBefore && !std::is_same_v<T, double>;
-    const bool knows = !layer.mask.defined() && !layer.has_zoneout && !layer.layer_norm && !layer.all_states;
+    const bool fits = !s.projection && !cell.resets_before && !std::is_same_v<T, double>;
+    const bool knows = !layer.mask.defined() && !layer.has_zoneout && !options.layer_norm && !options.all_states;
     const Scanned scanned{s.T,
                           s.B,
                           s.H,
                           int(s.D),
-                          int(kGates),
-                          Cell::kPre,
+                          cell.gates,
+                          cell.pre,
                           arithmetic(layer.type, s.T),
                           backward,
                           fits && !extended,
@@ -181,11 +178,11 @@ struct GpuLayer {
       TORCH_CHECK(best.microseconds < kNever, op, ": ADL_CUDA_TIER=", kTierNames[int(*wanted)],
                   " does not serve hidden size ", s.H, " in ", layer.type,
                   s.projection ? " with a projection"
-                  : extended   ? " with what else is asked for"
+                  : extended   ? " with these options"
                                : "");
     }
     if constexpr (!std::is_same_v<T, double>)
-      if (best.tier == Tier::kGrid && !cuda::team_kernels<T>(index_of<Cell>()).runs_at_once(best, backward))
+      if (best.tier == Tier::kGrid && !cuda::team_kernels<T>(cell.index).runs_at_once(best, backward))
         best = streaming_plan(scanned);
     return best;
   }
@@ -194,14 +191,14 @@ struct GpuLayer {
   bool scan(const Directions<ForwardScan<T>>& d, const Plan& plan) const {
     if constexpr (!std::is_same_v<T, double>)
       if (plan.tier != Tier::kBlock)
-        return started(cuda::team_kernels<T>(index_of<Cell>()).forward(d, plan, kMostPolls, device.stream()));
-    return started(cell.block_forward(d, tf32, device.facts(), device.stream()));
+        return started(cuda::team_kernels<T>(cell.index).forward(d, plan, kMostPolls, device.stream()));
+    return started(steps_of.block_forward(d, tf32, device.facts(), device.stream()));
   }
   bool scan(const Directions<BackwardScan<T>>& d, const Plan& plan) const {
     if constexpr (!std::is_same_v<T, double>)
       if (plan.tier != Tier::kBlock)
-        return started(cuda::team_kernels<T>(index_of<Cell>()).backward(d, plan, kMostPolls, device.stream()));
-    return started(cell.block_backward(d, tf32, device.facts(), device.stream()));
+        return started(cuda::team_kernels<T>(cell.index).backward(d, plan, kMostPolls, device.stream()));
+    return started(steps_of.block_backward(d, tf32, device.facts(), device.stream()));
   }
 
  private:

@@ -9,7 +9,7 @@
 #include <map>
 #include <mutex>
 
-#include "common/cuda_device.h"
+#include "recurrent/cuda_tier.h"
 
 #ifdef ADL_CUDA_ON_CPU  // in the tests
 #include "cudnn_on_cpu.h"
@@ -25,48 +25,33 @@ using namespace at;
 namespace adl {
 namespace {
 
-struct CudnnCell {
-  const char* name;
-  CellFacts facts;
-  int pre;
-  int64_t mode;  // cudnnRNNMode_t; -1: torch has no such cell
-};
-
-constexpr int64_t mode_of(std::string_view name) {
+// cudnnRNNMode_t of a cell; -1: torch has no such cell.
+int64_t mode_of(const CellFacts& cell) {
   constexpr std::string_view kNames[] = {"rnn_relu", "rnn_tanh", "lstm", "gru"};
-  const auto found = std::find(std::begin(kNames), std::end(kNames), name);
+  const auto found = std::find(std::begin(kNames), std::end(kNames), cell.name);
   return found == std::end(kNames) ? -1 : found - std::begin(kNames);
-}
-
-const CudnnCell& cell_at(int64_t index) {
-#define ADL_CUDNN_CELL(Cell) \
-  CudnnCell{Cell::kName, {Cell::kGates, Cell::kPeepholes, Cell::kHasC}, Cell::kPre, mode_of(Cell::kName)},
-  static constexpr std::array<CudnnCell, kCells> kAll{ADL_CELLS(ADL_CUDNN_CELL)};
-#undef ADL_CUDNN_CELL
-  TORCH_CHECK(index >= 0 && index < kCells, "cudnn: cell must be between 0 and ", kCells - 1, ", got ", index);
-  return kAll[index];
 }
 
 // The arguments of a call, checked as those of each layer's own op, and made contiguous.
 struct Stack {
-  const CudnnCell& cell;
-  int64_t H, P, I, D, L, per_direction;
+  const CellFacts& cell;
+  int64_t mode, H, P, I, D, L, per_direction;
   Tensor x;
   Tensors hx, weights;
   std::vector<int64_t> batch_sizes;  // none for a padded batch
 
   Stack(int64_t index, int64_t directions, const Tensor& x_in, at::TensorList hx_in, at::TensorList weights_in,
         const MaybeTensor& sizes)
-      : cell(cell_at(index)), D(directions), L(1) {
+      : cell(cell_at(index)), mode(mode_of(cell)), D(directions), L(1) {
     const char* op = cell.name;
-    TORCH_CHECK(cell.mode >= 0, "cudnn: torch.nn has no ", op);
+    TORCH_CHECK(mode >= 0, "cudnn: torch.nn has no ", op);
     TORCH_CHECK(D == 1 || D == 2, "cudnn: directions must be 1 or 2, got ", D);
     if (!hx_in.empty() && hx_in[0].dim() == 3) L = hx_in[0].size(0) / D;
     const size_t each = L > 0 ? weights_in.size() / L : 0;
     TORCH_CHECK(L > 0 && each * L == weights_in.size(), op, ": weights must hold equally many tensors for each of ", L,
                 " layers, got ", weights_in.size());
-    const MaybeTensor none;
-    const Asked asked{sizes, none, none, none, none, none, {}, "tanh", "tanh", false, false, false, 0};
+    LayerOptions options;
+    options.batch_sizes = sizes;
     LayerShape s{};
     for (int64_t k = 0; k < L; ++k) {
       Tensor in = x_in;  // of a layer above the first, a tensor that has the right sizes, but no memory
@@ -81,10 +66,10 @@ struct Stack {
                     " directions, got ", h.sizes());
         states.push_back(L == 1 ? h : h.narrow(0, k * D, D));
       }
-      s = check_layer(op, cell.facts, in, states, weights_in.slice(k * each, each), asked);
+      s = check_layer(op, cell, in, states, weights_in.slice(k * each, each), options);
     }
     TORCH_CHECK(s.D == D, op, ": h_0 must be of ", D, " directions, got ", hx_in[0].sizes());
-    H = s.H, P = s.P, I = x_in.size(-1), per_direction = s.per_direction;
+    H = s.H, P = s.P, I = x_in.size(-1), per_direction = s.at.count;
     x = x_in.contiguous();
     const std::vector<int64_t> counts = check_batch_sizes(op, x, hx_in[0], sizes);
     if (sizes) batch_sizes = counts;
@@ -93,7 +78,7 @@ struct Stack {
   }
 
   bool is_projected() const { return per_direction % 2; }
-  MaybeTensor c_0() const { return cell.facts.has_c ? MaybeTensor(hx[1]) : MaybeTensor(); }
+  MaybeTensor c_0() const { return cell.has_c ? MaybeTensor(hx[1]) : MaybeTensor(); }
   int64_t proj_size() const { return is_projected() ? P : 0; }
 };
 
@@ -107,7 +92,7 @@ Tensor flat_weights(const Stack& s) {
   };
   static std::mutex mutex;
   static std::map<Key, Places> known;
-  const Key key{s.cell.mode, s.I, s.H, s.proj_size(), s.L, s.D, s.per_direction, int64_t(s.x.scalar_type())};
+  const Key key{s.mode, s.I, s.H, s.proj_size(), s.L, s.D, s.per_direction, int64_t(s.x.scalar_type())};
   std::optional<Places> places;
   {
     const std::lock_guard lock(mutex);
@@ -124,8 +109,8 @@ Tensor flat_weights(const Stack& s) {
   Tensors copies;  // flattening makes these views of the buffer, without touching the weights or their versions
   for (const Tensor& w : s.weights)
     copies.push_back(at::empty({0}, w.options()).set_(w.storage(), w.storage_offset(), w.sizes(), w.strides()));
-  const Tensor flat = cudnn::_cudnn_rnn_flatten_weight(copies, s.per_direction, s.I, s.cell.mode, s.H, s.proj_size(),
-                                                       s.L, false, s.D == 2);
+  const Tensor flat =
+      cudnn::_cudnn_rnn_flatten_weight(copies, s.per_direction, s.I, s.mode, s.H, s.proj_size(), s.L, false, s.D == 2);
   if (!places) {
     places.emplace(Places{{}, flat.numel()});
     for (const Tensor& w : copies) places->of.push_back(w.storage_offset());
@@ -138,10 +123,10 @@ Tensor flat_weights(const Stack& s) {
 // y, h_n [, c_n], and if it is kept cuDNN's reserve.
 Tensors run(const Stack& s, const Tensor& flat, bool save) {
   auto [y, h_n, c_n, reserve, unused] =
-      cudnn::_cudnn_rnn(s.x, s.weights, s.per_direction, flat, s.hx[0], s.c_0(), s.cell.mode, s.H, s.proj_size(), s.L,
-                        false, 0.0, save, s.D == 2, s.batch_sizes, std::nullopt);
+      cudnn::_cudnn_rnn(s.x, s.weights, s.per_direction, flat, s.hx[0], s.c_0(), s.mode, s.H, s.proj_size(), s.L, false,
+                        0.0, save, s.D == 2, s.batch_sizes, std::nullopt);
   Tensors out{y, h_n};
-  if (s.cell.facts.has_c) out.push_back(c_n);
+  if (s.cell.has_c) out.push_back(c_n);
   if (save) out.push_back(reserve);
   return out;
 }
@@ -199,10 +184,10 @@ Tensors backward(int64_t cell, int64_t directions, const c10::List<MaybeTensor>&
     const Tensor flat = flat_weights(s);
     const bool kept = reserve_in.storage().nbytes() > 0;
     const Tensor reserve = kept ? taken(reserve_in) : run(s, flat, true).back();
-    std::tie(dx, dh, dc, dw) = cudnn::_cudnn_rnn_backward(
-        s.x, s.weights, s.per_direction, flat, s.hx[0], s.c_0(), y_in.contiguous(), given[0], given[1], given[2],
-        s.cell.mode, s.H, s.proj_size(), s.L, false, 0.0, true, s.D == 2, s.batch_sizes, std::nullopt, reserve,
-        {needs.get(0), true, s.cell.facts.has_c, wanted});
+    std::tie(dx, dh, dc, dw) =
+        cudnn::_cudnn_rnn_backward(s.x, s.weights, s.per_direction, flat, s.hx[0], s.c_0(), y_in.contiguous(), given[0],
+                                   given[1], given[2], s.mode, s.H, s.proj_size(), s.L, false, 0.0, true, s.D == 2,
+                                   s.batch_sizes, std::nullopt, reserve, {needs.get(0), true, s.cell.has_c, wanted});
   }
   const auto result = [&](const Tensor& like, const Tensor& found, bool need) {
     if (!need) return at::empty({0}, like.options());
@@ -211,7 +196,7 @@ Tensors backward(int64_t cell, int64_t directions, const c10::List<MaybeTensor>&
     return reinterpret_cast<uintptr_t>(found.const_data_ptr()) % 16 ? found.clone() : found;
   };
   Tensors out{result(s.x, dx, needs.get(0)), result(s.hx[0], dh, true)};
-  if (s.cell.facts.has_c) out.push_back(result(s.hx[1], dc, true));
+  if (s.cell.has_c) out.push_back(result(s.hx[1], dc, true));
   for (size_t k = 0; k < weights.size(); ++k)
     out.push_back(result(weights[k], wanted && any ? dw[k] : Tensor(), needs.get(1 + k)));
   return out;
@@ -219,9 +204,9 @@ Tensors backward(int64_t cell, int64_t directions, const c10::List<MaybeTensor>&
 
 // sizes: T, B, I, H, P, layers, directions. ADL_CUDA_TIER overrides the model.
 bool prefers(int64_t cell, int64_t device, at::ScalarType type, at::IntArrayRef sizes, bool packed, bool training) {
-  const CudnnCell& c = cell_at(cell);
+  const CellFacts& c = cell_at(cell);
   TORCH_CHECK(sizes.size() == 7, "prefers_cudnn: sizes must be T, B, I, H, P, layers, directions, got ", sizes);
-  if (c.mode < 0 || !has_cudnn(type) || std::any_of(sizes.begin(), sizes.end(), [](int64_t n) { return n <= 0; }))
+  if (mode_of(c) < 0 || !has_cudnn(type) || std::any_of(sizes.begin(), sizes.end(), [](int64_t n) { return n <= 0; }))
     return false;
   if (const std::optional<Tier> wanted = wanted_tier("prefers_cudnn")) return *wanted == Tier::kCudnn;
   const bool is_double = type == at::kDouble, own = !is_double && sizes[3] == sizes[4];
@@ -229,7 +214,7 @@ bool prefers(int64_t cell, int64_t device, at::ScalarType type, at::IntArrayRef 
                         sizes[1],
                         sizes[3],
                         int(sizes[6]),
-                        c.facts.gates,
+                        c.gates,
                         c.pre,
                         arithmetic(type, sizes[0]),
                         false,

@@ -1,30 +1,29 @@
-// One layer as the ops see it, on any device: arguments checked, converted and made contiguous.
+// One call of a layer as the ops see it, on any device: arguments checked, converted and made contiguous.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
-#include <algorithm>
-#include <numeric>
-
-#include "recurrent/cells/cells.h"
-#include "recurrent/checks.h"
+#include "recurrent/results.h"
 
 namespace adl {
-namespace {
+
+// The shape of one layer, read off its arguments.
+struct LayerShape {
+  int64_t T, B, N, I, H, P, D;
+  WeightPlaces at;
+  bool bias, projection;
+};
+
+// Everything that would otherwise corrupt memory is checked here, once for every call.
+LayerShape check_layer(const char* op, const CellFacts& cell, const Tensor& x, at::TensorList hx,
+                       at::TensorList weights, const LayerOptions& options);
+
+// The batch sizes as a vector: those given, or B at each of T steps.
+std::vector<int64_t> check_batch_sizes(const char* op, const Tensor& x, const Tensor& h_0, const MaybeTensor& given);
 
 // Every trip through the dispatcher counts in a call of one step: none that changes nothing.
-Tensor to_type(const Tensor& t, at::ScalarType type) { return t.scalar_type() == type ? t : t.to(type); }
-
-Tensor prepare(const Tensor& t, at::ScalarType type) { return to_type(t, type).contiguous(); }
-
-Tensors prepare(at::TensorList list, at::ScalarType type) {
-  Tensors out;
-  out.reserve(list.size());
-  for (const Tensor& t : list) out.push_back(prepare(t, type));
-  return out;
-}
-
-Tensor prepare(const MaybeTensor& t, at::ScalarType type) { return t ? prepare(*t, type) : Tensor(); }
+inline Tensor to_type(const Tensor& t, at::ScalarType type) { return t.scalar_type() == type ? t : t.to(type); }
+inline Tensor prepare(const Tensor& t, at::ScalarType type) { return to_type(t, type).contiguous(); }
 
 // Null for a tensor without elements: what is not wanted is passed as an empty tensor.
 template <class T>
@@ -38,56 +37,36 @@ T* pointer(const Tensor& t, int64_t direction) {
   return p ? p + direction * t.stride(0) : nullptr;
 }
 
-template <class Cell>
 struct Layer {
-  static constexpr CellFacts kFacts{Cell::kGates, Cell::kPeepholes, Cell::kHasC};
-  static constexpr int64_t kStates = Cell::kHasC ? 2 : 1;
-
+  const CellFacts& cell;
+  const LayerOptions& options;
   LayerShape s;
   at::ScalarType type;
   Tensor x;
   Tensors hx, weights;
   std::vector<int64_t> batch_sizes, offsets{0};
 
-  // What is asked besides; tensors undefined where it is not.
+  // Options made ready; tensors undefined where they are not given.
   Tensor lengths, reset, mask;  // int64 where it was given, bool, of `type`
   Tensor zoneout_h, zoneout_c;  // uint8
   double zoneout[2] = {0, 0};
-  bool has_zoneout, layer_norm, all_states;
+  bool has_zoneout;
   Choice choice;
-  int64_t bptt_steps;
 
-  // `compute_type`: of an op's name and x, what the layer is computed in.
-  Layer(const char* op, at::ScalarType (*compute_type)(const char*, const Tensor&), const Tensor& x_in,
-        at::TensorList hx_in, at::TensorList weights_in, const Asked& asked)
-      : s(check_layer(op, kFacts, x_in, hx_in, weights_in, asked)),
-        type(compute_type(op, x_in)),
-        x(prepare(x_in, type)),
-        hx(prepare(hx_in, type)),
-        weights(prepare(weights_in, type)),
-        batch_sizes(check_batch_sizes(op, x_in, hx_in[0], asked.batch_sizes)),
-        lengths(prepare(asked.lengths, at::kLong)),
-        reset(prepare(asked.reset, at::kBool)),
-        mask(prepare(asked.recurrent_mask, type)),
-        zoneout_h(prepare(asked.zoneout_h, at::kByte)),
-        zoneout_c(prepare(asked.zoneout_c, at::kByte)),
-        has_zoneout(asked.zoneout_h || !asked.zoneout.empty()),
-        layer_norm(asked.layer_norm),
-        all_states(asked.all_states),
-        bptt_steps(asked.bptt_steps) {
-    check_extras(op, kFacts, s, x_in, asked);
-    if (lengths.defined() && lengths.is_cpu()) check_lengths(op, lengths, s.T);
-    std::copy(asked.zoneout.begin(), asked.zoneout.end(), zoneout);
-    constexpr bool kChooses = Cell::kPeepholes > 0;
-    choice.cell = check_activation(op, "cell_activation", asked.cell_activation, kChooses);
-    choice.hidden = check_activation(op, "hidden_activation", asked.hidden_activation, kChooses);
-    for (int64_t size : batch_sizes) offsets.push_back(offsets.back() + size);
-  }
+  // `type`: what the layer is computed in. Keeps references to `cell` and `options`.
+  Layer(const char* op, const CellFacts& cell, at::ScalarType type, const Tensor& x_in, at::TensorList hx_in,
+        at::TensorList weights_in, const LayerOptions& options);
 
   bool empty() const { return s.N == 0 || s.H == 0; }
   // An output that is not what the cell made does not tell what that was; with layer norm gates are the products.
-  bool saves_gates() const { return Cell::kSavesGates || has_zoneout || layer_norm; }
-  int64_t saved_per_unit() const { return layer_norm ? 2 * Cell::kGates : Cell::kPre; }
+  bool saves_gates() const { return cell.saves_gates || has_zoneout || options.layer_norm; }
+  int64_t saved_per_unit() const { return options.layer_norm ? 2 * cell.gates : cell.pre; }
+
+  // Weight `place` of direction d; null where place < 0, or for one without elements.
+  template <class T>
+  T* weight(int64_t d, int place) const {
+    return place < 0 ? nullptr : pointer<T>(weights[d * s.at.count + place]);
+  }
 
   // Of rows of so many features in each direction.
   std::vector<int64_t> row_sizes(int64_t width) const {
@@ -97,5 +76,4 @@ struct Layer {
   }
 };
 
-}  // namespace
 }  // namespace adl

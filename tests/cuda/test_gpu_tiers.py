@@ -11,7 +11,7 @@ from layers import SHORT, Case
 from pairs import KINDS
 
 from adl_kernels import _C, selftest
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent.cell_facts import CELLS
 
 pytestmark = pytest.mark.cpu_only
 

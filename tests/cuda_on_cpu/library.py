@@ -15,7 +15,9 @@ import build
 from build_backend.compile import cuda_sources, is_cuda_source, torch_sources
 
 KERNELS = cuda_sources(build.ROOT)
-HOST = [path for path in torch_sources(build.ROOT) if is_cuda_source(path)]
+# The operators for CUDA, and what they share with those for the CPU.
+SHARED = [build.ROOT / "csrc/recurrent" / name for name in ("layer.cpp", "ops.cpp")]
+HOST = [*SHARED, *(path for path in torch_sources(build.ROOT) if is_cuda_source(path))]
 
 
 def library(variant: str) -> Path:
@@ -35,11 +37,10 @@ def library(variant: str) -> Path:
 
 def take_over(variant: str) -> None:
     """From now on, the ops on the CPU run emulated CUDA kernels."""
-    from adl_kernels import _cudnn, _fake
+    from adl_kernels.recurrent import fakes
 
     torch.ops.load_library(library(variant))
-    _fake.LAYOUTS["cpu"] = _fake.LAYOUTS["cuda"]
-    _cudnn.DEVICES.add("cpu")
+    fakes.LAYOUTS["cpu"] = fakes.LAYOUTS["cuda"]
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import adl_kernels
-from adl_kernels import _cudnn, functional
-from adl_kernels._cells import CELLS
+from adl_kernels import _C, functional
+from adl_kernels.recurrent.cell_facts import CELLS
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 OF_TORCH = [name for name in CELLS if hasattr(torch._VF, name)]
@@ -338,14 +338,14 @@ def test_what_torch_does_not_have_is_not_cudnns(cell, more, there):
 
 
 def prefers(T: int, B: int, H: int, training: bool, dtype=BF16, layers: int = 1) -> bool:
-    return _cudnn.prefers(
-        CELLS["lstm"],
-        torch.empty(T, B, H, dtype=dtype),
+    return _C.prefers_cudnn(
+        CELLS["lstm"].index,
+        1,
+        torch.empty(T, B, H, dtype=dtype, requires_grad=training),
         [torch.empty(layers, B, H, dtype=dtype)] * 2,
         [torch.empty(4 * H, H, dtype=dtype)] * (4 * layers),
         None,
-        1,
-        training,
+        dtype,
     )
 
 

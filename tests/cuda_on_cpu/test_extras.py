@@ -11,9 +11,10 @@ from layers import Case, Layer, make
 from tolerance import ON_CUDA
 from torch import Tensor
 
-from adl_kernels import reference
-from adl_kernels._cells import CELLS
-from adl_kernels._extras import Extras
+from adl_kernels import _dropout
+from adl_kernels.recurrent import reference
+from adl_kernels.recurrent.cell_facts import CELLS
+from adl_kernels.recurrent.options import LayerOptions
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 RAGGED = (5, 5, 3, 1)
@@ -74,7 +75,7 @@ WORDS = {
 }
 
 
-def prepared(asked: Asked) -> tuple[Layer, Extras]:
+def prepared(asked: Asked) -> tuple[Layer, LayerOptions]:
     layer = make(asked.case)
     cell, case, words = CELLS[asked.case.cell], asked.case, asked.what.split()
     shapes = [(cell.peepholes, case.H)] * ("peephole" in words)
@@ -88,10 +89,12 @@ def prepared(asked: Asked) -> tuple[Layer, Extras]:
     given = {"batch_sizes": layer.batch_sizes}
     for word in words:
         given |= WORDS[word](layer, case.dtype)
-    return replace(layer, weights=weights), Extras(**given)
+    return replace(layer, weights=weights), LayerOptions(**given)
 
 
-def run(layer: Layer, extras: Extras, op, cotangents=None) -> tuple[list[Tensor], list[Tensor]]:
+def run(
+    layer: Layer, extras: LayerOptions, op, cotangents=None
+) -> tuple[list[Tensor], list[Tensor]]:
     """Outputs and, with cotangents, the gradients of all tensors."""
     training = cotangents is not None
     tensors = [t.detach().clone().requires_grad_(training) for t in layer.tensors]
@@ -100,7 +103,7 @@ def run(layer: Layer, extras: Extras, op, cotangents=None) -> tuple[list[Tensor]
     return outputs, list(torch.autograd.grad(outputs, tensors, cotangents)) if training else []
 
 
-def defined(layer: Layer, extras: Extras, cotangents: list[Tensor]):
+def defined(layer: Layer, extras: LayerOptions, cotangents: list[Tensor]):
     """In double, by the definition."""
     name, mask = layer.case.cell, extras.recurrent_mask
     wide = layer.with_tensors([t.double() for t in layer.tensors])
@@ -262,7 +265,7 @@ def test_mask(sizes):
     like, seed = torch.empty(0), torch.tensor(2**40 + 5)
     ours = torch.ops.adl_kernels.mask(like, sizes, 0.3, seed, 7)
     assert ours.dtype == torch.uint8
-    assert torch.equal(ours, reference.seeded_mask(like, sizes, 0.3, seed, 7))
+    assert torch.equal(ours, _dropout.defined_mask(like, sizes, 0.3, seed, 7))
 
 
 @pytest.mark.parametrize("word", sorted({*WORDS} - {"peephole", "relu", "sigmoid"}))

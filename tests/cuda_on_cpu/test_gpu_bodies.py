@@ -9,7 +9,7 @@ from lanes import slow
 from layers import Case
 
 from adl_kernels import selftest
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent.cell_facts import CELLS
 
 F32, BF16 = torch.float32, torch.bfloat16
 TEAMS = ["cluster", "grid"]

@@ -11,7 +11,7 @@ from test_extras import CHOOSERS, Asked, assert_as_defined
 from test_tiers import assert_the_same_in_pieces
 from tolerance import assert_accurate
 
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent.cell_facts import CELLS
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 SERVED = [name for name, cell in CELLS.items() if name != "gru_reset_before"]

@@ -10,7 +10,7 @@ import torch
 from layers import Case, assert_layer_is_accurate, gradients, gradients_in_tf32, make, widened
 from tolerance import assert_accurate
 
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent.cell_facts import CELLS
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 RAGGED = (4, 4, 3, 1, 1)

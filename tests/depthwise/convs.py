@@ -11,8 +11,8 @@ from devices import DEVICE
 from layers import SHORT
 from torch import Tensor
 
-from adl_kernels import conv_reference
-from adl_kernels._conv_fake import out_size
+from adl_kernels.depthwise import reference as conv_reference
+from adl_kernels.depthwise.fakes import out_size
 
 F64 = torch.float64
 Values = list[Tensor]

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import adl_kernels as adl
-from adl_kernels.fuse import Fused
+from adl_kernels.depthwise.fuse import Fused
 
 pytestmark = pytest.mark.cpu_only
 
@@ -245,8 +245,10 @@ def test_wrong_calls():
 
 
 def test_verify_undoes_fusion(net, monkeypatch):
-    honest = adl._fold._folded
-    monkeypatch.setattr(adl._fold, "_folded", lambda *a: (honest(*a)[0] * 1.5, honest(*a)[1]))
+    honest = adl.depthwise.fold._folded
+    monkeypatch.setattr(
+        adl.depthwise.fold, "_folded", lambda *a: (honest(*a)[0] * 1.5, honest(*a)[1])
+    )
     classes = [type(m) for m in net.modules()]
     with pytest.raises(RuntimeError, match="output 0 differs by"):
         adl.convert(net, fuse="inference", verify=X)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lanes import slow
 from tolerance import assert_accurate
 
-from adl_kernels.conv_reference import ACTIVATIONS
+from adl_kernels.depthwise.reference import ACTIVATIONS
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 SECONDS = 6

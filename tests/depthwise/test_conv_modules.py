@@ -94,12 +94,12 @@ BEYOND = [
 
 
 @pytest.mark.parametrize("cls, options, size, pad", BEYOND, ids=[str(b[1]) for b in BEYOND])
-@pytest.mark.parametrize("activation", adl.conv_reference.ACTIVATIONS)
+@pytest.mark.parametrize("activation", adl.depthwise.reference.ACTIVATIONS)
 def test_what_torchs_have_not(cls, options, size, pad, activation):
     ours = cls(4, 4, 3, activation=activation, device=DEVICE, **options)
     x, conv = randn(2, 4, *size), {1: F.conv1d, 2: F.conv2d}[len(size)]
     expected = conv(pad(x), ours.weight, ours.bias, options.get("stride", 1), groups=4)
-    expected = adl.conv_reference.ACTIVATIONS[activation](expected)
+    expected = adl.depthwise.reference.ACTIVATIONS[activation](expected)
     torch.testing.assert_close(ours(x), expected)
     assert (f"activation='{activation}'" in repr(ours)) == (activation != "none")
 

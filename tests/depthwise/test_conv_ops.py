@@ -13,8 +13,8 @@ from tolerance import assert_accurate
 from torch import Tensor
 from torch.nn import functional as F
 
-from adl_kernels import conv_reference
-from adl_kernels.conv_reference import ACTIVATIONS
+from adl_kernels.depthwise import reference as conv_reference
+from adl_kernels.depthwise.reference import ACTIVATIONS
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 CHANNELS = (1, 3, 20, 24, 33, 96)

@@ -30,11 +30,12 @@ def check(tier: str, cell: str, dtype: str, T: int, B: int, I: int, H: int) -> R
     from layers import Case, Layer, gradients, gradients_in_tf32, make, widened
     from tolerance import allowed, error
 
-    from adl_kernels import functional
-    from adl_kernels._cells import CELLS
+    from adl_kernels.recurrent import engine
+    from adl_kernels.recurrent.cell_facts import CELLS
+    from adl_kernels.recurrent.options import StackOptions
 
     def by_us(of: Layer) -> list[torch.Tensor]:  # cuDNN is asked before any op is
-        return functional.recurrent(CELLS[cell], of.x, of.hx, of.weights, functional.Options())
+        return engine.run(CELLS[cell], of.x, of.hx, of.weights, StackOptions())
 
     torch.manual_seed(0)
     case = Case(cell, T, B, I, H, DTYPES[dtype])

@@ -15,7 +15,7 @@ from tolerance import assert_accurate
 from torch import nn
 
 import adl_kernels
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent.cell_facts import CELLS
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 RAGGED = (40, 33, 33, 20, 7, 1)

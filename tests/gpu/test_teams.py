@@ -8,7 +8,7 @@ from devices import DEVICE
 from layers import Case, assert_layer_is_accurate, gradients, make
 
 import adl_kernels
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent.cell_facts import CELLS
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 SERVED = [name for name in CELLS if name != "gru_reset_before"]

@@ -9,9 +9,9 @@ import torch
 from devices import DEVICE
 from torch import Tensor
 
-from adl_kernels import reference
-from adl_kernels._cells import CELLS
-from adl_kernels._extras import Extras
+from adl_kernels.recurrent import reference
+from adl_kernels.recurrent.cell_facts import CELLS
+from adl_kernels.recurrent.options import LayerOptions
 
 SHORT = {torch.float64: "f64", torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 F64 = torch.float64
@@ -61,7 +61,7 @@ class Call:
 
     asked: Asked
     tensors: list[Tensor]
-    extras: Extras
+    extras: LayerOptions
 
     @property
     def names(self) -> list[str]:
@@ -139,7 +139,7 @@ def make(asked: Asked) -> Call:
         masks[0] = coin(asked.D, *rows, width).to(torch.uint8)
         masks[1] = coin(asked.D, *rows, H).to(torch.uint8) if cell.has_c else None
     mask = coin(asked.D, B, width, p=0.7) / 0.7 if asked.mask else None
-    extras = Extras(
+    extras = LayerOptions(
         batch_sizes,
         lengths,
         coin(T, B, p=0.3) if asked.reset else None,

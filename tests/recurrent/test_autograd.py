@@ -9,8 +9,8 @@ import torch
 from lanes import slow_unless
 from layers import Case, make
 
-from adl_kernels._cells import CELLS
-from adl_kernels._extras import Extras
+from adl_kernels.recurrent.cell_facts import CELLS
+from adl_kernels.recurrent.options import LayerOptions
 
 F64 = torch.float64
 SMALL = [
@@ -87,7 +87,16 @@ def test_opcheck(case):
         saved = outputs[1 + cell.states :]
         torch.library.opcheck(
             cell.backward_op,
-            (given, args[0], hx, weights, *Extras(layer.batch_sizes), outputs[0], saved, needs),
+            (
+                given,
+                args[0],
+                hx,
+                weights,
+                *LayerOptions(layer.batch_sizes),
+                outputs[0],
+                saved,
+                needs,
+            ),
         )
 
 

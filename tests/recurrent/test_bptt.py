@@ -17,15 +17,15 @@ from devices import DEVICE
 from torch import Tensor
 from torch.func import jacrev
 
-from adl_kernels import reference
-from adl_kernels._cells import CELLS
-from adl_kernels._extras import PLAIN, Extras
+from adl_kernels.recurrent import reference
+from adl_kernels.recurrent.cell_facts import CELLS
+from adl_kernels.recurrent.options import PLAIN, LayerOptions
 
 # On matrices this small threads would only wait for each other.
 
 T, B, I, H = 5, 2, 3, 4
 
-CASES: list[tuple[str, Extras]] = [(name, PLAIN) for name in CELLS]
+CASES: list[tuple[str, LayerOptions]] = [(name, PLAIN) for name in CELLS]
 CASES += [
     (name, PLAIN._replace(cell_activation=g, hidden_activation=h, peephole=True))
     for name, cell in CELLS.items()
@@ -34,7 +34,7 @@ CASES += [
 ]
 
 
-def name_of(case: tuple[str, Extras]) -> str:
+def name_of(case: tuple[str, LayerOptions]) -> str:
     cell, how = case
     return f"{cell}-{how.cell_activation}-{how.hidden_activation}" if how.peephole else cell
 
@@ -52,7 +52,7 @@ def chain(jacobians: list[Tensor], k: int, t: int) -> Tensor:
 
 
 def terms(
-    cell: str, how: Extras, x: Tensor, state: list[Tensor], w: list[Tensor], dl: Tensor
+    cell: str, how: LayerOptions, x: Tensor, state: list[Tensor], w: list[Tensor], dl: Tensor
 ) -> Iterator[tuple[int, int, Tensor]]:
     """t, k and the term of the sum [G H, H]; dl [T, B, H] is dL_t/dh_t."""
     width = [s.size(-1) for s in state]
@@ -79,7 +79,7 @@ def terms(
 
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
-def test_kernels_compute_the_sum_of_the_lectures(case: tuple[str, Extras]) -> None:
+def test_kernels_compute_the_sum_of_the_lectures(case: tuple[str, LayerOptions]) -> None:
     name, how = case
     cell = CELLS[name]
     w = [random(cell.gates * H, I, scale=0.7), random(cell.gates * H, H, scale=0.7)]

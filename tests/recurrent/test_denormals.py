@@ -7,7 +7,7 @@ import torch
 from layers import Case, make
 from tolerance import assert_accurate
 
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent.cell_facts import CELLS
 
 pytestmark = pytest.mark.cpu_only
 

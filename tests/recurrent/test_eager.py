@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 import adl_kernels
-from adl_kernels import _C, cell_modules, functional
-from adl_kernels._cells import CELLS
+from adl_kernels import _C
+from adl_kernels.recurrent import cells as cell_modules
+from adl_kernels.recurrent import engine
+from adl_kernels.recurrent.cell_facts import CELLS
+from adl_kernels.recurrent.options import StackOptions
 
 pytestmark = pytest.mark.cpu_only
 
@@ -35,7 +38,7 @@ def short(layer: Any, x: Any, hx: Any) -> Any:
     cell = CELLS[CELL_OF[layer.mode.removesuffix("_TANH")]]
     directions = 2 if layer.bidirectional else 1
     names = layer._flat_weights_names
-    options = (directions, layer.batch_first, False)
+    options = (directions, layer.batch_first, False, None)
     return _C.eager(cell.index, layer._parameters, names, x, hx, *options)
 
 
@@ -56,12 +59,12 @@ def test_a_layer_has_the_bits_of_its_op(
     batch, directions = (3, 2) if options else (4, 1)
     hx = states(kind, directions, batch, 20, dtype=dtype) if given else None
     tuple_hx = hx if hx is None or kind == "LSTM" else (hx,)
-    long = functional.recurrent(
+    long = engine.run(
         CELLS[CELL_OF[kind]],
         x,
         tuple_hx,
         [getattr(layer, name) for name in layer._flat_weights_names],
-        functional.Options(1, bool(options), bool(options), 0.0, True),
+        StackOptions(1, bool(options), bool(options), 0.0, True),
     )
     found = flat(short(layer, x, hx))
     assert [t.grad_fn is not None for t in found] == [True] * len(long)
@@ -78,7 +81,7 @@ def test_a_cell_has_the_bits_of_its_op(kind: str) -> None:
     cell = getattr(adl_kernels, kind + "Cell")(5, 20)
     x, hx = torch.randn(4, 5, requires_grad=True), states(kind, 4, 20)
     args = (CELLS[CELL_OF[kind]].index, cell._parameters, cell_modules.WEIGHTS)
-    found = flat(_C.eager(*args, x, hx, 1, False, True))
+    found = flat(_C.eager(*args, x, hx, 1, False, True, None))
     with Through():  # the long way
         long = flat(cell(x, hx))
     assert all(map(torch.equal, found, long))

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import adl_kernels
 from adl_kernels import functional
-from adl_kernels._extras import Extras
+from adl_kernels.recurrent.options import LayerOptions
 
 T, B, I, H = 4, 2, 3, 5
 
@@ -595,7 +595,7 @@ def test_backward_op(change: dict[str, Any], text: str) -> None:
     y, _, _, *saved = torch.ops.adl_kernels.lstm_forward(**arguments)
     grads = [torch.ones_like(y), None, None]
     arguments |= {"grads": grads, "y": y, "saved": saved, "needs": [True] * 5}
-    arguments = Extras()._asdict() | arguments
+    arguments = LayerOptions()._asdict() | arguments
     torch.ops.adl_kernels.lstm_backward(**arguments)
     for name, value in change.items():
         arguments[name] = value(arguments[name]) if callable(value) else value

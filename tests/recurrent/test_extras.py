@@ -12,7 +12,7 @@ from extras import Asked, make
 from lanes import slow_unless
 from tolerance import ON_CPU, assert_as_defined
 
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent.cell_facts import CELLS
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 

@@ -21,7 +21,7 @@ def fuzz(seed: int, seconds: float, device: str) -> None:
     import torch
 
     import adl_kernels as adl
-    from adl_kernels._cells import CELLS
+    from adl_kernels.recurrent.cell_facts import CELLS
 
     rng = random.Random(seed)
     dtypes = [torch.float32] * 12 + [torch.float64, torch.bfloat16, torch.float16, torch.int64]

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from adl_kernels import reference
+from adl_kernels.recurrent import reference
 
 pytestmark = MARKS
 

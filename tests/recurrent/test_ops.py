@@ -13,7 +13,7 @@ from layers import Case, assert_layer_is_accurate, gradients, make
 from tolerance import assert_accurate
 
 from adl_kernels import _C
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent.cell_facts import CELLS
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 RAGGED = (9, 9, 6, 5, 1, 1, 1)

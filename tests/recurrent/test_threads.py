@@ -13,7 +13,7 @@ from layers import Case, Layer, make
 from torch import Tensor, nn
 
 import adl_kernels
-from adl_kernels._cells import CELLS
+from adl_kernels.recurrent.cell_facts import CELLS
 
 pytestmark = pytest.mark.cpu_only
 

@@ -6,7 +6,6 @@
 #pragma once
 
 #include "common/cpu/simd.h"
-#include "recurrent/cells/cells.h"
 
 namespace adl {
 namespace {
@@ -203,41 +202,43 @@ ADL_INLINE typename Lanes<Element<Mul>>::Register load_elements(const Io* row, i
   return r;
 }
 
-// w [G * H, K] to block j of [J, K / kPack, G, U]: the gates of U units side by side, gate g in column place[g].
-template <class Mul, int kGates, int kUnits, class Io>
-void pack_units(const Io* w, int64_t H, int64_t K, int64_t j, const int (&place)[kGates], int first,
+// w [G * H, K] to block j of [J, K / kPack, G, U]: the gates of U units side by side, gate g in column
+// place[g] - first. U is a multiple of 16.
+template <class Mul, class Io>
+void pack_units(const Io* w, int64_t H, int64_t K, int64_t j, int gates, int units, const int* place, int first,
                 Element<Mul>* out) {
   using E = Element<Mul>;
-  constexpr int kPack = Operand<Mul>::kPack, kWidth = kGates * kUnits, kLanes = Simd<Sum<Mul>>::kLanes;
-  for (int g = 0; g < kGates; ++g) {
-    for (int u = 0; u < kUnits; u += kLanes) {
-      E* column = out + (place[g] - first) * kUnits + u;
+  constexpr int kPack = Operand<Mul>::kPack, kLanes = Simd<Sum<Mul>>::kLanes;
+  const int64_t width = gates * units;
+  for (int g = 0; g < gates; ++g) {
+    for (int u = 0; u < units; u += kLanes) {
+      E* column = out + (place[g] - first) * units + u;
       for (int64_t k = 0; k < K; k += kLanes * kPack) {
         typename Lanes<E>::Register rows[kLanes];
 #pragma GCC unroll 16
         for (int n = 0; n < kLanes; ++n) {
-          const int64_t unit = j * kUnits + u + n;
+          const int64_t unit = j * units + u + n;
           rows[n] = load_elements<Mul>(w + (g * H + unit) * K + k, unit < H ? K - k : 0);
         }
         transpose<typename Lanes<E>::Register, typename Format<Sum<Mul>>::Ints>(rows);
         const int64_t elements = blocks(K - k, kPack) < kLanes ? blocks(K - k, kPack) : kLanes;
-        for (int64_t n = 0; n < elements; ++n) std::memcpy(column + (k / kPack + n) * kWidth, &rows[n], kVectorBytes);
+        for (int64_t n = 0; n < elements; ++n) std::memcpy(column + (k / kPack + n) * width, &rows[n], kVectorBytes);
       }
     }
   }
 }
 
 // w [G * H, K] to panel q of [K / 64, J, G, U / kPack, 64]: the transposed product, its sum running over units.
-template <class Mul, int kGates, int kUnits, class Io>
-void pack_transposed(const Io* w, int64_t H, int64_t K, int64_t q, const int (&place)[kGates], int first,
+template <class Mul, class Io>
+void pack_transposed(const Io* w, int64_t H, int64_t K, int64_t q, int gates, int units, const int* place, int first,
                      Element<Mul>* out) {
   constexpr int kPack = Operand<Mul>::kPack;
   const int64_t columns = K - q * kPanel, width = panel_width(columns);
-  for (int64_t j = 0; j * kUnits < H; ++j) {
-    for (int g = 0; g < kGates; ++g) {
-      for (int u = 0; u < kUnits; u += kPack) {
-        const int64_t unit = j * kUnits + u;
-        Element<Mul>* row = out + ((j * kGates + place[g] - first) * kUnits + u) / kPack * width;
+  for (int64_t j = 0; j * units < H; ++j) {
+    for (int g = 0; g < gates; ++g) {
+      for (int u = 0; u < units; u += kPack) {
+        const int64_t unit = j * units + u;
+        Element<Mul>* row = out + ((j * gates + place[g] - first) * units + u) / kPack * width;
         const Io* w_row = w + (g * H + unit) * K + q * kPanel;
         if (unit < H)
           pack_row<Mul>(w_row, kPack == 2 && unit + 1 < H ? w_row + K : nullptr, columns, row);

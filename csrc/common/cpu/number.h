@@ -22,6 +22,8 @@ struct Pair {
 
 namespace {
 
+constexpr int64_t blocks(int64_t size, int64_t block) { return (size + block - 1) / block; }
+
 template <class To, class From>
 ADL_INLINE To convert(From value) {
   if constexpr (__is_same(To, From)) {

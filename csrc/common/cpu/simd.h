@@ -1,7 +1,7 @@
 // A SIMD register as a number, from the compiler's vector types: one source for every instruction set.
 //
-// Everything in csrc/cpu that is compiled per instruction set lives in an unnamed namespace, so that no
-// symbol of one set can be linked in place of another's.
+// Everything that is compiled per instruction set lives in an unnamed namespace, or in ADL_ISA_NAMESPACE what is called
+// from outside, so that no symbol of one set can be linked in place of another's.
 #pragma once
 
 #include "common/cpu/number.h"
@@ -9,6 +9,10 @@
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
+
+#define ADL_JOIN_(a, b) a##b
+#define ADL_JOIN(a, b) ADL_JOIN_(a, b)
+#define ADL_ISA_NAMESPACE ADL_JOIN(isa_, ADL_ISA)
 
 namespace adl {
 namespace {

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "common/cuda/device.cuh"
-#include "recurrent/cuda/launch.h"
+#include "common/cuda/launch.h"
 
 namespace adl {
 

@@ -1,8 +1,8 @@
 // Which places of its source a correlation sums: one axis of it, and the taps of all three.
 #pragma once
 
+#include "common/cpu/work.h"
 #include "depthwise/params.h"
-#include "recurrent/cpu/plan.h"
 
 namespace adl {
 namespace {

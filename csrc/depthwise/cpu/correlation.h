@@ -162,12 +162,12 @@ struct Correlation {
   void tile(int64_t b, int64_t block, int64_t i, int64_t in_plane, int index) {
     const auto& [d, h, w] = axes;
     const int64_t i_h = in_plane / tiles.across * tiles.height, i_w = in_plane % tiles.across * tiles.width;
-    const int64_t end = at_most(i_w + tiles.width, w.n);
-    const Range lines{i_h, at_most(i_h + tiles.height, h.n)};
+    const int64_t end = min_of(i_w + tiles.width, w.n);
+    const Range lines{i_h, min_of(i_h + tiles.height, h.n)};
     if (!c.documents) return part(b, block, i, lines, {i_w, end}, {0, w.source}, result, index);
     for (int64_t at = i_w; at < end;) {
       const Range ids = document(c.documents + b * w.n, w.n, at, w.high - w.low, end);
-      const int64_t next = at_most(ids.end, end);
+      const int64_t next = min_of(ids.end, end);
       part(b, block, i, lines, {at, next}, ids, result, index);
       at = next;
     }
@@ -180,7 +180,7 @@ struct Correlation {
     for (int64_t i_h = lines.begin; i_h < lines.end; i_h += tiles.height)
       for (int64_t i_w = 0; i_w < w.n; i_w += tiles.width)
         for (int64_t block = 0; block * together < channel_blocks(); ++block)
-          part(b, block, i_d, {i_h, at_most(i_h + tiles.height, lines.end)}, {i_w, at_most(i_w + tiles.width, w.n)},
+          part(b, block, i_d, {i_h, min_of(i_h + tiles.height, lines.end)}, {i_w, min_of(i_w + tiles.width, w.n)},
                {0, w.source}, sample, index);
   }
 
@@ -199,7 +199,7 @@ struct Correlation {
     const auto& [d, h, w] = axes;
     const int64_t step = across ? 1 : kLanes, first = block * together * step;
     S *const tile = workspaces + index * workspace(), *const sums = tile + packed_numbers();
-    Part part{b,    first,        at_most(step * together, channels - first),
+    Part part{b,    first,        min_of(step * together, channels - first),
               i_d,  lines,        columns,
               seen, d.valid(i_d), to,
               tile, sums,         ranges + index * planes};
@@ -254,8 +254,8 @@ struct Correlation {
   void sum_across(const Part& p) {
     const auto& [d, h, w] = axes;
     const int64_t rows = p.lines.end - p.lines.begin, columns = p.columns.end - p.columns.begin;
-    for (int64_t rh = 0; rh < at_most(h.R, rows); ++rh) {
-      for (int64_t rw = 0; rw < at_most(w.R, columns); ++rw) {
+    for (int64_t rh = 0; rh < min_of(h.R, rows); ++rh) {
+      for (int64_t rw = 0; rw < min_of(w.R, columns); ++rw) {
         const int count = list_ranges(p, rh, rw, {h.begin[rh], h.begin[rh + 1]});
         const int64_t last = (blocks(rows - rh, h.R) - 1) * packed.width + blocks(columns - rw, w.R);
         row_sums<true>(blocks(last, kLanes), p.source, kLanes, runs, p.ranges, count, weights_of(p), V(biases[p.first]),
@@ -286,7 +286,7 @@ struct Correlation {
         const int64_t at = place(p, i), apart = direct ? to.place : kLanes;
         S* const sums = direct ? reinterpret_cast<S*>(p.result) + at : p.sums;
         const V init = V::load(biases + p.first);
-        for (int64_t rw = 0; rw < at_most(w.R, inner.end - inner.begin); ++rw) {
+        for (int64_t rw = 0; rw < min_of(w.R, inner.end - inner.begin); ++rw) {
           if (w.R > 1 || rows.begin != listed.begin || rows.end != listed.end) {
             count = list_ranges(p, h.phase(i), rw, rows);
             listed = rows;
@@ -308,7 +308,7 @@ struct Correlation {
   // Columns of results, from a multiple of the phases on, whose taps all lie within the source.
   Range inner_columns() const {
     const Axis& w = axes[2];
-    Range r{at_most(blocks(at_least(-w.low, 0), w.S) * w.R, w.n), w.n};
+    Range r{min_of(blocks(max_of(-w.low, 0), w.S) * w.R, w.n), w.n};
     while (r.end > r.begin && w.step(r.end - 1) + w.high >= w.source) --r.end;
     return r;
   }
@@ -345,7 +345,7 @@ struct Correlation {
     for (int64_t i = p.lines.begin; i < p.lines.end; ++i) {
       const int64_t at = place(p, i), apart = direct ? to.place : kLanes;
       S* const sums = direct ? reinterpret_cast<S*>(p.result) + at : p.sums;
-      for (int64_t rw = 0; rw < at_most(w.R, columns); ++rw) {
+      for (int64_t rw = 0; rw < min_of(w.R, columns); ++rw) {
         const Range rows = h.valid(i);
         if (w.R > 1 || rows.begin != listed.begin || rows.end != listed.end) {
           count = list_ranges(p, h.phase(i), rw, rows);
@@ -358,7 +358,7 @@ struct Correlation {
       }
       if (direct) continue;
       activate(activation, sums, columns * kLanes);
-      unpack_channels(sums, kLanes, columns, to, at_most(p.lanes, kLanes), residual ? residual + at : nullptr,
+      unpack_channels(sums, kLanes, columns, to, min_of(p.lanes, kLanes), residual ? residual + at : nullptr,
                       p.result + at, streams);
     }
   }

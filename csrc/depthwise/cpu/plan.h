@@ -15,7 +15,7 @@ struct Tiles {
   static Tiles of_rows(const Axis& h, const Axis& w, int64_t planes, int64_t threads) {
     Tiles t{};
     t.width = blocks(w.n, w.R) * w.R, t.across = 1;
-    t.down = at_most(blocks(4 * threads, planes), h.n);
+    t.down = min_of(blocks(4 * threads, planes), h.n);
     t.height = blocks(blocks(h.n, t.down), h.R) * h.R;
     t.down = blocks(h.n, t.height);
     return t;
@@ -26,14 +26,14 @@ struct Tiles {
     constexpr int64_t kBytes = 64 << 10, kMostColumns = 112, kLeastRows = 4;
     Tiles t;
     // Rows as long as can be, since memory is read fastest as it lies; the rows of the kernel are then in L1.
-    const int64_t most = h.n == 1 ? at_least(kBytes / column_bytes / planes, kMostColumns)
-                                  : kMostColumns * (64 / at_most(64, column_bytes));
+    const int64_t most = h.n == 1 ? max_of(kBytes / column_bytes / planes, kMostColumns)
+                                  : kMostColumns * (64 / min_of(64, column_bytes));
     t.across = blocks(w.n, most);
     t.width = blocks(blocks(w.n, t.across), w.R) * w.R;
     t.across = blocks(w.n, t.width);
     const int64_t line = w.reach(t.width) * column_bytes * planes;
-    int64_t rows = at_least(kBytes / line - (h.high - h.low), kLeastRows * h.S) / h.S * h.R;
-    rows = at_most(at_least(rows, 1), h.n);
+    int64_t rows = max_of(kBytes / line - (h.high - h.low), kLeastRows * h.S) / h.S * h.R;
+    rows = min_of(max_of(rows, 1), h.n);
     t.down = blocks(h.n, rows);
     t.height = blocks(blocks(h.n, t.down), h.R) * h.R;
     t.down = blocks(h.n, t.height);
@@ -62,8 +62,8 @@ ADL_INLINE Lanewise lanewise(const Conv& c, int lanes) {
 // The document that holds a place, as far as the taps of results before `end` reach.
 ADL_INLINE Range document(const int32_t* ids, int64_t length, int64_t at, int64_t reach, int64_t end) {
   Range r{at, at + 1};
-  while (r.begin > at_least(at - reach, 0) && ids[r.begin - 1] == ids[at]) --r.begin;
-  while (r.end < at_most(end + reach, length) && ids[r.end] == ids[at]) ++r.end;
+  while (r.begin > max_of(at - reach, 0) && ids[r.begin - 1] == ids[at]) --r.begin;
+  while (r.end < min_of(end + reach, length) && ids[r.end] == ids[at]) ++r.end;
   return r;
 }
 
@@ -72,7 +72,7 @@ ADL_INLINE Range document(const int32_t* ids, int64_t length, int64_t at, int64_
 ADL_INLINE int64_t blocks_together(const Conv& c, int64_t channel_blocks, int64_t bytes) {
   constexpr int64_t kMost = 8, kBytes = 256 << 10;
   if (!c.channels_last || c.multiplier > 1) return 1;
-  return at_least(at_most(at_most(kMost, channel_blocks), kBytes / bytes), 1);
+  return max_of(min_of(min_of(kMost, channel_blocks), kBytes / bytes), 1);
 }
 
 // Whether a result is stored past the caches: a large one has left them anyhow before it is read, and need not be read
@@ -88,7 +88,7 @@ ADL_INLINE bool goes_past_caches(const T* result, int64_t numbers, int64_t chann
 // before another thread has woken.
 ADL_INLINE int conv_threads(const Conv& c, int64_t results) {
   const int64_t work = results * (c.taps() + 16);
-  return int(at_least(at_most(c.threads, work >> 18), 1));
+  return int(max_of(min_of(c.threads, work >> 18), 1));
 }
 
 }  // namespace

@@ -13,7 +13,7 @@ void pack_pointwise(const T* weight, int64_t N, int64_t K, void* to) {
   constexpr int kPlace[] = {0};
   const int64_t panel = blocks(K, Operand<T>::kPack) * kPanel;
   for (int64_t q = 0; q < blocks(N, kPanel); ++q)
-    pack_units<T, 1, kPanel>(weight, N, K, q, kPlace, 0, static_cast<Element<T>*>(to) + q * panel);
+    pack_units<T>(weight, N, K, q, 1, kPanel, kPlace, 0, static_cast<Element<T>*>(to) + q * panel);
 }
 
 template <class T>
@@ -47,12 +47,11 @@ struct Separable {
     constexpr int64_t kBytes = 256 << 10;
     const int64_t height = c.out[1], line = c.out[2] * row * int64_t(sizeof(T));
     const int64_t work = c.B * c.out_size() * K * (N + c.taps());
-    threads = int(at_least(at_most(c.threads, work >> 18), 1));
+    threads = int(max_of(min_of(c.threads, work >> 18), 1));
     const int64_t planes = c.B * c.out[0];
-    strips =
-        at_least(blocks(height, at_least(kBytes / at_least(line, 1), 1)), at_most(blocks(threads, planes), height));
+    strips = max_of(blocks(height, max_of(kBytes / max_of(line, 1), 1)), min_of(blocks(threads, planes), height));
     lines = blocks(height, strips), strips = blocks(height, lines);
-    threads = int(at_most(threads, planes * strips));
+    threads = int(min_of(threads, planes * strips));
     depthwise.threads = threads;
     streams = c.channels_last && goes_past_caches(p.y, c.B * to.sample, N);
   }
@@ -85,7 +84,7 @@ struct Separable {
   // Rows from i_h on of a plane, counted over all samples.
   void strip(int64_t plane, int64_t i_h, int index) {
     const int64_t b = plane / c.out[0], i_d = plane % c.out[0], width = c.out[2];
-    const int64_t end = at_most(i_h + lines, c.out[1]), places = (end - i_h) * width;
+    const int64_t end = min_of(i_h + lines, c.out[1]), places = (end - i_h) * width;
     T* const mid = between + index * between_numbers();
     depthwise.rows(b, i_d, {i_h, end}, mid, index);
 
@@ -100,9 +99,9 @@ struct Separable {
                               panel, biases + q * kPanel, 0, sums, kPanel);
         activate(p.activation, sums, count * kPanel);
         const int64_t first = b * to.sample + ((i_d * c.out[1] + i_h) * width + m) * to.place;
-        for (int64_t n = q * kPanel; n < at_most(N, (q + 1) * kPanel); n += kLanes) {
+        for (int64_t n = q * kPanel; n < min_of(N, (q + 1) * kPanel); n += kLanes) {
           const int64_t at = first + n * to.channel;
-          unpack_channels(sums + n - q * kPanel, kPanel, count, to, at_most(kLanes, N - n),
+          unpack_channels(sums + n - q * kPanel, kPanel, count, to, min_of(kLanes, N - n),
                           p.residual ? p.residual + at : nullptr, p.y + at, streams);
         }
       }

@@ -90,7 +90,7 @@ ADL_NOINLINE void row_sums(int64_t registers, const X* x, int64_t step, const Ru
       Storing how = Storing::kStore;
       for (int k = 0; k < count; ++k) {
         for (Range part{ranges[k].begin, 0}; part.begin < ranges[k].end; part.begin = part.end) {
-          part.end = at_most(part.begin + kLongest, ranges[k].end);
+          part.end = min_of(part.begin + kLongest, ranges[k].end);
           sums_of<kMostSums, kWidth>(int(some), x, step, runs, &part, 1, w,
                                      how == Storing::kStore ? init : Simd<S>(S(0)), to, apart, how);
           how = Storing::kAdd;
@@ -108,7 +108,7 @@ void pack_per_channel(const T* from, int64_t channels, int64_t n, const int32_t*
   constexpr int kLanes = V::kLanes;
   for (int64_t first = 0; first < channels; first += kLanes, to += n * kLanes) {
     for (int64_t k = 0; k < n; k += kLanes) {
-      const int64_t count = at_most(n - k, kLanes);
+      const int64_t count = min_of(n - k, kLanes);
       typename V::Register rows[kLanes];
 #pragma GCC unroll 16
       for (int lane = 0; lane < kLanes; ++lane)

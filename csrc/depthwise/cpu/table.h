@@ -1,10 +1,9 @@
-// The convolutions of one instruction set and number type, for the isa_conv*.cpp.
+// The convolutions of one instruction set and number type, for the isa_*.cpp.
 #pragma once
 
-#include "common/cpu/kernels.h"
+#include "depthwise/cpu/kernels.h"
 #include "depthwise/cpu/separable.h"
 #include "depthwise/cpu/weight_grad.h"
-#include "recurrent/cpu/table.h"
 
 namespace adl {
 namespace {

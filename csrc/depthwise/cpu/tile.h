@@ -165,7 +165,7 @@ ADL_INLINE void pack_width(const Packed<S>& p, const T* from, int64_t low, int64
   constexpr int kLanes = V::kLanes;
   int64_t k = 0;
   if (p.S_w == 1) {
-    const int64_t first = at_most(low, p.width), end = at_least(at_most(high, p.width), first);
+    const int64_t first = min_of(low, p.width), end = max_of(min_of(high, p.width), first);
     for (; k < first; ++k) to[k] = S(0);
     for (; k < end; k += kLanes) V::load(from + k, end - k).store(to + k, end - k);
     for (k = end; k < p.width; ++k) to[k] = S(0);
@@ -195,7 +195,7 @@ template <int kBlocks, class S, class T>
 ADL_INLINE void copy_channels(const Packed<S>& p, const T* from, int64_t place, int64_t apart, int64_t low,
                               int64_t high, S* to) {
   using V = Simd<S>;
-  for (int64_t r = 0; r < at_most(p.S_w, high - low); ++r) {
+  for (int64_t r = 0; r < min_of(p.S_w, high - low); ++r) {
     S* next = to + p.at_column(low + r);
     for (int64_t k = low + r; k < high; k += p.S_w, next += p.step) {
 #pragma GCC unroll 4
@@ -216,7 +216,7 @@ ADL_INLINE void pack_channels(const Packed<S>& p, const T* from, const Strides& 
     for (; k < end; ++k)
       for (int64_t n = 0; n * kLanes < lanes; ++n) V(S(0)).store(to + n * apart + p.at_column(k));
   };
-  low = at_most(low, columns), high = at_least(at_most(high, columns), low);
+  low = min_of(low, columns), high = max_of(min_of(high, columns), low);
   zero(0, low);
   if (strides.channel == 1 && map.is_run()) {
     const T* channels = from + map(0);
@@ -249,7 +249,7 @@ ADL_INLINE void pack_channels(const Packed<S>& p, const T* from, const Strides& 
     }
   } else {
     for (int64_t k = low; k < high; k += kLanes) {
-      const int64_t n = at_most(high - k, kLanes);
+      const int64_t n = min_of(high - k, kLanes);
       typename V::Register lines[kLanes];
 #pragma GCC unroll 16
       for (int lane = 0; lane < kLanes; ++lane)
@@ -273,7 +273,7 @@ ADL_NOINLINE void pack(const Packed<S>& p, const T* plane, const Strides& stride
                        int64_t apart, int64_t height, int64_t line, int64_t row, int64_t column, int64_t low,
                        int64_t high, S* to) {
   const bool across = p.lanewise == Lanewise::kWidth;
-  const int64_t first = at_least(low - column, 0), end = at_least(high - column, 0);
+  const int64_t first = max_of(low - column, 0), end = max_of(high - column, 0);
   for (int64_t k = 0; k < p.rows; ++k) {
     S* const at = to + p.at_row(k);
     if (row + k < 0 || row + k >= height) {
@@ -348,7 +348,7 @@ ADL_NOINLINE void unpack_channels(const S* from, int64_t apart, int64_t places, 
     return;
   }
   for (int64_t k = 0; k < places; k += kLanes) {
-    const int64_t n = at_most(places - k, kLanes);
+    const int64_t n = min_of(places - k, kLanes);
     typename V::Register lines[kLanes];
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) lines[i] = V::load(from + (k + (i < n ? i : 0)) * apart).v;

@@ -142,8 +142,8 @@ struct WeightGradient {
     // With very many taps the sums of many pieces would be more work than what they add up.
     group = c.taps() < 100 ? blocks_together(c, channel_blocks(), tile_numbers() * sizeof(S)) : 1;
     groups = blocks(channel_blocks(), group);
-    pieces = at_least(at_most(at_most(blocks(32, groups), places), c.B * c.out_size() / (16 * c.taps())), 1);
-    threads = int(at_most(conv_threads(c, c.B * c.channels() * c.out_size()), groups * pieces));
+    pieces = max_of(min_of(min_of(blocks(32, groups), places), c.B * c.out_size() / (16 * c.taps())), 1);
+    threads = int(min_of(conv_threads(c, c.B * c.channels() * c.out_size()), groups * pieces));
   }
 
   int64_t channel_blocks() const { return across ? c.channels() : blocks(c.channels(), kLanes); }
@@ -189,7 +189,7 @@ struct WeightGradient {
   S* sums_of(int64_t piece, int64_t block) const { return sums + (piece * channel_blocks() + block) * totals(); }
 
   void sum_piece(int64_t g, int64_t piece, int index) {
-    const Range mine{g * group, at_most((g + 1) * group, channel_blocks())}, some = share(places, piece, pieces);
+    const Range mine{g * group, min_of((g + 1) * group, channel_blocks())}, some = share(places, piece, pieces);
     std::memset(sums_of(piece, mine.begin), 0, (mine.end - mine.begin) * totals() * sizeof(S));
     for (int64_t k = some.begin; k < some.end; ++k) tile(k, mine, sums_of(piece, mine.begin), index);
   }
@@ -197,11 +197,11 @@ struct WeightGradient {
   void tile(int64_t place, Range channel_blocks, S* to, int index) {
     const auto& [d, h, w] = axes;
     const int64_t i_w = place % tiles.across * tiles.width, i_h = place / tiles.across % tiles.down * tiles.height;
-    const int64_t rest = place / tiles.across / tiles.down, b = rest / d.n, end = at_most(i_w + tiles.width, w.n);
+    const int64_t rest = place / tiles.across / tiles.down, b = rest / d.n, end = min_of(i_w + tiles.width, w.n);
     if (!c.documents) return part(b, channel_blocks, rest % d.n, i_h, {i_w, end}, {0, w.source}, to, index);
     for (int64_t at = i_w; at < end;) {
       const Range ids = document(c.documents + b * w.n, w.n, at, w.high - w.low, end);
-      const int64_t next = at_most(ids.end, end);
+      const int64_t next = min_of(ids.end, end);
       part(b, channel_blocks, rest % d.n, i_h, {at, next}, ids, to, index);
       at = next;
     }
@@ -210,7 +210,7 @@ struct WeightGradient {
   void part(int64_t b, Range channel_blocks, int64_t i_d, int64_t i_h, Range columns, Range seen, S* to, int index) {
     const auto& [d, h, w] = axes;
     const int64_t step = across ? 1 : kLanes, first = channel_blocks.begin * step;
-    const int64_t lanes = at_most(channel_blocks.end * step, c.channels()) - first;
+    const int64_t lanes = min_of(channel_blocks.end * step, c.channels()) - first;
     S *x = workspaces + index * workspace(), *g = x + d.kernel * of_x.plane;
 
     const int64_t g_line = w.n * g_strides.place, x_line = w.source * x_strides.place;
@@ -224,7 +224,7 @@ struct WeightGradient {
            x + n * of_x.plane);
     }
 
-    const int64_t lines = at_most(tiles.height, h.n - i_h), count = columns.end - columns.begin;
+    const int64_t lines = min_of(tiles.height, h.n - i_h), count = columns.end - columns.begin;
     const int64_t rows = across ? 1 : lines;
     const int64_t registers = across ? blocks((lines - 1) * of_g.width + count, kLanes) : count;
     const Run *from = runs + depths.begin * run_count, *end = runs + depths.end * run_count;
@@ -250,7 +250,7 @@ struct WeightGradient {
         for (int lane = 0; lane < kLanes; ++lane) total += sum.v[lane];
         to[block * step] = convert<T>(total);
       } else {
-        for (int64_t lane = 0; lane < at_most(kLanes, c.channels() - block * kLanes); ++lane)
+        for (int64_t lane = 0; lane < min_of(kLanes, c.channels() - block * kLanes); ++lane)
           to[(block * kLanes + lane) * step] = convert<T>(S(sum.v[lane]));
       }
     }

@@ -3,7 +3,7 @@
 
 #include "common/cuda/types.h"
 #include "depthwise/params.h"
-#include "recurrent/cuda/launch.h"
+#include "common/cuda/launch.h"
 
 namespace adl::cuda {
 

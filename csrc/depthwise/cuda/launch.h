@@ -2,7 +2,7 @@
 #pragma once
 
 #include "depthwise/params.h"
-#include "recurrent/cuda/launch.h"
+#include "common/cuda/launch.h"
 
 namespace adl {
 

@@ -33,7 +33,7 @@ ADL_CELL void cell_forward(V* pre, V& h, V& c, const V* p, const Choice& choice)
     Cell::remember(pre, c, p, choice);
     h = Cell::emit(pre, c, choice);
   } else {
-    Cell::forward(pre, h);
+    Cell::forward(pre, h, choice);
   }
 }
 
@@ -45,13 +45,11 @@ ADL_CELL void cell_backward(V* gates, V h_prev, V h, V c_prev, V c, V& dh, V& dc
     Cell::remember_backward(gates, c_prev, dc, p, choice);
     dh = V(0);
   } else {
-    Cell::backward(gates, h_prev, h, dh);
+    Cell::backward(gates, h_prev, h, dh, choice);
   }
 }
 
 // Gate columns of this many units lie side by side, so that one block product gives every gate of a unit.
 constexpr int unit_block(int gates) { return gates == 1 ? 64 : gates == 2 ? 32 : 16; }
-
-constexpr long blocks(long size, long block) { return (size + block - 1) / block; }
 
 }  // namespace adl

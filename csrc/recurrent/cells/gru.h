@@ -23,7 +23,7 @@ struct Gru : GruGates {
   // pre [kPre]: in the pre-activations, out n r z n_h with n_h = U_n h + b_hn, what r multiplies. h: in at t-1, out at
   // t.
   template <class V>
-  ADL_CELL void forward(V* pre, V& h) {
+  ADL_CELL void forward(V* pre, V& h, const Choice&) {
     const V r = sigmoid(pre[1]);
     const V z = sigmoid(pre[2]);
     const V n = tanh(pre[0] + r * pre[3]);
@@ -34,7 +34,7 @@ struct Gru : GruGates {
   // gates [kPre]: in what forward left there, out the gradients of the pre-activations.
   // dh: in dL/dh_t, out the part of dL/dh_{t-1} that bypasses W_hh.
   template <class V>
-  ADL_CELL void backward(V* gates, V h_prev, V /*h*/, V& dh) {
+  ADL_CELL void backward(V* gates, V h_prev, V /*h*/, V& dh, const Choice&) {
     const V n = gates[0], r = gates[1], z = gates[2], n_h = gates[3];
     const V dn = dh * (V(1) - z) * (V(1) - n * n);
     gates[0] = dn;
@@ -59,7 +59,7 @@ struct GruResetBefore : GruGates {
   }
 
   template <class V>
-  ADL_CELL void forward(V* pre, V& h) {
+  ADL_CELL void forward(V* pre, V& h, const Choice&) {
     const V z = sigmoid(pre[1]);
     const V n = tanh(pre[2]);
     h = n + z * (h - n);
@@ -68,7 +68,7 @@ struct GruResetBefore : GruGates {
 
   // Leaves r in gates[0].
   template <class V>
-  ADL_CELL void backward(V* gates, V h_prev, V /*h*/, V& dh) {
+  ADL_CELL void backward(V* gates, V h_prev, V /*h*/, V& dh, const Choice&) {
     const V z = gates[1], n = gates[2];
     gates[1] = dh * (h_prev - n) * z * (V(1) - z);
     gates[2] = dh * (V(1) - z) * (V(1) - n * n);

@@ -6,7 +6,7 @@
 
 namespace adl {
 
-enum class Forget { kLearned, kCoupled, kNone };
+enum class Forget { kLearned, kCoupled, kNone, kChosen };
 
 template <int gates>
 struct LstmGates;
@@ -19,11 +19,11 @@ struct LstmGates<3> {  // i g o
   static constexpr int kIh[] = {0, 1, 2}, kHh[] = {0, 1, 2};
 };
 
-// kForget: a gate of its own (Gers et al. 2000), 1 - i, or none. kChooses: whether there are peepholes (Gers &
-// Schmidhuber 2000) and squashing functions other than tanh.
+// kForget: a gate of its own (Gers et al. 2000), 1 - i, none, or which of the last two is chosen at run time.
+// kChooses: whether there are peepholes (Gers & Schmidhuber 2000) and squashing functions other than tanh.
 template <Forget kForget, bool kChooses>
 struct LstmOf : LstmGates<kForget == Forget::kLearned ? 4 : 3> {
-  static constexpr bool kLearned = kForget == Forget::kLearned, kCoupled = kForget == Forget::kCoupled;
+  static constexpr bool kLearned = kForget == Forget::kLearned;
   static constexpr int kGates = kLearned ? 4 : 3;  // blocks of weight_ih and weight_hh
   static constexpr int kPre = kGates;              // pre-activations held per unit; kIh and kHh (above): which of them
                                                    // gate k of W_ih x + b_ih and of W_hh h + b_hh adds to
@@ -33,15 +33,17 @@ struct LstmOf : LstmGates<kForget == Forget::kLearned ? 4 : 3> {
   static constexpr bool kResetsBefore = false;
   static constexpr int I = 0, F = 1, G = kLearned ? 2 : 1, O = G + 1;
 
+  ADL_CELL bool coupled(const Choice& choice) {
+    return kForget == Forget::kCoupled || (kForget == Forget::kChosen && choice.coupled);
+  }
+
   // c_t from the gates and c_{t-1}.
   template <class V>
-  ADL_CELL V candidate(const V* gates, V c) {
+  ADL_CELL V candidate(const V* gates, V c, const Choice& choice) {
     if constexpr (kLearned)
       return gates[F] * c + gates[I] * gates[G];
-    else if constexpr (kCoupled)
-      return c + gates[I] * (gates[G] - c);
     else
-      return c + gates[I] * gates[G];
+      return c + gates[I] * (coupled(choice) ? gates[G] - c : gates[G]);
   }
 
   // pre [kPre]: in the pre-activations, out the gates. c: in at t-1, out at t. p [kPeepholes].
@@ -54,7 +56,7 @@ struct LstmOf : LstmGates<kForget == Forget::kLearned ? 4 : 3> {
     pre[I] = sigmoid(pre[I]);
     if constexpr (kLearned) pre[F] = sigmoid(pre[F]);
     pre[G] = kChooses ? squash(choice.cell, pre[G]) : tanh(pre[G]);
-    c = candidate(pre, c);
+    c = candidate(pre, c, choice);
     if constexpr (kChooses) pre[O] = pre[O] + p[kPeepholes - 1] * c;
     pre[O] = sigmoid(pre[O]);
   }
@@ -79,13 +81,13 @@ struct LstmOf : LstmGates<kForget == Forget::kLearned ? 4 : 3> {
   ADL_CELL void remember_backward(V* gates, V c_prev, V& dc, const V* p, const Choice& choice) {
     const V i = gates[I], g = gates[G];
     if constexpr (kChooses) dc = dc + p[kPeepholes - 1] * gates[O];
-    gates[I] = dc * (kCoupled ? g - c_prev : g) * i * (V(1) - i);
+    gates[I] = dc * (coupled(choice) ? g - c_prev : g) * i * (V(1) - i);
     gates[G] = dc * i * slope(kChooses ? choice.cell : Squash::kTanh, g);
     if constexpr (kLearned) {
       const V f = gates[F];
       gates[F] = dc * c_prev * f * (V(1) - f);
       dc = dc * f;
-    } else if constexpr (kCoupled) {
+    } else if (coupled(choice)) {
       dc = dc * (V(1) - i);
     }
     if constexpr (kChooses) dc = dc + p[0] * gates[I];
@@ -93,17 +95,26 @@ struct LstmOf : LstmGates<kForget == Forget::kLearned ? 4 : 3> {
   }
 };
 
+struct LstmGeneral;
 struct Lstm : LstmOf<Forget::kLearned, false> {  // exactly torch.nn.LSTM
   static constexpr const char* kName = "lstm";
+  using Shared = LstmGeneral;
+  ADL_CELL Choice chosen(const Choice&) { return {}; }
 };
 struct LstmGeneral : LstmOf<Forget::kLearned, true> {
   static constexpr const char* kName = "lstm_general";
 };
+
+using LstmOf3Gates = LstmOf<Forget::kChosen, true>;
 struct LstmCoupled : LstmOf<Forget::kCoupled, true> {
   static constexpr const char* kName = "lstm_coupled";
+  using Shared = LstmOf3Gates;
+  ADL_CELL Choice chosen(const Choice& c) { return {c.cell, c.hidden, true}; }
 };
 struct LstmNoForget : LstmOf<Forget::kNone, true> {
   static constexpr const char* kName = "lstm_no_forget";
+  using Shared = LstmOf3Gates;
+  ADL_CELL Choice chosen(const Choice& c) { return {c.cell, c.hidden, false}; }
 };
 
 }  // namespace adl

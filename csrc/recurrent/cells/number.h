@@ -17,9 +17,10 @@ constexpr double kNormEps = 1e-5;  // that layer norms add to the variance, as t
 // A squashing function that is chosen at run time: a branch that all units take alike.
 enum class Squash : int { kTanh, kSigmoid, kRelu, kIdentity };
 
-// What a call may choose of a cell that leaves a choice.
+// What a cell leaves to choose: a call, or a kernel that serves several cells.
 struct Choice {
   Squash cell = Squash::kTanh, hidden = Squash::kTanh;
+  bool coupled = false;  // of an LSTM without a gate that forgets: whether c forgets as much as it takes up
 };
 
 template <class V>

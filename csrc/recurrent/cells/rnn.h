@@ -6,7 +6,7 @@
 
 namespace adl {
 
-template <Squash kSquash>
+// With the function that is chosen at run time.
 struct Rnn {
   static constexpr int kGates = 1;
   static constexpr int kPre = 1;
@@ -18,27 +18,40 @@ struct Rnn {
   static constexpr bool kResetsBefore = false;
 
   template <class V>
-  ADL_CELL void forward(V* pre, V& h) {
-    h = pre[0] = squash(kSquash, pre[0]);
+  ADL_CELL void forward(V* pre, V& h, const Choice& choice) {
+    h = pre[0] = squash(choice.cell, pre[0]);
   }
 
   template <class V>
-  ADL_CELL void backward(V* gates, V /*h_prev*/, V h, V& dh) {
-    if constexpr (kSquash == Squash::kRelu)
-      gates[0] = where_positive(h, dh);
-    else
-      gates[0] = dh * slope(kSquash, h);
+  ADL_CELL void backward(V* gates, V /*h_prev*/, V h, V& dh, const Choice& choice) {
+    gates[0] = choice.cell == Squash::kRelu ? where_positive(h, dh) : dh * slope(choice.cell, h);
     dh = V(0);
   }
 };
 
-struct RnnTanh : Rnn<Squash::kTanh> {
+template <Squash kSquash>
+struct RnnOf : Rnn {
+  using Shared = Rnn;
+  ADL_CELL Choice chosen(const Choice&) { return {.cell = kSquash}; }
+
+  template <class V>
+  ADL_CELL void forward(V* pre, V& h, const Choice& choice) {
+    Rnn::forward(pre, h, chosen(choice));
+  }
+
+  template <class V>
+  ADL_CELL void backward(V* gates, V h_prev, V h, V& dh, const Choice& choice) {
+    Rnn::backward(gates, h_prev, h, dh, chosen(choice));
+  }
+};
+
+struct RnnTanh : RnnOf<Squash::kTanh> {
   static constexpr const char* kName = "rnn_tanh";
 };
-struct RnnRelu : Rnn<Squash::kRelu> {
+struct RnnRelu : RnnOf<Squash::kRelu> {
   static constexpr const char* kName = "rnn_relu";
 };
-struct RnnSigmoid : Rnn<Squash::kSigmoid> {
+struct RnnSigmoid : RnnOf<Squash::kSigmoid> {
   static constexpr const char* kName = "rnn_sigmoid";
 };
 

@@ -3,99 +3,51 @@
 // With layer norm forward kept the products alone; gates and all else are made again from them.
 #pragma once
 
-#include "recurrent/cpu/norm.h"
+#include "recurrent/cpu/backward_cell.h"
 
 namespace adl {
 namespace {
 
-// What a backward scan with layer norm holds.
-template <class T>
-struct BackwardNorms {
-  Norm<T>* of_products;  // [3, N] of W_ih x, W_hh h, the second product
-  Norm<T>* of_c;         // [threads, B]
-  T* made;               // [J, B, pre + 2, U] gates and c of a step, dL/d(normalised c)
-  LaneSums<T> sums;      // kinds as below, B
-
-  // Of c and its squares; of e = dL/d(what is normalised), for W_ih x, the products with h and c, plain and times that.
-  enum { kSumC, kSquaresC, kOfEX, kOfEH = kOfEX + 2, kOfEC = kOfEH + 2, kKinds = kOfEC + 2 };
-
-  void take(Arena& arena, int pre, int units, int64_t J, const Sequence& s, bool has_c) {
-    of_products = arena.take<Norm<T>>(3 * s.N);
-    of_c = arena.take<Norm<T>>(has_c ? s.threads * s.B : 0);
-    made = arena.take<T>(has_c ? J * s.B * (pre + 2) * units : 0);
-    sums = {arena.take<T>(LaneSums<T>::size(kKinds, J, s.B)), J, s.B};
-  }
-};
-
-template <class Scan>
-struct BackwardPhases;
-
-template <template <class, class, class> class Scan, class Cell, class Io, class Mul>
-struct BackwardPhases<Scan<Cell, Io, Mul>> {
-  using F = Scan<Cell, Io, Mul>;
+template <class Cell, class Io, class Mul>
+struct BackwardPhases {
   using L = Layout<Cell>;
   using T = Sum<Mul>;
   using V = Simd<T>;
-  using Worker = typename F::Worker;
-  using Site = typename Worker::Site;
+  using N = BackwardNorms<T>;
+  using UnitBlock = typename BackwardLoops<Cell, Io, Mul>::UnitBlock;
   static constexpr int kUnits = L::kUnits, kRow = L::kRow, kColumns = L::kColumns, kFirst = L::kFirstGates;
   static constexpr int kGates = Cell::kGates, kPre = Cell::kPre;
 
-  Worker& k;
-  F& f = k.f;
+  BackwardWorker<Io, Mul>& k;
+  BackwardScan<Io, Mul>& f = k.f;
   BackwardNorms<T>& n = f.norms;
 
-  int64_t units_of(int64_t j) const { return at_most(kUnits, f.w.H - j * kUnits); }
-  static const Io* products(const F& f, int64_t j, int64_t row) {
-    return f.p.gates + (j * f.p.kept_rows + row) * 2 * kColumns;
-  }
+  int64_t units_of(int64_t j) const { return min_of(kUnits, f.w.H - j * kUnits); }
   T* made(int64_t j, int64_t b) const { return n.made + (j * f.s.B + b) * (kRow + 2 * kUnits); }
-  using N = BackwardNorms<T>;
-  static const Norm<T>& norm(const F& f, NormKind kind, int64_t row) { return f.norms.of_products[kind * f.s.N + row]; }
-
-  // f(j, r, site) for all of this thread's at a step.
+  // f(j, r, block) for all of this thread's at a step.
   template <class Body>
   void each(int64_t count, Body body) {
     for (int64_t j = k.units.begin; j < k.units.end; ++j)
-      for (int64_t r = 0; r < count; ++r) body(j, k.rows.begin + r, Site(f, k.facts[r], j, k.rows.begin + r));
+      for (int64_t r = 0; r < count; ++r) body(j, k.rows.begin + r, UnitBlock(f, k.facts[r], j, k.rows.begin + r));
   }
 
-  // What does not depend on the scan: statistics of the products.
-  static void prepare(F& f, int index, int threads) {
-    BackwardNorms<T>& n = f.norms;
-    const Weights<Io>& w = f.w;
-    const Range rows = share(f.s.N, index, threads);
-    const auto find = [&](NormKind kind, int64_t row, int64_t first, int gates) {
-      const int64_t count = gates * w.H;
-      const auto units = [&](int64_t j) { return at_most(kUnits, w.H - j * kUnits); };
-      V sum(0), squares(0);
-      for (int64_t j = 0; j < f.J; ++j) sum = sum + lane_sum<kUnits, T>(products(f, j, row) + first, gates, units(j));
-      const T mean = sum_of(sum) / T(count);
-      for (int64_t j = 0; j < f.J; ++j)
-        squares = squares + lane_squares<kUnits, T>(products(f, j, row) + first, gates, units(j), mean);
-      n.of_products[kind * f.s.N + row] = {mean, norm_scale(sum_of(squares), count)};
-    };
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-      find(kOfX, row, 0, kGates);
-      find(kOfH, row, kColumns, kFirst);
-      if (Cell::kResetsBefore) find(kOfSecond, row, kColumns + kFirst * kUnits, 1);
-    }
-  }
-
-  // A product of gate g, normalised: of x (side 0) or of h.
-  static V normed(const F& f, int64_t j, int64_t row, int side, int g, int u) {
+  // As BackwardScan::normed_product.
+  V normed(int64_t j, int64_t row, int side, int g, int u) const {
     const int place = side == 0 ? Cell::kIh[g] - L::kFirstIh : kGates + Cell::kHh[g] - L::kFirstHh;
-    const Norm<T>& m = norm(f, side == 0 ? kOfX : g < kFirst ? kOfH : kOfSecond, row);
-    return (V::load(products(f, j, row) + place * kUnits + u) - V(m.mean)) * V(m.scale);
+    const Norm<T>& m = f.norm(side == 0 ? kOfX : g < kFirst ? kOfH : kOfSecond, row);
+    const Io* products = f.p.gates + (j * f.p.kept_rows + row) * 2 * kColumns;
+    return (V::load(products + place * kUnits + u) - V(m.mean)) * V(m.scale);
   }
 
   void load_pre(int64_t j, int64_t row, int u, V* v) const {
     for (int p = 0; p < kPre; ++p) v[p] = V::load(f.numbers.bias + j * kRow + p * kUnits + u);
     for (int g = 0; g < kGates; ++g) {
-      v[Cell::kIh[g]] = v[Cell::kIh[g]] + f.numbers.gain(j, 0, g, u) * normed(f, j, row, 0, g, u);
-      v[Cell::kHh[g]] = v[Cell::kHh[g]] + f.numbers.gain(j, 1, g, u) * normed(f, j, row, 1, g, u);
+      v[Cell::kIh[g]] = v[Cell::kIh[g]] + f.numbers.template gain<Cell>(j, 0, g, u) * normed(j, row, 0, g, u);
+      v[Cell::kHh[g]] = v[Cell::kHh[g]] + f.numbers.template gain<Cell>(j, 1, g, u) * normed(j, row, 1, g, u);
     }
   }
+
+  static void run(BackwardWorker<Io, Mul>& k, int64_t t, int64_t count) { BackwardPhases{k}.step(t, count); }
 
   void step(int64_t t, int64_t count) {
     if constexpr (Cell::kHasC) {
@@ -112,17 +64,17 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
 
   // Gates and c once more.
   void remake(int64_t count) {
-    each(count, [&](int64_t j, int64_t b, const Site& site) {
+    each(count, [&](int64_t j, int64_t b, const UnitBlock& block) {
       for (int u = 0; u < kUnits; u += V::kLanes) {
-        V v[kPre], peep[Cell::kPeepholes + 1], c = V::load(site.c_prev + u);
-        load_pre(j, site.row, u, v);
-        f.numbers.load_peepholes(j, u, peep);
+        V v[kPre], peep[Cell::kPeepholes + 1], c = V::load(block.c_prev + u);
+        load_pre(j, block.row, u, v);
+        f.numbers.template load_peepholes<Cell>(j, u, peep);
         Cell::remember(v, c, peep, f.e.choice);
         for (int p = 0; p < kPre; ++p) v[p].store(made(j, b) + p * kUnits + u);
         c.store(made(j, b) + kRow + u);
-        site.put_candidate(u, c);
+        block.put_candidate(u, c);
       }
-      n.sums.put(N::kSumC, j, b, lane_sum<kUnits, T>(made(j, b) + kRow, 1, units_of(j)));
+      n.sums.put(N::kSumC, j, b, lane_sum<T>(made(j, b) + kRow, 1, kUnits, units_of(j)));
     });
     k.meet();
     Norm<T>* norms = n.of_c + k.index * f.s.B;
@@ -130,7 +82,7 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
     for (int64_t b = k.rows.begin; b < end; ++b) {
       norms[b].mean = n.sums.total(N::kSumC, b) / T(f.w.H);
       for (int64_t j = k.units.begin; j < k.units.end; ++j)
-        n.sums.put(N::kSquaresC, j, b, lane_squares<kUnits, T>(made(j, b) + kRow, 1, units_of(j), norms[b].mean));
+        n.sums.put(N::kSquaresC, j, b, lane_squares<T>(made(j, b) + kRow, 1, kUnits, units_of(j), norms[b].mean));
     }
     k.meet();
     for (int64_t b = k.rows.begin; b < end; ++b) norms[b].scale = norm_scale(n.sums.total(N::kSquaresC, b), f.w.H);
@@ -142,15 +94,15 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
   }
 
   void emit_backward(int64_t count) {
-    each(count, [&](int64_t j, int64_t b, const Site& site) {
+    each(count, [&](int64_t j, int64_t b, const UnitBlock& block) {
       const T *gain = f.numbers.gains_c + j * 2 * kUnits, *shift = gain + kUnits;
-      Mul* kept = f.ds + (j * f.s.N + site.row) * 2 * kUnits;
+      Mul* kept = f.ds + (j * f.s.N + block.row) * 2 * kUnits;
       T* e = made(j, b) + kRow + kUnits;
       V plain(0), weighted(0);
       for (int u = 0; u < kUnits; u += V::kLanes) {
         V v[kPre], dh, dc, dh_stays, dc_stays;
         for (int p = 0; p < kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
-        site.split(u, dh, dc, dh_stays, dc_stays);
+        block.split(u, dh, dc, dh_stays, dc_stays);
         const V c = normed_c(j, b, u);
         const V ds = Cell::emit_backward(v, V::load(gain + u) * c + V::load(shift + u), dh, f.e.choice);
         ds.store(kept + u);
@@ -172,16 +124,16 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
       const T scale = n.of_c[k.index * f.s.B + b].scale;
       const T plain = share * n.sums.total(N::kOfEC, b), weighted = share * n.sums.total(N::kOfEC + 1, b);
       for (int64_t j = k.units.begin; j < k.units.end; ++j) {
-        const Site site(f, k.facts[b - k.rows.begin], j, b);
+        const UnitBlock block(f, k.facts[b - k.rows.begin], j, b);
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[kPre], peep[Cell::kPeepholes + 1], dh, dc, dh_stays, dc_stays;
           for (int p = 0; p < kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
-          f.numbers.load_peepholes(j, u, peep);
-          site.split(u, dh, dc, dh_stays, dc_stays);
+          f.numbers.template load_peepholes<Cell>(j, u, peep);
+          block.split(u, dh, dc, dh_stays, dc_stays);
           const V e = V::load(made(j, b) + kRow + kUnits + u);
           dc = dc + V(scale) * (e - (V(plain) + normed_c(j, b, u) * V(weighted)));
-          Cell::remember_backward(v, V::load(site.c_prev + u), dc, peep, f.e.choice);
-          site.put(u, v, dh_stays, dc + dc_stays);
+          Cell::remember_backward(v, V::load(block.c_prev + u), dc, peep, f.e.choice);
+          block.put(u, v, dh_stays, dc + dc_stays);
         }
       }
     }
@@ -189,20 +141,20 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
 
   // Of a cell without c.
   void backward(int64_t count) {
-    each(count, [&](int64_t j, int64_t, const Site& site) {
-      const Io* gates = f.p.gates + (j * f.p.kept_rows + site.row) * kRow;
+    each(count, [&](int64_t j, int64_t, const UnitBlock& block) {
+      const Io* gates = f.p.gates + (j * f.p.kept_rows + block.row) * kRow;
       for (int u = 0; u < kUnits; u += V::kLanes) {
-        V d[kPre], dh, dc, dh_stays, dc_stays, h_prev = V::load(site.h_prev + u, site.width - u), h = h_prev;
+        V d[kPre], dh, dc, dh_stays, dc_stays, h_prev = V::load(block.h_prev + u, block.width - u), h = h_prev;
         if (f.normed) {
-          load_pre(j, site.row, u, d);
+          load_pre(j, block.row, u, d);
           if constexpr (Cell::kResetsBefore) Cell::reset(d);
-          if constexpr (!Cell::kHasC) Cell::forward(d, h);
+          if constexpr (!Cell::kHasC) Cell::forward(d, h, f.e.choice);
         } else {
           for (int p = 0; p < kPre; ++p) d[p] = V::load(gates + p * kUnits + u);
         }
-        site.split(u, dh, dc, dh_stays, dc_stays);
-        if constexpr (!Cell::kHasC) Cell::backward(d, h_prev, h, dh);
-        site.put(u, d, dh + dh_stays, dc);
+        block.split(u, dh, dc, dh_stays, dc_stays);
+        if constexpr (!Cell::kHasC) Cell::backward(d, h_prev, h, dh, f.e.choice);
+        block.put(u, d, dh + dh_stays, dc);
       }
     });
   }
@@ -213,18 +165,18 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
     k.meet();
     const int64_t begin = k.rows.begin, row = f.s.offsets[t] + begin;
     for (int64_t q = k.panels_p.begin; q < k.panels_p.end; ++q)
-      f.template times_transposed<kFirst, kGates>(f.of_h(), row, count, f.w.w_hh, f.w.P, q, f.w_n, Cell::kHh, kZeros<T>,
-                                                  0, f.product + begin * f.ldh + q * kPanel, f.ldh);
-    each(count, [&](int64_t j, int64_t b, const Site& site) {
+      f.times_transposed(kFirst, kGates, f.of_h(), row, count, f.w.w_hh, f.w.P, q, f.w_n, f.l.hh, f.l.first_hh,
+                         kZeros<T>, 0, f.product + begin * f.ldh + q * kPanel, f.ldh);
+    each(count, [&](int64_t j, int64_t b, const UnitBlock& block) {
       const int64_t at = b * f.ldh + j * kUnits;
-      Io* reset = f.reset_h + site.row * f.ldh + j * kUnits;
-      const Io* h = f.operand[site.row] + j * kUnits;
+      Io* reset = f.reset_h + block.row * f.ldh + j * kUnits;
+      const Io* h = f.operand[block.row] + j * kUnits;
       for (int u = 0; u < kUnits; u += V::kLanes) {
-        V d[kPre], hv = V::load(h + u, site.width - u);
-        d[0] = V::load(site.dgates + u);
+        V d[kPre], hv = V::load(h + u, block.width - u);
+        d[0] = V::load(block.dgates + u);
         (d[0] * hv).store(reset + u);
         Cell::reset_backward(d, hv, V::load(f.product + at + u)).store(f.around + at + u);
-        d[0].store(site.dgates + u);
+        d[0].store(block.dgates + u);
       }
     });
   }
@@ -234,39 +186,41 @@ struct BackwardPhases<Scan<Cell, Io, Mul>> {
   void norms_backward(int64_t t, int64_t count, bool of_x) {
     constexpr NormKind kind = kBegin == 0 ? kOfH : kOfSecond;
     // e = dL/d(normalised product) of gate g; zero beyond the units that there are, where the gain is.
-    const auto e = [&](const Site& site, int64_t j, int side, int g, int u) {
+    const auto e = [&](int64_t j, int64_t row, int side, int g, int u) {
       const int place = side == 0 ? Cell::kIh[g] : Cell::kHh[g];
-      return V::load(site.dgates + place * kUnits + u) * f.numbers.gain(j, side, g, u);
+      return V::load(f.dgates + (j * f.s.N + row) * kRow + place * kUnits + u) *
+             f.numbers.template gain<Cell>(j, side, g, u);
     };
-    const auto put_sums = [&](const Site& site, int64_t j, int64_t b, int side, int begin, int end) {
+    const auto put_sums = [&](int64_t j, int64_t b, int64_t row, int side, int begin, int end) {
       V plain(0), weighted(0);
       for (int g = begin; g < end; ++g) {
         for (int u = 0; u < kUnits; u += V::kLanes) {
-          const V value = e(site, j, side, g, u);
-          plain = plain + value, weighted = weighted + value * normed(f, j, site.row, side, g, u);
+          const V value = e(j, row, side, g, u);
+          plain = plain + value, weighted = weighted + value * normed(j, row, side, g, u);
         }
       }
       const int to = side == 0 ? N::kOfEX : N::kOfEH;
       n.sums.put(to, j, b, plain);
       n.sums.put(to + 1, j, b, weighted);
     };
-    each(count, [&](int64_t j, int64_t b, const Site& site) {
-      put_sums(site, j, b, 1, kBegin, kEnd);
-      if (of_x) put_sums(site, j, b, 0, 0, kGates);
-    });
+    for (int64_t j = k.units.begin; j < k.units.end; ++j) {
+      for (int64_t b = k.rows.begin; b < k.rows.begin + count; ++b) {
+        put_sums(j, b, f.s.offsets[t] + b, 1, kBegin, kEnd);
+        if (of_x) put_sums(j, b, f.s.offsets[t] + b, 0, 0, kGates);
+      }
+    }
     k.meet();
     for (int64_t b = k.rows.begin; b < k.rows.begin + count; ++b) {
       const int64_t row = f.s.offsets[t] + b;
       const auto put = [&](Mul* to, int side, int begin, int end) {
         const int from = side == 0 ? N::kOfEX : N::kOfEH;
-        const T share = T(1) / T((end - begin) * f.w.H), scale = norm(f, side == 0 ? kOfX : kind, row).scale;
+        const T share = T(1) / T((end - begin) * f.w.H), scale = f.norm(side == 0 ? kOfX : kind, row).scale;
         const T plain = share * n.sums.total(from, b), weighted = share * n.sums.total(from + 1, b);
         for (int64_t j = k.units.begin; j < k.units.end; ++j) {
-          const Site site(f, k.facts[b - k.rows.begin], j, b);
           for (int g = begin; g < end; ++g) {
             const int place = side == 0 ? Cell::kIh[g] - L::kFirstIh : Cell::kHh[g] - L::kFirstHh;
             for (int u = 0; u < kUnits; u += V::kLanes)
-              (V(scale) * (e(site, j, side, g, u) - (V(plain) + normed(f, j, row, side, g, u) * V(weighted))))
+              (V(scale) * (e(j, row, side, g, u) - (V(plain) + normed(j, row, side, g, u) * V(weighted))))
                   .store(to + (j * f.s.N + row) * kColumns + place * kUnits + u);
           }
         }

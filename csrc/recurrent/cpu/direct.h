@@ -37,16 +37,16 @@ ADL_INLINE void dots(int64_t rows, int64_t K, const Mul* a, const Io* w, T* out)
 }
 
 // What product() does with block j of pack_units(w), for rows a [M, K]: out [M, ldo], gate g at place[g].
-template <class T, int kGates, int kUnits, class Mul, class Io>
-void direct_units(const Io* w, int64_t H, int64_t K, int64_t j, const int (&place)[kGates], int64_t M, const Mul* a,
-                  int64_t stride, T* out, int64_t ldo) {
+template <class T, class Mul, class Io>
+void direct_units(const Io* w, int64_t H, int64_t K, int64_t j, int gates, int units, const int* place, int64_t M,
+                  const Mul* a, int64_t stride, T* out, int64_t ldo) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const int64_t units = H - j * kUnits < kUnits ? H - j * kUnits : kUnits;
-  for (int g = 0; g < kGates; ++g)
-    for (int64_t u = 0; u < units; u += kLanes)
+  const int64_t there = H - j * units < units ? H - j * units : units;
+  for (int g = 0; g < gates; ++g)
+    for (int64_t u = 0; u < there; u += kLanes)
       for (int64_t m = 0; m < M; ++m)
-        dots<T>(units - u < kLanes ? units - u : kLanes, K, a + m * stride, w + (g * H + j * kUnits + u) * K,
-                out + m * ldo + place[g] * kUnits + u);
+        dots<T>(there - u < kLanes ? there - u : kLanes, K, a + m * stride, w + (g * H + j * units + u) * K,
+                out + m * ldo + place[g] * units + u);
 }
 
 // out [n] += sum_u d[u] w[u * K + first + n], n < 64: some rows of w, one panel of its columns.

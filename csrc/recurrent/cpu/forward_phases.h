@@ -2,91 +2,30 @@
 // products and of c, a product that waits for a gate. Threads that share a row meet after each phase.
 #pragma once
 
-#include "recurrent/cpu/norm.h"
+#include "recurrent/cpu/forward_cell.h"
 
 namespace adl {
 namespace {
 
-template <class Scan>
-struct ForwardPhases;
-
-template <template <class, class, class> class Scan, class Cell, class Io, class Mul>
-struct ForwardPhases<Scan<Cell, Io, Mul>> {
-  using F = Scan<Cell, Io, Mul>;
+template <class Cell, class Io, class Mul>
+struct ForwardPhases {
   using L = Layout<Cell>;
   using E = Element<Mul>;
   using T = Sum<Mul>;
   using V = Simd<T>;
-  using Worker = typename F::Worker;
-  using Site = typename Worker::Site;
+  using UnitBlock = typename ForwardLoops<Cell, Io, Mul>::UnitBlock;
   static constexpr int kUnits = L::kUnits, kRow = L::kRow, kColumns = L::kColumns, kFirst = L::kFirstGates;
 
-  Worker& k;
-  F& f = k.f;
+  ForwardWorker<Io, Mul>& k;
+  ForwardScan<Io, Mul>& f = k.f;
 
-  int64_t units_of(int64_t j) const { return at_most(kUnits, f.w.H - j * kUnits); }
   T* gh(int64_t j, int64_t b) const { return f.gh + (j * f.s.B + b) * kColumns; }
   T* made(int64_t j, int64_t b) const { return f.made + (j * f.s.B + b) * (kRow + kUnits); }
   T* second(int64_t j, int64_t b) const { return f.second + b * f.ldh + j * kUnits; }
   const Norm<T>& norm(NormKind kind, int64_t b) const { return k.norms[kind * f.s.B + b]; }
 
-  // W_ih x of some rows as it is, for backward and to be normalised.
-  void project(int64_t j, int64_t row, int64_t count, int64_t at, T* out) {
-    if (f.direct) std::memset(out, 0, count * kRow * sizeof(T));
-    k.project(j, row, count, Cell::kIh, kZeros<T>, out - L::kFirstIh * kUnits, out, kRow);
-    for (int64_t r = 0; r < count; ++r) {
-      f.sums_x.put(0, j, at + r, lane_sum<kUnits, T>(out + r * kRow, Cell::kGates, units_of(j)));
-      keep(j, row + r, 0, out + r * kRow, kColumns);
-    }
-  }
-
-  // f(row in the chunk, how many) for the rows of this thread in steps t0..t1.
-  template <class Body>
-  void each_chunk_row(int64_t t0, int64_t t1, Body body) {
-    if (k.whole()) return body(k.chunk_row(t0, t0), f.s.offsets[t1 + 1] - f.s.offsets[t0]);
-    for (int64_t t = t0; t <= t1; ++t) body(k.chunk_row(t, t0), k.active(t));
-  }
-
-  void norms_of_x(int64_t t0, int64_t t1) {
-    const int64_t count = Cell::kGates * f.w.H;
-    k.meet();
-    each_chunk_row(t0, t1, [&](int64_t at, int64_t rows) {
-      for (int64_t r = at; r < at + rows; ++r) {
-        k.norms_x[r].mean = f.sums_x.total(0, r) / T(count);
-        for (int64_t j = k.units.begin; j < k.units.end; ++j)
-          f.sums_x.put(1, j, r,
-                       lane_squares<kUnits, T>(f.gates + (j * f.gate_rows + r) * kRow, Cell::kGates, units_of(j),
-                                               k.norms_x[r].mean));
-      }
-    });
-    k.meet();
-    each_chunk_row(t0, t1, [&](int64_t at, int64_t rows) {
-      for (int64_t r = at; r < at + rows; ++r) k.norms_x[r].scale = norm_scale(f.sums_x.total(1, r), count);
-    });
-  }
-
-  // Mean and scale of rows whose lane sums are put; values(j, b) [gates, U].
-  template <class Values>
-  void find_norms(NormKind kind, int64_t rows, int gates, Values values) {
-    const int64_t count = gates * f.w.H, sums = 2 * (kind - kOfH), end = k.rows.begin + rows;
-    k.meet();
-    for (int64_t b = k.rows.begin; b < end; ++b) {
-      T& mean = k.norms[kind * f.s.B + b].mean;
-      mean = f.sums.total(sums, b) / T(count);
-      for (int64_t j = k.units.begin; j < k.units.end; ++j)
-        f.sums.put(sums + 1, j, b, lane_squares<kUnits, T>(values(j, b), gates, units_of(j), mean));
-    }
-    k.meet();
-    for (int64_t b = k.rows.begin; b < end; ++b)
-      k.norms[kind * f.s.B + b].scale = norm_scale(f.sums.total(sums + 1, b), count);
-  }
-  void put_sum(NormKind kind, int64_t j, int64_t b, const T* values, int gates) {
-    f.sums.put(2 * (kind - kOfH), j, b, lane_sum<kUnits, T>(values, gates, units_of(j)));
-  }
-
-  // Products [gates, U] of a row, from column `first` on of what backward finds of it.
-  void keep(int64_t j, int64_t row, int64_t first, const T* products, int64_t count) {
-    if (f.p.gates) convert_row(products, count, f.p.gates + (j * f.s.N + row) * 2 * kColumns + first, count);
+  static void run(ForwardWorker<Io, Mul>& k, int64_t t, int64_t t0, const Mul* h_prev, Mul* h_next) {
+    ForwardPhases{k}.step(t, t0, h_prev, h_next);
   }
 
   void step(int64_t t, int64_t t0, const Mul* h_prev, Mul* h_next) {
@@ -103,11 +42,11 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
       std::memset(sums, 0, count * kColumns * sizeof(T));
       k.times_h(j, count, h, sums - L::kFirstHh * kUnits, sums, kColumns);
       for (int64_t r = 0; r < count; ++r) {
-        put_sum(kOfH, j, begin + r, gh(j, begin + r), kFirst);
-        keep(j, row + r, kColumns, gh(j, begin + r), kFirst * kUnits);
+        k.put_sum(kOfH, j, begin + r, gh(j, begin + r), kFirst, kUnits);
+        k.keep(j, row + r, kColumns, gh(j, begin + r), kFirst * kUnits);
       }
     }
-    if (f.normed) find_norms(kOfH, count, kFirst, [&](int64_t j, int64_t b) { return gh(j, b); });
+    if (f.normed) k.find_norms(kOfH, count, kFirst, kUnits, [&](int64_t j, int64_t b) { return gh(j, b); });
     if constexpr (Cell::kResetsBefore) second_product(t, t0, count, h_next);
     cells(t, t0, count, h_next);
     if constexpr (Cell::kHasC)
@@ -123,7 +62,7 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
       return;
     }
     const auto normed = [&](const T* value, const Norm<T>& n, int side, int g) {
-      return f.numbers.gain(j, side, g, u) * ((V::load(value + u) - V(n.mean)) * V(n.scale));
+      return f.numbers.template gain<Cell>(j, side, g, u) * ((V::load(value + u) - V(n.mean)) * V(n.scale));
     };
     for (int p = 0; p < Cell::kPre; ++p) v[p] = V::load(f.numbers.bias + j * kRow + p * kUnits + u);
     for (int g = 0; g < Cell::kGates; ++g) {
@@ -143,11 +82,11 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
     for (int64_t j = k.units.begin; j < k.units.end; ++j) {
       const T* gx = k.gates(j, t, t0);
       for (int64_t r = 0; r < count; ++r) {
-        const Site site(f, k.facts[r], j, begin + r, h_next);
+        const UnitBlock block(f, k.facts[r], j, begin + r, h_next);
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[Cell::kPre];
           load_pre(j, begin + r, gx + r * kRow, k.norms_x + k.chunk_row(t, t0) + r, kFirst, u, v);
-          (Cell::reset(v) * site.masked(site.h_before(u), u)).store(f.h_cell + (begin + r) * f.ldh + j * kUnits + u);
+          (Cell::reset(v) * block.masked(block.h_before(u), u)).store(f.h_cell + (begin + r) * f.ldh + j * kUnits + u);
         }
       }
     }
@@ -157,8 +96,8 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
       const Mul* h = f.h_cell + begin * f.ldh;
       if (f.direct) {
         for (int64_t r = 0; r < count; ++r) std::memset(out + r * f.ldh, 0, kPanel * sizeof(T));
-        direct_units<T, 1, kPanel>(f.w.w_hh + kFirst * f.w.H * f.w.P, f.w.H, f.w.P, q, {0}, count, h, f.ldh, out,
-                                   f.ldh);
+        direct_units<T>(f.w.w_hh + kFirst * f.w.H * f.w.P, f.w.H, f.w.P, q, 1, kPanel, kFirstPlace, count, h, f.ldh,
+                        out, f.ldh);
       } else {
         product<E, T, kPanel>(count, f.state_rows(h, f.EP), f.w_n + q * f.EP * kPanel, kZeros<T>, 0, out, f.ldh);
       }
@@ -166,11 +105,11 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
     if (!f.normed) return;
     for (int64_t j = k.units.begin; j < k.units.end; ++j) {
       for (int64_t r = 0; r < count; ++r) {
-        put_sum(kOfSecond, j, begin + r, second(j, begin + r), 1);
-        keep(j, row + r, kColumns + kFirst * kUnits, second(j, begin + r), kUnits);
+        k.put_sum(kOfSecond, j, begin + r, second(j, begin + r), 1, kUnits);
+        k.keep(j, row + r, kColumns + kFirst * kUnits, second(j, begin + r), kUnits);
       }
     }
-    find_norms(kOfSecond, count, 1, [&](int64_t j, int64_t b) { return second(j, b); });
+    k.find_norms(kOfSecond, count, 1, kUnits, [&](int64_t j, int64_t b) { return second(j, b); });
   }
 
   // All of the cell, or of one with c that is normalised what comes before.
@@ -179,43 +118,43 @@ struct ForwardPhases<Scan<Cell, Io, Mul>> {
       const T* gx = k.gates(j, t, t0);
       for (int64_t r = 0; r < count; ++r) {
         const int64_t b = k.rows.begin + r;
-        const Site site(f, k.facts[r], j, b, h_next);
+        const UnitBlock block(f, k.facts[r], j, b, h_next);
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[Cell::kPre], peep[Cell::kPeepholes + 1];
           load_pre(j, b, gx + r * kRow, k.norms_x + k.chunk_row(t, t0) + r, Cell::kGates, u, v);
-          f.numbers.load_peepholes(j, u, peep);
-          V h = site.h_before(u), c = Cell::kHasC ? site.c_before(u) : V(0);
+          f.numbers.template load_peepholes<Cell>(j, u, peep);
+          V h = block.h_before(u), c = Cell::kHasC ? block.c_before(u) : V(0);
           if constexpr (Cell::kResetsBefore) Cell::reset(v);
           if constexpr (Cell::kHasC) {
             Cell::remember(v, c, peep, f.e.choice);
             for (int p = 0; p < Cell::kPre; ++p) v[p].store(made(j, b) + p * kUnits + u);
             c.store(made(j, b) + kRow + u);
-            site.put_c(u, c);
+            block.put_c(u, c);
           } else {
-            Cell::forward(v, h);
-            site.put_gates(u, v);
-            site.put_h(u, h);
+            Cell::forward(v, h, f.e.choice);
+            block.put_gates(u, v);
+            block.put_h(u, h);
           }
         }
-        if constexpr (Cell::kHasC) put_sum(kOfC, j, b, made(j, b) + kRow, 1);
+        if constexpr (Cell::kHasC) k.put_sum(kOfC, j, b, made(j, b) + kRow, 1, kUnits);
       }
     }
   }
 
   // h from the normalised c.
   void emit(int64_t count, Mul* h_next) {
-    find_norms(kOfC, count, 1, [&](int64_t j, int64_t b) { return made(j, b) + kRow; });
+    k.find_norms(kOfC, count, 1, kUnits, [&](int64_t j, int64_t b) { return made(j, b) + kRow; });
     for (int64_t j = k.units.begin; j < k.units.end; ++j) {
       const T *gain = f.numbers.gains_c + j * 2 * kUnits, *shift = gain + kUnits;
       for (int64_t r = 0; r < count; ++r) {
         const int64_t b = k.rows.begin + r;
-        const Site site(f, k.facts[r], j, b, h_next);
+        const UnitBlock block(f, k.facts[r], j, b, h_next);
         const Norm<T>& n = norm(kOfC, b);
         for (int u = 0; u < kUnits; u += V::kLanes) {
           V v[Cell::kPre];
           for (int p = 0; p < Cell::kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
           const V c = (V::load(made(j, b) + kRow + u) - V(n.mean)) * V(n.scale);
-          site.put_h(u, Cell::emit(v, V::load(gain + u) * c + V::load(shift + u), f.e.choice));
+          block.put_h(u, Cell::emit(v, V::load(gain + u) * c + V::load(shift + u), f.e.choice));
         }
       }
     }

@@ -10,34 +10,34 @@ namespace adl {
 namespace {
 
 // Number types as in ForwardScan.
-template <class Cell, class Io, class Mul>
+template <class Io, class Mul>
 struct Gradients {
-  using L = Layout<Cell>;
   using E = Element<Mul>;
   using T = Sum<Mul>;
   using V = Simd<T>;
-  static constexpr int kUnits = L::kUnits, kRow = L::kRow, kColumns = L::kColumns, kPack = Operand<Mul>::kPack;
+  static constexpr int kPack = Operand<Mul>::kPack;
   // Rows packed at once for a weight gradient: one block of a product, so that the panels of all columns stay in L2.
   static constexpr int64_t kPackedRows = kBlock * kPack;
 
-  BackwardScan<Cell, Io, Mul> scan;
+  BackwardScan<Io, Mul> scan;
+  const GateLayout& l = scan.l;
   const Backward<Io>& p = scan.p;
   const Sequence& s = p.sequence;
   const Weights<Io>& w = p.weights;
   const int64_t J = scan.J, QI = blocks(w.I, kPanel), QP = scan.QP, QH = scan.QH;
   const Split split_ih{J, QI, s.threads}, split_hh{J, QP, s.threads};
-  const int64_t packed_panels = at_least(split_ih.panels, split_hh.panels);
-  const int64_t packed_rows = blocks(at_most(kPackedRows, s.N), kPack);
-  const int64_t dw_rows = scan.direct ? 0 : packed_panels * split_ih.units * kColumns;
-  const int64_t buffer_rows = at_least(at_least(dw_rows, task_rows(s)), padded(w.P));
-  const int64_t pair_columns = kPack == 1 ? 0 : at_least(kColumns, scan.ldp);
+  const int64_t packed_panels = max_of(split_ih.panels, split_hh.panels);
+  const int64_t packed_rows = blocks(min_of(kPackedRows, s.N), kPack);
+  const int64_t dw_rows = scan.direct ? 0 : packed_panels * split_ih.units * l.columns;
+  const int64_t buffer_rows = max_of(max_of(dw_rows, task_rows(s)), padded(w.P));
+  const int64_t pair_columns = kPack == 1 ? 0 : max_of(l.columns, scan.ldp);
 
   E* w_ih;    // [QI, J, G, U, 64]
   E* packed;  // [threads, packed_panels, packed_rows, 64]
   E* pairs;   // [threads, packed_rows, pair_columns]
   T* buffer;  // [threads, buffer_rows, 64]
 
-  explicit Gradients(const Backward<Io>& params) : scan(params) {}
+  Gradients(const Backward<Io>& params, const BackwardCell<Io, Mul>& cell) : scan(params, cell) {}
 
   int64_t take(void* scratch) {
     Arena arena{static_cast<char*>(scratch)};
@@ -49,7 +49,7 @@ struct Gradients {
     return arena.used;
   }
 
-  int64_t panel() const { return scan.template panel<0, Cell::kGates>(); }
+  int64_t panel() const { return scan.panel(l.gates); }
 
   void run() {
     in_team(s.threads, scan.barrier, [this](int index, int threads) { run(index, threads); });
@@ -57,10 +57,11 @@ struct Gradients {
 
   ADL_NOINLINE void run(int index, int threads) {
     for (int64_t q = index; p.dx && !scan.direct && q < QI; q += threads)
-      pack_transposed<Mul, Cell::kGates, kUnits>(w.w_ih, w.H, w.I, q, Cell::kIh, L::kFirstIh, w_ih + q * panel());
+      pack_transposed<Mul>(w.w_ih, w.H, w.I, q, l.gates, l.units, l.ih, l.first_ih, w_ih + q * panel());
     scan.run(index, threads);
     scan.barrier.meet();
     Worker{*this,
+           l,
            packed + index * packed_panels * packed_rows * kPanel,
            pairs + index * packed_rows * pair_columns,
            buffer + index * buffer_rows * kPanel,
@@ -71,6 +72,7 @@ struct Gradients {
 
   struct Worker {
     Gradients& f;
+    const GateLayout& l;
     E* packed;
     E* pairs;
     T* buffer;
@@ -90,43 +92,43 @@ struct Gradients {
       if (p.dw_ih) {
         const auto x = [&](int64_t row) { return p.x + place_of(f.s, row) * f.w.I; };
         deal(f.split_ih.tasks(), [&](int64_t k) {
-          write_dw<0, Cell::kGates>(f.split_ih.task(k), f.scan.of_x(), x, f.w.I, Cell::kIh, p.dw_ih);
+          write_dw(0, l.gates, f.split_ih.task(k), f.scan.of_x(), x, f.w.I, l.ih, l.first_ih, p.dw_ih);
         });
       }
       if (p.dw_hh) {
         const auto h = [&](int64_t row) { return f.scan.operand[row]; };
         deal(f.split_hh.tasks(), [&](int64_t k) {
-          write_dw<0, L::kFirstGates>(f.split_hh.task(k), f.scan.of_h(), h, f.w.P, Cell::kHh, p.dw_hh);
+          write_dw(0, l.first_gates, f.split_hh.task(k), f.scan.of_h(), h, f.w.P, l.hh, l.first_hh, p.dw_hh);
         });
-        if constexpr (Cell::kResetsBefore) {
+        if (l.resets_before) {
           const auto reset_h = [&](int64_t row) { return f.scan.reset_h + row * f.scan.ldh; };
           deal(f.split_hh.tasks(), [&](int64_t k) {
-            write_dw<L::kFirstGates, Cell::kGates>(f.split_hh.task(k), f.scan.of_h(), reset_h, f.w.P, Cell::kHh,
-                                                   p.dw_hh);
+            write_dw(l.first_gates, l.gates, f.split_hh.task(k), f.scan.of_h(), reset_h, f.w.P, l.hh, l.first_hh,
+                     p.dw_hh);
           });
         }
       }
       if (p.dw_hr) deal(f.QH, [&](int64_t q) { write_dw_hr(q); });
       if (p.db_ih || p.db_hh || p.dw_ch || f.scan.normed)
-        deal(f.J, [&](int64_t j) { ColumnSums<BackwardScan<Cell, Io, Mul>>{f.scan, j}.write(); });
+        deal(f.J, [&](int64_t j) { ColumnSums<Io, Mul>{f.scan, j}.write(); });
     }
 
     void write_initial(int64_t b) {
       const Weights<Io>& w = f.w;
       const int64_t to = order_of(f.s, b);
       convert_row(f.scan.dh + b * f.scan.ldh, w.P, f.p.dh_0 + to * w.P, w.P);
-      for (int64_t j = 0; j < f.J && Cell::kHasC; ++j) {
-        const int64_t n = at_most(kUnits, w.H - j * kUnits);
-        convert_row(f.scan.dc + (j * f.s.B + b) * kUnits, n, f.p.dc_0 + to * w.H + j * kUnits, n);
+      for (int64_t j = 0; j < f.J && l.has_c; ++j) {
+        const int64_t n = min_of(l.units, w.H - j * l.units);
+        convert_row(f.scan.dc + (j * f.s.B + b) * l.units, n, f.p.dc_0 + to * w.H + j * l.units, n);
       }
     }
 
     void write_dx(int64_t row) {
-      const int64_t count = at_most(task_rows(f.s), f.s.N - row), I = f.w.I;
+      const int64_t count = min_of(task_rows(f.s), f.s.N - row), I = f.w.I;
       for (int64_t q = 0; q < f.QI; ++q) {
-        f.scan.template times_transposed<0, Cell::kGates>(f.scan.of_x(), row, count, f.w.w_ih, I, q, f.w_ih, Cell::kIh,
-                                                          kZeros<T>, 0, buffer, kPanel);
-        const int64_t n = at_most(kPanel, I - q * kPanel);
+        f.scan.times_transposed(0, l.gates, f.scan.of_x(), row, count, f.w.w_ih, I, q, f.w_ih, l.ih, l.first_ih,
+                                kZeros<T>, 0, buffer, kPanel);
+        const int64_t n = min_of(kPanel, I - q * kPanel);
         for (int64_t r = 0; r < count; ++r) {
           Io* dx = f.p.dx + place_of(f.s, row + r) * I + q * kPanel;
           const T* sum = buffer + r * kPanel;
@@ -157,40 +159,39 @@ struct Gradients {
                       columns, out + r / kPack * panel_width(columns));
     }
 
-    // Rows of gates kBegin.. of dw [G * H, K] = deltas^T values, some blocks of units by some panels of columns.
-    template <int kBegin, int kEnd, class Rows>
-    void write_dw(Split::Task task, Deltas<Mul> deltas, Rows values, int64_t K, const int (&place)[Cell::kGates],
-                  Io* dw) {
-      constexpr int kWidth = (kEnd - kBegin) * kUnits;
+    // Rows of gates begin.. of dw [G * H, K] = dgates^T values, some blocks of units by some panels of columns.
+    template <class Rows>
+    void write_dw(int begin, int end, Split::Task task, GateGradients<Mul> dgates, Rows values, int64_t K,
+                  const int* place, int first_place, Io* dw) {
+      const int width = (end - begin) * l.units;
       const Range units = task.units, panels = task.panels;
-      const auto at = [&](int g) { return place[g] - L::first(place) + deltas.first; };
-      if (f.scan.direct) return write_few<kBegin, kEnd>(units, panels, deltas, values, K, at, dw);
-      const int first = L::template first_of<kBegin, kEnd>(at);
+      const auto at = [&](int g) { return place[g] - first_place + dgates.first; };
+      if (f.scan.direct) return write_few(begin, end, units, panels, dgates, values, K, at, dw);
+      const int first = first_of(begin, end, at);
       const int64_t Q = panels.end - panels.begin;
       const auto sums = [&](int64_t j, int64_t q) {
-        return buffer + ((j - units.begin) * Q + q - panels.begin) * kWidth * kPanel;
+        return buffer + ((j - units.begin) * Q + q - panels.begin) * width * kPanel;
       };
       for (int64_t row = 0; row < f.s.N; row += kPackedRows) {
-        const int64_t count = at_most(kPackedRows, f.s.N - row);
+        const int64_t count = min_of(kPackedRows, f.s.N - row);
         for (int64_t q = panels.begin; q < panels.end; ++q)
           pack_values([&](int64_t r) { return values(row + r); }, count, q, K,
                       packed + (q - panels.begin) * f.packed_rows * kPanel);
         for (int64_t j = units.begin; j < units.end; ++j) {
           const Left<E> left =
-              transposed(deltas.of + (j * f.s.N + row) * deltas.row + first * kUnits, deltas.row, count, kWidth);
+              transposed(dgates.of + (j * f.s.N + row) * dgates.row + first * l.units, dgates.row, count, width);
           for (int64_t q = panels.begin; q < panels.end; ++q)
-            panel_product<E, T, true>(K - q * kPanel, kWidth, left,
-                                      packed + (q - panels.begin) * f.packed_rows * kPanel,
+            panel_product<E, T, true>(K - q * kPanel, width, left, packed + (q - panels.begin) * f.packed_rows * kPanel,
                                       row ? sums(j, q) : kZeros<T>, row ? kPanel : 0, sums(j, q), kPanel);
         }
       }
       for (int64_t j = units.begin; j < units.end; ++j) {
-        for (int g = kBegin; g < kEnd; ++g) {
-          for (int64_t u = 0; u < kUnits && j * kUnits + u < f.w.H; ++u) {
-            Io* row = dw + (g * f.w.H + j * kUnits + u) * K;
+        for (int g = begin; g < end; ++g) {
+          for (int64_t u = 0; u < l.units && j * l.units + u < f.w.H; ++u) {
+            Io* row = dw + (g * f.w.H + j * l.units + u) * K;
             for (int64_t q = panels.begin; q < panels.end; ++q) {
-              const int64_t n = at_most(kPanel, K - q * kPanel);
-              convert_row(sums(j, q) + ((at(g) - first) * kUnits + u) * kPanel, n, row + q * kPanel, n);
+              const int64_t n = min_of(kPanel, K - q * kPanel);
+              convert_row(sums(j, q) + ((at(g) - first) * l.units + u) * kPanel, n, row + q * kPanel, n);
             }
           }
         }
@@ -198,19 +199,20 @@ struct Gradients {
     }
 
     // The same straight into dw: every element is a sum over few rows.
-    template <int kBegin, int kEnd, class Rows, class At>
-    void write_few(Range units, Range panels, Deltas<Mul> deltas, Rows values, int64_t K, At at, Io* dw) {
-      const int64_t begin = panels.begin * kPanel, n = at_most(panels.end * kPanel, K) - begin;
-      const int64_t last = at_most(units.end * kUnits, f.w.H);
-      for (int64_t unit = units.begin * kUnits; unit < last; ++unit) {
-        for (int g = kBegin; g < kEnd; ++g) {
+    template <class Rows, class At>
+    void write_few(int begin, int end, Range units, Range panels, GateGradients<Mul> dgates, Rows values, int64_t K,
+                   At at, Io* dw) {
+      const int64_t column = panels.begin * kPanel, n = min_of(panels.end * kPanel, K) - column;
+      const int64_t last = min_of(units.end * l.units, f.w.H);
+      for (int64_t unit = units.begin * l.units; unit < last; ++unit) {
+        for (int g = begin; g < end; ++g) {
           T d[kFewRows];
           for (int64_t r = 0; r < f.s.N; ++r)
-            d[r] = convert<T>(deltas.of[(unit / kUnits * f.s.N + r) * deltas.row + at(g) * kUnits + unit % kUnits]);
-          Io* row = dw + (g * f.w.H + unit) * K + begin;
+            d[r] = convert<T>(dgates.of[(unit / l.units * f.s.N + r) * dgates.row + at(g) * l.units + unit % l.units]);
+          Io* row = dw + (g * f.w.H + unit) * K + column;
           for (int64_t k = 0; k < n; k += V::kLanes) {
             V sum(0);
-            for (int64_t r = 0; r < f.s.N; ++r) sum = sum + V(d[r]) * V::load(values(r) + begin + k, n - k);
+            for (int64_t r = 0; r < f.s.N; ++r) sum = sum + V(d[r]) * V::load(values(r) + column + k, n - k);
             sum.store(row + k, n - k);
           }
         }
@@ -221,12 +223,12 @@ struct Gradients {
     void write_dw_hr(int64_t q) {
       const int64_t H = f.w.H, P = f.w.P, ld = f.scan.ldp;
       for (int64_t row = 0; row < f.s.N; row += kPackedRows) {
-        const int64_t count = at_most(kPackedRows, f.s.N - row);
+        const int64_t count = min_of(kPackedRows, f.s.N - row);
         pack_values([&](int64_t r) { return f.p.h_cell + (row + r) * H; }, count, q, H, packed);
         panel_product<E, T, true>(H - q * kPanel, P, transposed(f.scan.dh_all + row * ld, ld, count, ld), packed,
                                   row ? buffer : kZeros<T>, row ? kPanel : 0, buffer, kPanel);
       }
-      const int64_t n = at_most(kPanel, H - q * kPanel);
+      const int64_t n = min_of(kPanel, H - q * kPanel);
       for (int64_t k = 0; k < P; ++k) convert_row(buffer + k * kPanel, n, f.p.dw_hr + k * H + q * kPanel, n);
     }
   };

@@ -49,17 +49,22 @@ struct LaneSums {
 };
 
 // Sum of f(k) over the registers k of values [gates, U], of whose U units the first n count.
-template <int kUnits, class T, class F>
-ADL_INLINE Simd<T> lane_total(int gates, int64_t n, F f) {
+template <class T, class F>
+ADL_INLINE Simd<T> lane_total(int gates, int units, int64_t n, F f) {
   using V = Simd<T>;
   V sum(0);
-  if (n == kUnits) {
-    for (int k = 0; k < gates * kUnits; k += V::kLanes) sum = sum + f(k);
+  if (n == units) {
+    const int count = gates * units;
+    int k = 0;
+    for (; k + 4 * V::kLanes <= count; k += 4 * V::kLanes)
+      sum = sum + f(k), sum = sum + f(k + V::kLanes), sum = sum + f(k + 2 * V::kLanes),
+      sum = sum + f(k + 3 * V::kLanes);
+    for (; k < count; k += V::kLanes) sum = sum + f(k);
     return sum;
   }
   for (int g = 0; g < gates; ++g) {
     for (int u = 0; u < n; u += V::kLanes) {
-      V value = f(g * kUnits + u);
+      V value = f(g * units + u);
       for (int k = int(n) - u; k < V::kLanes; ++k) value.v[k] = 0;
       sum = sum + value;
     }
@@ -67,15 +72,15 @@ ADL_INLINE Simd<T> lane_total(int gates, int64_t n, F f) {
   return sum;
 }
 
-template <int kUnits, class T, class From>
-ADL_INLINE Simd<T> lane_sum(const From* values, int gates, int64_t n) {
-  return lane_total<kUnits, T>(gates, n, [&](int k) { return Simd<T>::load(values + k); });
+template <class T, class From>
+ADL_INLINE Simd<T> lane_sum(const From* values, int gates, int units, int64_t n) {
+  return lane_total<T>(gates, units, n, [&](int k) { return Simd<T>::load(values + k); });
 }
 
 // Of the squares of what they differ from the mean.
-template <int kUnits, class T, class From>
-ADL_INLINE Simd<T> lane_squares(const From* values, int gates, int64_t n, T mean) {
-  return lane_total<kUnits, T>(gates, n, [&](int k) {
+template <class T, class From>
+ADL_INLINE Simd<T> lane_squares(const From* values, int gates, int units, int64_t n, T mean) {
+  return lane_total<T>(gates, units, n, [&](int k) {
     const Simd<T> d = Simd<T>::load(values + k) - Simd<T>(mean);
     return d * d;
   });

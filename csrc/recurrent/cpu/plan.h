@@ -1,28 +1,13 @@
 // How a scan is cut into work: every decision about threads and chunks, with its reason.
 #pragma once
 
-#include "common/cpu/gemm.h"
-#include "common/cpu/parallel.h"
+#include "common/cpu/work.h"
 #include "recurrent/cells/cells.h"
 #include "recurrent/cpu/direct.h"
 #include "recurrent/params.h"
 
 namespace adl {
 namespace {
-
-ADL_INLINE int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
-ADL_INLINE int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
-
-struct Range {
-  int64_t begin, end;
-};
-
-ADL_INLINE Range share(int64_t count, int64_t index, int64_t of) {
-  return {count * index / of, count * (index + 1) / of};
-}
-
-// State rows are padded to whole panels, so that every panel may be written in full.
-ADL_INLINE int64_t padded(int64_t size) { return blocks(size, kPanel) * kPanel; }
 
 // From 8 rows a thread on, threads split the batch and never wait for each other. Below, the products
 // would have too few rows to hide the loads of the weights: threads split the units, in `parts` blocks, and meet every
@@ -34,10 +19,10 @@ ADL_INLINE bool splits_rows(const Sequence& s, int threads, int64_t parts, int64
 
 // Steps whose input projection is done at once: enough rows that weights which come from far away are used some
 // hundred times, few enough that their pre-activations are near when the scan comes by.
-ADL_INLINE int64_t chunk_steps(const Sequence& s) { return 1 + 255 / at_least(s.B, 1); }
+ADL_INLINE int64_t chunk_steps(const Sequence& s) { return 1 + 255 / max_of(s.B, 1); }
 
 // Rows per task of the gradient of x: as many for the same reason, but some tasks for every thread.
-ADL_INLINE int64_t task_rows(const Sequence& s) { return at_least(96, at_most(256, s.N / (4 * s.threads))); }
+ADL_INLINE int64_t task_rows(const Sequence& s) { return max_of(96, min_of(256, s.N / (4 * s.threads))); }
 
 // How the J blocks of units and the Q panels of columns of a weight gradient become tasks: one for each
 // thread, as every task packs all rows of its panels. Units are split first: a task reads its own
@@ -47,8 +32,8 @@ struct Split {
   int64_t units, panels;  // per task
 
   Split(int64_t J, int64_t Q, int64_t threads) : J(J), Q(Q) {
-    units = blocks(J, at_most(J, threads));
-    panels = at_least(blocks(Q, at_least(at_most(Q, blocks(threads, blocks(J, units))), 1)), 1);
+    units = blocks(J, min_of(J, threads));
+    panels = max_of(blocks(Q, max_of(min_of(Q, blocks(threads, blocks(J, units))), 1)), 1);
   }
 
   struct Task {
@@ -57,7 +42,7 @@ struct Split {
   int64_t tasks() const { return blocks(J, units) * blocks(Q, panels); }
   Task task(int64_t k) const {
     const int64_t j = k % blocks(J, units) * units, q = k / blocks(J, units) * panels;
-    return {{j, at_most(j + units, J)}, {q, at_most(q + panels, Q)}};
+    return {{j, min_of(j + units, J)}, {q, min_of(q + panels, Q)}};
   }
 };
 
@@ -68,7 +53,7 @@ ADL_INLINE Range share_rows(const Sequence& s, int64_t index, int64_t of) {
   for (int64_t b = 0; b < s.B; ++b) {
     while (length > 0 && s.batch_sizes[length - 1] <= b) --length;
     const int64_t owner = before * of / s.N;
-    if (owner >= index) range.begin = at_most(range.begin, b);
+    if (owner >= index) range.begin = min_of(range.begin, b);
     if (owner > index) return {range.begin, b};
     before += length;
   }
@@ -124,61 +109,66 @@ struct RowFacts {
 
 ADL_INLINE int64_t step_at(const Sequence& s, int64_t index) { return s.reverse ? s.T - 1 - index : index; }
 
-// The first n of a row as another kind of number, and zeros up to `width`.
-template <class From, class To>
-ADL_INLINE void convert_row(const From* from, int64_t n, To* to, int64_t width) {
-  for (int64_t k = 0; k < n; ++k) to[k] = convert<To>(from[k]);
-  for (int64_t k = n; k < width; ++k) to[k] = To{};
-}
-
-// Hands out parts of one scratch allocation; with a null base it only counts.
-struct Arena {
-  char* base;
-  int64_t used = 0;
-
-  template <class T>
-  T* take(int64_t count) {
-    T* p = reinterpret_cast<T*>(base + used);
-    used += blocks(count * int64_t(sizeof(T)), 64) * 64;
-    return p;
-  }
+// The cell by whose loops a cell is computed where more is asked for than torch.nn's own, with what it chooses of it:
+// fewer loops to compile.
+template <class Cell>
+struct Shared {
+  using Type = Cell;
+  static ADL_INLINE Choice chosen(const Choice& choice) { return choice; }
+};
+template <class Cell>
+  requires requires { typename Cell::Shared; }
+struct Shared<Cell> {
+  using Type = typename Cell::Shared;
+  static ADL_INLINE Choice chosen(const Choice& choice) { return Cell::chosen(choice); }
 };
 
-template <class T>
-constexpr T kZeros[kPanel] = {};
+// The least of at(g) for some gates.
+template <class At>
+ADL_INLINE int first_of(int begin, int end, At at) {
+  int least = at(begin);
+  for (int g = begin + 1; g < end; ++g) least = at(g) < least ? at(g) : least;
+  return least;
+}
 
-// How one cell's gates lie in memory.
+constexpr int kFirstPlace[] = {0};  // of a single gate
+
+// How one cell's gates lie in memory, for loops over its units.
 template <class Cell>
 struct Layout {
   static constexpr int kGates = Cell::kGates;
   static constexpr int kUnits = unit_block(kGates);
   static constexpr int kColumns = kGates * kUnits;  // of a block of units in a product
   static constexpr int kRow = Cell::kPre * kUnits;  // of a block of units in the gates
-  static constexpr int first(const int (&place)[kGates]) {
+  // A product adds to kGates neighbouring pre-activations, from this one on.
+  static constexpr int least(const int (&place)[kGates]) {
     int least = place[0];
     for (int g = 1; g < kGates; ++g) least = place[g] < least ? place[g] : least;
     return least;
   }
-  // The least of at(g) for some gates.
-  template <int kBegin, int kEnd, class At>
-  static ADL_INLINE int first_of(At at) {
-    int least = at(kBegin);
-    for (int g = kBegin + 1; g < kEnd; ++g) least = at(g) < least ? at(g) : least;
-    return least;
-  }
-  // A product adds to kGates neighbouring pre-activations, from this one on.
-  static constexpr int kFirstIh = first(Cell::kIh), kFirstHh = first(Cell::kHh);
+  static constexpr int kFirstIh = least(Cell::kIh), kFirstHh = least(Cell::kHh);
   // The gates whose products with W_hh read h; those of the others read r h.
   static constexpr int kFirstGates = Cell::kResetsBefore ? kGates - 1 : kGates;
-  struct FirstGates {
-    int of[kFirstGates];
-  };
-  static constexpr FirstGates first_gates() {
-    FirstGates out{};
-    for (int g = 0; g < kFirstGates; ++g) out.of[g] = Cell::kHh[g];
-    return out;
+};
+
+// The same as values: what is not in those loops is compiled once for all cells.
+struct GateLayout {
+  static constexpr int kMost = 4, kMostRow = 2 * kPanel;
+
+  int gates, units, columns, row, first_ih, first_hh, first_gates, peepholes;
+  bool has_c, resets_before, saves_gates;
+  int ih[kMost], hh[kMost];  // the pre-activation that each gate of a product adds to
+
+  template <class Cell>
+  static constexpr GateLayout of() {
+    using L = Layout<Cell>;
+    static_assert(Cell::kGates <= kMost && L::kRow <= kMostRow, "the gates of a block of units are a panel");
+    GateLayout l{
+        L::kGates,        L::kUnits,   L::kColumns,         L::kRow,           L::kFirstIh, L::kFirstHh, L::kFirstGates,
+        Cell::kPeepholes, Cell::kHasC, Cell::kResetsBefore, Cell::kSavesGates, {},          {}};
+    for (int g = 0; g < L::kGates; ++g) l.ih[g] = Cell::kIh[g], l.hh[g] = Cell::kHh[g];
+    return l;
   }
-  static constexpr FirstGates kHhFirst = first_gates();
 };
 
 }  // namespace

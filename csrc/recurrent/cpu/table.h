@@ -1,61 +1,60 @@
-// The kernels of one instruction set and number type, for the isa_*.cpp.
+// The kernels of one number type and instruction set, for the isa_*.cpp.
 #pragma once
 
-#include "common/cpu/kernels.h"
-#include "recurrent/cpu/forward.h"
+#include "recurrent/cpu/backward_phases.h"
+#include "recurrent/cpu/forward_phases.h"
 #include "recurrent/cpu/gradients.h"
+#include "recurrent/cpu/kernels.h"
 
 namespace adl {
 namespace {
 
-template <class Scan, class Params>
-int64_t scratch_of(const Params& params) {
-  return Scan(params).take(nullptr);
-}
-
-template <class Scan, class Params>
-void run(const Params& params, void* scratch) {
-  Scan scan(params);
-  scan.take(scratch);
-  scan.run();
-}
-
-template <class Mul>
-double multiply_add(int64_t rounds) {
-  using E = Element<Mul>;
-  using V = Simd<Sum<Mul>>;
-  constexpr int kChains = kVectorBytes == 64 ? 24 : 12;
-  typename V::Register sum[kChains];
-  for (int n = 0; n < kChains; ++n) sum[n] = V(n).v;  // equal chains would be merged into one
-  typename Lanes<E>::Register b{};
-  hold(b);
-  for (int64_t k = 0; k < rounds; ++k) {
-#pragma GCC unroll 24
-    for (int n = 0; n < kChains; ++n) Lanes<E>::multiply_add(sum[n], E{}, b);
-  }
-  for (int n = 0; n < kChains; ++n) asm volatile("" : : "m"(sum[n]));
-  return 2.0 * kChains * V::kLanes * Operand<Mul>::kPack * double(rounds);
-}
-
+// A cell has loops of its own where it is all that is asked for; the others it may share.
 template <class Cell, class Io, class Mul>
-constexpr CellKernels<Io> entry() {
-  using Scan = ForwardScan<Cell, Io, Mul>;
-  using Bptt = Gradients<Cell, Io, Mul>;
-  return {scratch_of<Scan, Forward<Io>>, run<Scan, Forward<Io>>, scratch_of<Bptt, Backward<Io>>,
-          run<Bptt, Backward<Io>>};
-}
+struct Entry {
+  using Other = typename Shared<Cell>::Type;
+  using ForwardWork = ForwardScan<Io, Mul>;
+  using BackwardWork = Gradients<Io, Mul>;
+
+  template <class Loops>
+  static constexpr auto alone() {
+    if constexpr (Cell::kPeepholes == 0)
+      return Loops::cells;
+    else
+      return nullptr;
+  }
+
+  static constexpr ForwardCell<Io, Mul> kForward{GateLayout::of<Other>(), alone<ForwardLoops<Cell, Io, Mul>>(),
+                                                 ForwardLoops<Other, Io, Mul>::cells_with_options,
+                                                 ForwardPhases<Other, Io, Mul>::run};
+  static constexpr BackwardCell<Io, Mul> kBackward{GateLayout::of<Other>(), alone<BackwardLoops<Cell, Io, Mul>>(),
+                                                   BackwardLoops<Other, Io, Mul>::cells_with_options,
+                                                   BackwardPhases<Other, Io, Mul>::run};
+
+  template <class Params>
+  static Params chosen(Params params) {
+    params.extras.choice = Shared<Cell>::chosen(params.extras.choice);
+    return params;
+  }
+
+  static int64_t forward_scratch(const Forward<Io>& p) { return scratch_of<ForwardWork>(chosen(p), kForward); }
+  static void forward(const Forward<Io>& p, void* scratch) { run<ForwardWork>(chosen(p), scratch, kForward); }
+  static int64_t backward_scratch(const Backward<Io>& p) { return scratch_of<BackwardWork>(chosen(p), kBackward); }
+  static void backward(const Backward<Io>& p, void* scratch) { run<BackwardWork>(chosen(p), scratch, kBackward); }
+};
 
 // Io: the numbers of the tensors; Mul: those that are multiplied.
+template <class Cell, class Io, class Mul>
+constexpr CellKernels<Io> entry() {
+  using E = Entry<Cell, Io, Mul>;
+  return {E::forward_scratch, E::forward, E::backward_scratch, E::backward};
+}
 template <class Io, class Mul>
 constexpr Kernels<Io> table() {
 #define ADL_ENTRY(Cell) entry<Cell, Io, Mul>(),
-  return {{ADL_CELLS(ADL_ENTRY)}, multiply_add<Mul>};
+  return {{ADL_CELLS(ADL_ENTRY)}};
 #undef ADL_ENTRY
 }
 
 }  // namespace
 }  // namespace adl
-
-#define ADL_JOIN_(a, b) a##b
-#define ADL_JOIN(a, b) ADL_JOIN_(a, b)
-#define ADL_ISA_NAMESPACE ADL_JOIN(isa_, ADL_ISA)

@@ -68,9 +68,6 @@ struct Kernels {
 
 cudaError_t store_numbers(const int64_t* from_host, int64_t count, int64_t* to, cudaStream_t);
 
-// Clusters of so many blocks that the device can have under way, each block alone on its multiprocessor.
-int clusters_at_once(int blocks);
-
 // Of a cell by its place in the list; instantiated for float, bfloat16 and float16.
 template <class T>
 const TeamKernels<T>& team_kernels(int cell);

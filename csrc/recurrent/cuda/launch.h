@@ -1,18 +1,9 @@
-// Every choice of tier, threads and tiles, as functions of plain values. No CUDA here.
+// Every choice of threads and tiles of the scans, as functions of plain values. No CUDA here.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+#include "common/cuda/launch.h"
 
 namespace adl {
-
-struct Gpu {
-  int multiprocessors;
-  size_t shared_bytes;                        // that one block may ask for
-  int clusters_of_8 = 0, clusters_of_16 = 0;  // that can be under way at once, a block to a multiprocessor; 0: none
-
-  bool operator==(const Gpu&) const = default;
-};
 
 constexpr int kUnitThreads = 256;  // of kernels with one thread per unit of a row
 constexpr int kRowThreads = 8;     // rows of a block of 32 threads each
@@ -24,33 +15,15 @@ constexpr unsigned unit_threads(int64_t units) {
 
 // ---- the block-resident tier: a warp holds all gates of 16 units, so a block all of at most 128
 
-constexpr int kTile = 16;           // a tile is so many units by so many states
 constexpr int kMaxTiles = 8;        // in either direction
 constexpr int kBlockThreads = 256;  // at most: a warp for each tile of units
 
 constexpr int kRegisterWords = 128;  // that each thread may hold of the weights
 
-constexpr int tiles(int64_t H) { return static_cast<int>((H + kTile - 1) / kTile); }
-
-// How a block multiplies: words of 4 bytes that a lane needs for a tile, bytes of a state, sequences at once, sums that
-// a gradient of h is made from.
-struct Arithmetic {
-  int words, state_bytes, rows, sums;
-
-  bool operator==(const Arithmetic&) const = default;
-};
-constexpr Arithmetic kHalfTensorCores{4, 2, 8, 2}, kTf32TensorCores{8, 4, 8, 2}, kFloatFma{8, 4, 4, 1};
-
 // Tiles along the states that each lane holds in registers, for each gate; the others lie in shared memory.
 constexpr int register_tiles(int gates, Arithmetic a) {
   const int fit = kRegisterWords / (gates * a.words);
   return fit < kMaxTiles ? fit : kMaxTiles;
-}
-
-// Distance of two rows of states, so that the lanes of a warp read from different banks.
-constexpr int state_stride(int width, Arithmetic a) {
-  const int cycle = 128 / a.state_bytes, wanted = 16;
-  return width + (wanted - width % cycle + cycle) % cycle;
 }
 
 // A row of states holds h, in backward the gradients of all gates.

@@ -33,7 +33,7 @@ __device__ __forceinline__ void begin_unit(const Products<Cell, T, From>& produc
   if constexpr (Cell::kHasC)
     Cell::remember(pre, c, Peepholes<Cell, T>(w_ch, products.H, u).of, choice);
   else
-    Cell::forward(pre, h);
+    Cell::forward(pre, h, choice);
 }
 
 // gh [B, G, H]: W_hh h.
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kUnitThreads, 1)
 #pragma unroll
       for (unsigned p = 0; p < kPre; ++p) gates[p].v = to_acc(kept[p * H + u]);
     if constexpr (Cell::kHasC)
-      c = x.zoneout ? Cell::candidate(gates, c_prev) : V(to_acc(s.kept_c[at.row * s.H + u]));
+      c = x.zoneout ? Cell::candidate(gates, c_prev, s.choice) : V(to_acc(s.kept_c[at.row * s.H + u]));
     else if constexpr (!Cell::kSavesGates)
       h = kept ? gates[0] : V(to_acc(s.y[at.row * s.y_stride + u]));
   };
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kUnitThreads, 1)
       s.dh[state + u] = around;
       add_to_dw_ch<Cell>(s, at.b, u, gates, c_prev.v, c.v);
     } else {
-      Cell::backward(gates, h_prev, h, dh);
+      Cell::backward(gates, h_prev, h, dh, s.choice);
       s.dh[state + u] = dh.v + around;
     }
 #pragma unroll

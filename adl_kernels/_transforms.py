@@ -1,0 +1,29 @@
+"""What torch runs a call under."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Where layers leave a record of each direction, in the order in which they run (`Record` of
+# recurrent/reference.py). While it is set they run by their definitions.
+recording: ContextVar[list[Any] | None] = ContextVar("recording", default=None)
+
+
+def needs_reference_path(*tensors: Tensor | None) -> bool:
+    """Whether vmap, another functorch transform, forward-mode AD or a recording is at work.
+
+    The ops know none of them, the definitions all. `tensors` are looked at for the older vmap of
+    ``torch.autograd.grad(..., is_grads_batched=True)``, which shows in nothing else.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    if recording.get() is not None:
+        return True
+    if any(t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors):
+        return True
+    dual = torch.autograd.forward_ad._current_level >= 0
+    return dual or torch._C._are_functorch_transforms_active()
