@@ -50,7 +50,7 @@ cuda-env: $(CUDA_STAMP) ## install a CUDA torch into .venv-cuda
 
 # With the Python of cuda-env, if it is there, the operators are parsed too.
 cuda-check: ## compile the CUDA kernels for every architecture, or for ADL_CUDA_ARCHS; needs the toolkit, no GPU
-	$(firstword $(wildcard $(VENV_CUDA)/bin/python) $(PYTHON)) tests/cuda_check.py
+	$(firstword $(wildcard $(VENV_CUDA)/bin/python) $(PYTHON)) tests/build/cuda_check.py
 
 # info from another folder: in this one the sources would be imported, not what was installed.
 cuda-build: $(CUDA_STAMP) ## build and import against a CUDA torch, in .venv-cuda; needs no GPU

@@ -91,6 +91,8 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
             if getattr(report, "when", "") == "call":
                 file = report.nodeid.split("::")[0]
                 seconds[file] += dict(report.user_properties)["seconds"]
+    if not seconds:
+        return
     terminalreporter.section("seconds of processor time")
     for file, total in seconds.most_common():
         terminalreporter.write_line(f"{total:8.1f}  {file}")

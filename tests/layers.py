@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from devices import DEVICE
-from tolerance import ProductsInTf32
+from tolerance import ProductsInTf32, assert_accurate, assert_near_as_a_whole
 from torch import Tensor
 
 from adl_kernels.recurrent import reference
@@ -131,3 +131,46 @@ def widened(layer: Layer) -> Layer:
 
 def narrowed(layer: Layer) -> Layer:
     return layer.with_tensors([t.float() for t in layer.tensors])
+
+
+def assert_layer_is_accurate(case, tf32=False):
+    """Outputs and every gradient, and that inference gives the same outputs.
+
+    Returns what computes outputs and gradients again, and what they were.
+    """
+    layer = make(case)
+    names = layer.names
+    with torch.no_grad():
+        outputs = layer.ours()
+        y, *states = layer.reference()
+    # A loss that reaches the final states, through gradients with strides of their own.
+    cotangents = [
+        torch.randn(*t.shape[:-1], 2 * t.shape[-1], dtype=torch.float64).to(t)[..., ::2]
+        for t in [y, *states]
+    ]
+    exact = gradients(widened(layer), Layer.reference, [c.double() for c in cotangents])
+    torchs = gradients(layer, Layer.torchs, cotangents)
+    ours = gradients(layer, Layer.ours, cotangents)
+    rounded = gradients_in_tf32(layer, cotangents) if tf32 and case.dtype == torch.float32 else None
+    # Of the long cases on a GPU, rounding turns signs before the ReLU, and not those of its peers.
+    coarse = rounded is not None or case.dtype in (torch.bfloat16, torch.float16)
+    long = case.T > 20 and (tf32 or DEVICE == "cuda")
+    turns = coarse and case.cell == "rnn_relu" and long
+    if case.dtype == torch.float64:
+        small, given = narrowed(layer), [c.float() for c in cotangents]
+        torchs_small = gradients(small, Layer.torchs, given)
+        exact_small = gradients(widened(small), Layer.reference, [c.double() for c in given])
+    for kind, labels in enumerate((["y", "h_n", "c_n"], names)):
+        for k, label in enumerate(labels[: len(ours[kind])]):
+            float32 = None
+            if case.dtype == torch.float64:
+                float32 = torchs_small[kind][k], exact_small[kind][k]
+            three = ours[kind][k], torchs[kind][k], exact[kind][k]
+            if turns and kind == 1:
+                assert_near_as_a_whole(three[0], three[2], f"d{label}")
+                continue
+            peer = rounded[kind][k] if rounded else None
+            assert_accurate(*three, f"{'d' * kind}{label}", float32, peer)
+    for label, inference, training in zip(["y", "h_n", "c_n"], outputs, ours[0], strict=False):
+        assert torch.equal(inference, training), f"{label} differs between inference and training"
+    return lambda: gradients(layer, Layer.ours, cotangents), ours

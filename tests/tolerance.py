@@ -19,6 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 FLOOR_ULPS = 4
 TF32_ULP = 2.0**-10
 TURNED = 0.15  # of the norm
+Bounds = dict[torch.dtype, float]
+# For what torch.nn has not. In half precision every gate and state that backward reads is rounded.
+ON_CPU: Bounds = {
+    torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 0.1, torch.float16: 0.02
+}  # fmt: skip
+ON_CUDA: Bounds = {
+    torch.float64: 1e-11, torch.float32: 2e-5, torch.bfloat16: 0.08, torch.float16: 0.01
+}  # fmt: skip
 
 
 def error(value: Tensor, exact: Tensor) -> float:
@@ -52,6 +60,14 @@ def assert_near_as_a_whole(ours: Tensor, exact: Tensor, what: str) -> None:
     """For gradients through signs that rounding turns: much for single elements, little for all."""
     relative = ((ours.double() - exact).norm() / exact.norm()).item()
     assert relative <= TURNED, f"{what}: error {relative:.2e} of the norm, bound {TURNED:.2e}"
+
+
+def assert_as_defined(ours: Tensor, exact: Tensor, what: str, bounds: Bounds, least: float) -> None:
+    """For what torch.nn has not: a share of the largest value, or of `least` if that is larger."""
+    assert ours.shape == exact.shape, f"{what}: shape {ours.shape}, defined {exact.shape}"
+    largest = exact.abs().max().item() if exact.numel() else 0.0
+    bound = bounds[ours.dtype] * max(largest, least)
+    assert error(ours, exact) <= bound, f"{what}: error {error(ours, exact):.2e}, bound {bound:.2e}"
 
 
 def allowed(

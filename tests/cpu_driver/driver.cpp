@@ -1,6 +1,6 @@
 // Every cell forward and backward without torch, for sanitizers: a few shapes, with one thread and with
 // three. The bits must be the same and close to plain loops in double; with all that may be asked for besides, the same
-// and written in full (what they should be, tests/test_extras.py knows). -DADL_NUMBER=float or double,
+// and written in full (what they should be, tests/recurrent/test_extras.py knows). -DADL_NUMBER=float or double,
 // -DADL_FACTOR=float, double or BFloat16: what products multiply. "-DADL_CHECKED(_)=_(Lstm)": for these cells only.
 #include <cstdio>
 #include <cstdlib>

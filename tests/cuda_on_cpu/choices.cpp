@@ -1,4 +1,4 @@
-// Prints what csrc/recurrent/cuda/launch.h and tiers.h decide, for tests/test_launch.py.
+// Prints what csrc/recurrent/cuda/launch.h and tiers.h decide, for tests/cuda/test_launch.py.
 #include <cstdio>
 #include <cstdlib>
 #include <initializer_list>

@@ -1,4 +1,4 @@
-// Checks what csrc/depthwise/cuda/launch.h decides, for tests/test_launch.py: a line for everything that is wrong.
+// Checks what csrc/depthwise/cuda/launch.h decides, for tests/cuda/test_launch.py: a line for everything that is wrong.
 #include <cstdio>
 #include <initializer_list>
 

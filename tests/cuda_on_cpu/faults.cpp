@@ -1,4 +1,4 @@
-// Kernels that are wrong on purpose: `faults NAME` runs one. tests/test_emulator.py says what has to notice it.
+// Kernels that are wrong on purpose: `faults NAME` runs one. tests/cuda/test_emulator.py says what has to notice it.
 #include "faults.h"
 
 #include <cstdio>

@@ -23,14 +23,14 @@ import build
 import library
 
 TIERS = ["--all", "tests/cuda_on_cpu"]
-FAST = ["-n", "2", "tests/cuda_on_cpu", "tests/test_dropout.py"]
+FAST = ["-n", "2", "tests/cuda_on_cpu", "tests/recurrent/test_dropout.py"]
 # A GPU has no threads and instruction sets to choose.
 OF_CPU = "number_of_threads or instruction_set"
 OPS = [
     "--all",
-    "tests/test_ops.py",
-    "tests/test_autograd.py",
-    "tests/test_dropout.py",
+    "tests/recurrent/test_ops.py",
+    "tests/recurrent/test_autograd.py",
+    "tests/recurrent/test_dropout.py",
     "-k",
     f"not ({OF_CPU})",
 ]

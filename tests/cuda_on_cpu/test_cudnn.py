@@ -6,8 +6,7 @@ import copy
 
 import pytest
 import torch
-from layers import Case, make
-from test_ops import assert_layer_is_accurate
+from layers import Case, assert_layer_is_accurate, make
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import pytest
+import tolerance
 import torch
 from layers import Case, Layer, make
+from tolerance import ON_CUDA
 from torch import Tensor
 
 from adl_kernels import _dropout
@@ -15,8 +17,6 @@ from adl_kernels.recurrent.cell_facts import CELLS
 from adl_kernels.recurrent.options import LayerOptions
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
-# Of the largest value.
-ERROR = {F64: 1e-11, F32: 2e-5, F16: 1e-2, BF16: 8e-2}
 RAGGED = (5, 5, 3, 1)
 OWN = [name for name in CELLS if not hasattr(torch._VF, name)]
 WITH_C = [name for name, cell in CELLS.items() if cell.has_c]
@@ -122,10 +122,8 @@ def assert_as_defined(asked: Asked) -> None:
     ours = run(layer, extras, cell.op, cotangents)
     for kind, (found, expected) in enumerate(zip(ours, exact, strict=True)):
         for k, (a, b) in enumerate(zip(found, expected, strict=True)):
-            assert a.shape == b.shape and a.dtype == dtype
-            bound = ERROR[dtype] * max(1.0, b.abs().max().item())
-            error = (a.double() - b).abs().max().item()
-            assert error <= bound, f"{('output', 'gradient')[kind]} {k}: {error:.1e} > {bound:.1e}"
+            assert a.dtype == dtype
+            tolerance.assert_as_defined(a, b, f"{('output', 'gradient')[kind]} {k}", ON_CUDA, 1.0)
     for a, b in zip(inference, ours[0], strict=True):
         assert torch.equal(a, b), "differs between inference and training"
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import Case, make
-from test_ops import assert_layer_is_accurate
+from layers import Case, assert_layer_is_accurate, make
 
 BF16 = torch.bfloat16
 OPS = torch.ops.adl_kernels

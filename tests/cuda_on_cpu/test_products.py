@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from layers import Case, make
-from test_ops import gradients
+from layers import Case, gradients, make
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 NAMES = {F64: "Double", F32: "Float", BF16: "BFloat16", F16: "Half"}

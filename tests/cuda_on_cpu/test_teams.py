@@ -6,9 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from layers import Case, gradients, gradients_in_tf32, make, widened
+from layers import Case, assert_layer_is_accurate, gradients, gradients_in_tf32, make, widened
 from test_extras import CHOOSERS, Asked, assert_as_defined
-from test_ops import assert_layer_is_accurate
 from test_tiers import assert_the_same_in_pieces
 from tolerance import assert_accurate
 

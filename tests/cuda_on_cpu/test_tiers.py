@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from layers import Case, gradients, gradients_in_tf32, make, widened
-from test_ops import assert_layer_is_accurate
+from layers import Case, assert_layer_is_accurate, gradients, gradients_in_tf32, make, widened
 from tolerance import assert_accurate
 
 from adl_kernels.recurrent.cell_facts import CELLS

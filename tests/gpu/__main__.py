@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from gpu import lines, table  # noqa: E402 (needs the paths above)
 from gpu.runner import Outcome, Run  # noqa: E402
 
-# Set where the exchanges that clusters rest on do not work: then csrc/common/cuda_device.h has none.
+# Where the exchanges that clusters rest on fail: csrc/common/cuda_device.h then has no clusters.
 NO_CLUSTERS = {"ADL_CUDA_CLUSTERS": "0"}
 EXCHANGES = ("cluster_relay", *(f"exchange between {size}" for size in (4, 8, 16)))
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from devices import DEVICE
-from layers import Case, gradients, make, widened
+from layers import Case, assert_layer_is_accurate, gradients, make, widened
 from pairs import KINDS
-from test_ops import assert_layer_is_accurate
 from tolerance import assert_accurate
 from torch import nn
 

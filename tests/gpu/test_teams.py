@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from devices import DEVICE
-from layers import Case, gradients, make
-from test_ops import assert_layer_is_accurate
+from layers import Case, assert_layer_is_accurate, gradients, make
 
 import adl_kernels
 from adl_kernels.recurrent.cell_facts import CELLS

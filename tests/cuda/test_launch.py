@@ -12,7 +12,7 @@ import pytest
 
 from adl_kernels import _C
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Bytes of shared memory that a block may ask for (CUDA C++ Programming Guide, table of compute
 # capabilities).
 SHARED = {

@@ -19,7 +19,7 @@ from build_backend.errors import BuildError
 pytestmark = pytest.mark.cpu_only
 
 GB = 2**30
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 # The target environment

@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 from devices import DEVICE, OTHER_THREADS
-from layers import Case, gradients, gradients_in_tf32, make, narrowed, widened
-from tolerance import assert_accurate, assert_near_as_a_whole
+from layers import Case, assert_layer_is_accurate, gradients, make
+from tolerance import assert_accurate
 
 from adl_kernels import _C
 from adl_kernels.recurrent.cell_facts import CELLS
@@ -42,49 +42,6 @@ CASES = [
     Case("rnn_tanh", 40, 64, 128, 200, F32),
     Case("lstm", 25, 20, 150, 150, F16),
 ]
-
-
-def assert_layer_is_accurate(case, tf32=False):
-    """Outputs and every gradient, and that inference gives the same outputs.
-
-    Returns what computes outputs and gradients again, and what they were.
-    """
-    layer = make(case)
-    names = layer.names
-    with torch.no_grad():
-        outputs = layer.ours()
-        y, *states = layer.reference()
-    # A loss that reaches the final states, through gradients with strides of their own.
-    cotangents = [
-        torch.randn(*t.shape[:-1], 2 * t.shape[-1], dtype=F64).to(DEVICE, case.dtype)[..., ::2]
-        for t in [y, *states]
-    ]
-    exact = gradients(widened(layer), type(layer).reference, [c.double() for c in cotangents])
-    torchs = gradients(layer, type(layer).torchs, cotangents)
-    ours = gradients(layer, type(layer).ours, cotangents)
-    rounded = gradients_in_tf32(layer, cotangents) if tf32 and case.dtype == F32 else None
-    # Of the long cases on a GPU, rounding turns signs before the ReLU, and not those of its peers.
-    coarse = rounded is not None or case.dtype in (BF16, F16)
-    long = case.T > 20 and (tf32 or DEVICE == "cuda")
-    turns = coarse and case.cell == "rnn_relu" and long
-    if case.dtype == F64:
-        small, given = narrowed(layer), [c.float() for c in cotangents]
-        torchs_small = gradients(small, type(layer).torchs, given)
-        exact_small = gradients(widened(small), type(layer).reference, [c.double() for c in given])
-    for kind, labels in enumerate((["y", "h_n", "c_n"], names)):
-        for k, label in enumerate(labels[: len(ours[kind])]):
-            float32 = None
-            if case.dtype == F64:
-                float32 = torchs_small[kind][k], exact_small[kind][k]
-            three = ours[kind][k], torchs[kind][k], exact[kind][k]
-            if turns and kind == 1:
-                assert_near_as_a_whole(three[0], three[2], f"d{label}")
-                continue
-            peer = rounded[kind][k] if rounded else None
-            assert_accurate(*three, f"{'d' * kind}{label}", float32, peer)
-    for label, inference, training in zip(["y", "h_n", "c_n"], outputs, ours[0], strict=False):
-        assert torch.equal(inference, training), f"{label} differs between inference and training"
-    return lambda: gradients(layer, type(layer).ours, cotangents), ours
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

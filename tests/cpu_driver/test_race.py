@@ -15,7 +15,7 @@ from build_backend.compile import KERNEL_FLAGS
 
 pytestmark = pytest.mark.cpu_only
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FLAGS = ["-std=c++20", "-O0", "-g1", *KERNEL_FLAGS]
 
 

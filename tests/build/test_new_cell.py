@@ -9,11 +9,11 @@ import shutil
 import subprocess
 
 import pytest
-from test_race import FLAGS, ROOT
-from test_structure import MINIMAL
+from test_structure import MINIMAL, ROOT
 
 from adl_kernels import _C
 from build_backend.choices import ISA_FLAGS
+from build_backend.compile import KERNEL_FLAGS
 
 pytestmark = pytest.mark.cpu_only
 
@@ -24,8 +24,13 @@ def test_a_new_cell(tmp_path):
     (cells / "minimal.h").write_text(MINIMAL)
     text = (cells / "cells.h").read_text().replace("_(RnnRelu)", "_(RnnRelu) _(Minimal)")
     (cells / "cells.h").write_text(f'#include "recurrent/cells/minimal.h"\n{text}')
-    flags = [*FLAGS, *ISA_FLAGS[_C.isa()], "-DADL_STD_THREADS", f"-I{tmp_path / 'csrc'}"]
-    flags += ["-DADL_NUMBER=float", "-DADL_FACTOR=float", "-DADL_CHECKED(_)=_(Minimal)"]
+    flags = ["-std=c++20", "-O0", *KERNEL_FLAGS, *ISA_FLAGS[_C.isa()], f"-I{tmp_path / 'csrc'}"]
+    flags += [
+        "-DADL_STD_THREADS",
+        "-DADL_NUMBER=float",
+        "-DADL_FACTOR=float",
+        "-DADL_CHECKED(_)=_(Minimal)",
+    ]
     driver = str(tmp_path / "driver")
     source = str(ROOT / "tests/cpu_driver/driver.cpp")
     for command in (["c++", *flags, source, "-o", driver], [driver]):

@@ -18,7 +18,7 @@ from build_backend.compile import kernel_sources, object_name
 
 pytestmark = pytest.mark.cpu_only
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 ROOMS = {path.name for path in CSRC.iterdir() if path.is_dir()}
 OPERATIONS = sorted(ROOMS - {"common"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -170,7 +171,8 @@ def fuzz(seed: int, seconds: float, device: str) -> None:
 @pytest.mark.parametrize("seed", [0, *slow(1)])
 def test_never_crashes(seed):
     command = [sys.executable, __file__, str(seed), str(SECONDS), DEVICE]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, f"exit {run.returncode}\n{run.stdout}\n{run.stderr[-3000:]}"
 
 

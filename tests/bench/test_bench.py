@@ -15,7 +15,7 @@ from torch import nn
 import adl_kernels
 
 # bench is not installed. Appended, so that it cannot shadow an installed adl_kernels.
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[2]))
 
 from bench import cases, gate, goals, gpu, gpu_grid, limits, machine, report, run, store, variants
 from bench.__main__ import main

@@ -18,7 +18,7 @@ from adl_kernels.recurrent.cell_facts import CELLS
 pytestmark = pytest.mark.cpu_only
 
 F64, F32, BF16 = torch.float64, torch.float32, torch.bfloat16
-CPU_CPP = Path(__file__).parent.parent / "csrc/recurrent/cpu.cpp"
+CPU_CPP = Path(__file__).parents[2] / "csrc/recurrent/cpu.cpp"
 RAGGED = tuple(k // 2 + 12 for k in range(34, 0, -1))
 
 # Threads split the batch from 8 sequences each on, else the units: 7 is below for two threads,

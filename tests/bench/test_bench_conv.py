@@ -12,7 +12,7 @@ import torch
 from lanes import slow
 
 # bench is not installed. Appended, so that it cannot shadow an installed adl_kernels.
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.append(str(Path(__file__).parents[2]))
 
 from bench import conv, conv_blocks, conv_cases, conv_goals, run
 from bench.__main__ import main

@@ -10,13 +10,12 @@ import torch
 from devices import DEVICE, OTHER_THREADS
 from extras import Asked, make
 from lanes import slow_unless
+from tolerance import ON_CPU, assert_as_defined
 
 from adl_kernels.recurrent.cell_facts import CELLS
 
 F64, F32, BF16, F16 = torch.float64, torch.float32, torch.bfloat16, torch.float16
 
-# Of the largest value. In half precision every gate and state that backward reads is rounded.
-BOUNDS = {F64: 1e-12, F32: 2e-5, BF16: 0.1, F16: 0.02}
 CHOOSING = [name for name, cell in CELLS.items() if cell.chooses]
 ODD = {"T": 9, "B": 5, "I": 11, "H": 37}
 MANY = {"T": 6, "B": 40, "I": 20, "H": 70, "D": 2}
@@ -82,25 +81,22 @@ def much(name, **more):
     return Asked(name, **ALL, all_states=cell.has_c, peephole=cell.chooses, **more)
 
 
-def assert_as_defined(asked):
+def assert_call_is_as_defined(asked):
     """Returns the call, and its outputs and gradients."""
     call = make(asked)
-    bound = BOUNDS[asked.dtype]
     results, exact = call.ours(), call.definition()
     for labels, ours, truth in zip((None, call.names), results, exact, strict=True):
         for k, (a, b) in enumerate(zip(ours, truth, strict=True)):
             label = f"d{labels[k]}" if labels else f"output {k}"
-            assert a.shape == b.shape and a.dtype == asked.dtype, label
-            scale = max(b.abs().max().item(), 1e-3) if b.numel() else 1.0
-            error = (a.double() - b).abs().max().item() / scale if b.numel() else 0.0
-            assert error <= bound, f"{label} is off by {error:.1e} of the largest value"
+            assert a.dtype == asked.dtype, label
+            assert_as_defined(a, b, label, ON_CPU, 1e-3)
     return call, results
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_outputs_and_all_gradients(case, threads):
     """Also, on the CPU, that more threads give the same bits."""
-    call, results = assert_as_defined(case)
+    call, results = assert_call_is_as_defined(case)
     for count in OTHER_THREADS:
         threads(count)
         for ours, before in zip(call.ours(), results, strict=True):
@@ -111,7 +107,7 @@ def test_outputs_and_all_gradients(case, threads):
 @pytest.mark.parametrize("layer_norm", [False, True])
 @pytest.mark.parametrize("name", CELLS)
 def test_other_dtypes(name, layer_norm, dtype):
-    assert_as_defined(much(name, **ODD, dtype=dtype, layer_norm=layer_norm))
+    assert_call_is_as_defined(much(name, **ODD, dtype=dtype, layer_norm=layer_norm))
 
 
 @pytest.mark.cpu_only
