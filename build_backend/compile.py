@@ -32,21 +32,15 @@ KERNEL_FLAGS = (
 NVCC_FLAGS = (
     "-std=c++20 -O3 -DNDEBUG --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden".split()
 )
-# What nvcc takes for one architecture, as measured once: the longest files are begun with.
+# The number types that a .cu says it instantiates its kernels for: see common/cuda/each_number.h.
+NUMBERS = {"adl::BFloat": "bf16", "adl::Half": "f16", "float": "f32", "double": "f64"}
+EACH_NUMBER = {
+    "ADL_EACH_NUMBER(": tuple(NUMBERS),
+    "ADL_EACH_NUMBER_BUT_DOUBLE(": tuple(NUMBERS)[:3],
+}
+# What nvcc takes for one architecture and number type, as measured once: the longest are begun with.
 NVCC_SECONDS = {
-    "conv_bf16": 19,
-    "conv_f16": 19,
-    "conv_f32": 18,
-    "conv_f64": 3,
-    "dropout": 2,
-    "numbers": 2,
-    "scan_bf16": 11,
-    "scan_f16": 10,
-    "scan_f32": 15,
-    "scan_f64": 7,
-    "team_bf16": 26,
-    "team_f16": 26,
-    "team_f32": 19,
+    "block": 5,
 }
 OPENMP = ["-fopenmp"] if sys.platform == "linux" else []
 
@@ -123,11 +117,18 @@ class Plan:
                 yield Object("cxx", source, object_name(self.root, source, isa), flags)
 
     def cuda_objects(self) -> Iterator[Object]:
+        """One for each family of kernels and number type, so that many cores have work."""
+        for source in sorted(cuda_sources(self.root), key=lambda s: -NVCC_SECONDS.get(s.stem, 3)):
+            for number in cuda_numbers(source):
+                only = [f"-DADL_ONLY_NUMBER={number}"] if number else []
+                stem = f"{source.stem}_{NUMBERS[number]}" if number else source.stem
+                name = object_name(self.root, source.with_stem(stem), "cuda")
+                yield Object("nvcc", source, name, [*self.cuda_flags(), *only])
+
+    def cuda_flags(self) -> list[str]:
         threads = choices.nvcc_threads(choices.jobs_here(), len(self.cuda_archs))
         flags = [*NVCC_FLAGS, *choices.gencode_flags(self.cuda_archs), f"--threads={threads}"]
-        flags += [f"-I{self.root / 'csrc'}", *env_flags("NVCCFLAGS")]
-        for source in sorted(cuda_sources(self.root), key=lambda s: -NVCC_SECONDS.get(s.stem, 5)):
-            yield Object("nvcc", source, object_name(self.root, source, "cuda"), flags)
+        return [*flags, f"-I{self.root / 'csrc'}", *env_flags("NVCCFLAGS")]
 
     def cuda_include_dirs(self) -> list[Path]:
         """The toolkit's headers, then those of cuBLAS and others that came with torch as wheels."""
@@ -170,6 +171,12 @@ def kernel_sources(root: Path, isa: str) -> list[Path]:
 
 def cuda_sources(root: Path) -> list[Path]:
     return sorted(root.glob("csrc/*/cuda/*.cu"))
+
+
+def cuda_numbers(source: Path) -> tuple[str, ...]:
+    """The number types that a .cu is compiled for, one by one; "" for one that has none."""
+    text = source.read_text()
+    return next((numbers for macro, numbers in EACH_NUMBER.items() if macro in text), ("",))
 
 
 def object_name(root: Path, source: Path, group: str) -> str:

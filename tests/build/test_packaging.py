@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import subprocess
 import sys
@@ -382,13 +383,41 @@ def test_only_a_cuda_build_compiles_kernels_and_operators_for_cuda(tmp_path):
 
 
 def test_the_longest_files_begin(tmp_path):
-    for name in ("dropout", "team_f32", "zero"):
+    for name in ("dropout", "grid_backward", "zero"):
         (tmp_path / "csrc/scan/cuda").mkdir(parents=True, exist_ok=True)
         (tmp_path / f"csrc/scan/cuda/{name}.cu").touch()
     order = [item.source.stem for item in make_plan(tmp_path, TOOLKIT).objects()]
-    assert order.index("team_f32") == 0
+    assert order.index("grid_backward") == 0
     assert order.index("dropout") < order.index("module")
     assert set(compile.NVCC_SECONDS) == {path.stem for path in compile.cuda_sources(ROOT)}
+
+
+def test_cuda_kernels_are_compiled_once_for_each_number_type(tmp_path):
+    make_plan(tmp_path)
+    for name, macro in (("all", "ADL_EACH_NUMBER(F)"), ("most", "ADL_EACH_NUMBER_BUT_DOUBLE(F)")):
+        (tmp_path / f"csrc/scan/cuda/{name}.cu").write_text(f"{macro}\n")
+    flags = {item.name: item.flags for item in make_plan(tmp_path, TOOLKIT).cuda_objects()}
+    assert sorted(flags) == [
+        "cuda/scan/cuda/all_bf16.cu.o",
+        "cuda/scan/cuda/all_f16.cu.o",
+        "cuda/scan/cuda/all_f32.cu.o",
+        "cuda/scan/cuda/all_f64.cu.o",
+        "cuda/scan/cuda/most_bf16.cu.o",
+        "cuda/scan/cuda/most_f16.cu.o",
+        "cuda/scan/cuda/most_f32.cu.o",
+        "cuda/scan/cuda/scan.cu.o",
+    ]
+    assert flags["cuda/scan/cuda/all_f64.cu.o"][-1] == "-DADL_ONLY_NUMBER=double"
+    assert not any("ADL_ONLY_NUMBER" in flag for flag in flags["cuda/scan/cuda/scan.cu.o"])
+
+
+def test_the_set_that_hardly_a_processor_runs_is_compiled_quickly(tmp_path):
+    flags = {item.name: item.flags for item in make_plan(tmp_path).objects()}
+    assert "-O1" in flags["default/scan/cpu/isa_f32.cpp.o"]
+    assert "-O2" in flags["avx2/scan/cpu/isa_f32.cpp.o"]
+    alone = dataclasses.replace(make_plan(tmp_path), isas=("default",))
+    only = {item.name: item.flags for item in alone.objects()}
+    assert "-O2" in only["default/scan/cpu/isa_f32.cpp.o"]
 
 
 def test_ninja_file_survives_spaces(tmp_path):

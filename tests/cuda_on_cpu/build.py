@@ -44,25 +44,24 @@ class Program:
     host: list[str] = field(default_factory=list)
 
 
+RECURRENT = sorted(path.stem for path in ROOT.glob("csrc/recurrent/cuda/*.cu"))
 PROGRAMS = {
     "wrappers": Program(["tests/cuda_on_cpu/wrappers.cu"]),
     "faults": Program(["tests/cuda_on_cpu/faults.cpp", "tests/cuda_on_cpu/store_faults.cpp"]),
     "driver": Program(
         [
-            *(f"csrc/recurrent/cuda/scan_{number}.cu" for number in ("bf16", "f16", "f32", "f64")),
-            "csrc/recurrent/cuda/numbers.cu",
+            *(f"csrc/recurrent/cuda/{name}.cu" for name in RECURRENT),
         ],
         ["tests/cuda_on_cpu/driver.cu"],
     ),
     "team_driver": Program(
         [
-            *(f"csrc/recurrent/cuda/team_{number}.cu" for number in ("bf16", "f16", "f32")),
-            "csrc/recurrent/cuda/numbers.cu",
+            *(f"csrc/recurrent/cuda/{name}.cu" for name in RECURRENT),
         ],
         ["tests/cuda_on_cpu/team_driver.cu"],
     ),
     "conv_driver": Program(
-        [f"csrc/depthwise/cuda/conv_{number}.cu" for number in ("bf16", "f16", "f32", "f64")],
+        [f"csrc/depthwise/cuda/{name}.cu" for name in ("filter", "separable", "weight_grad")],
         ["tests/cuda_on_cpu/conv_driver.cu"],
     ),
     **{

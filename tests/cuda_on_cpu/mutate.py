@@ -118,8 +118,7 @@ class Verdict:
         return bool(self.fifo or self.lifo or self.random or self.race)
 
 
-OF_CONV = ("conv", "filter", "pixel", "plane", "separable", "weight", "window")
-OF_TEAMS = ("exchange", "share", "team")
+OF_TEAMS = ("exchange", "team", "weight_slice")
 
 
 def program_of(file: Path) -> str:
@@ -127,7 +126,7 @@ def program_of(file: Path) -> str:
         return "wrappers"
     if file.name.startswith(OF_TEAMS):
         return "team_driver"
-    return "conv_driver" if file.name.startswith(OF_CONV) else "driver"
+    return "conv_driver" if "depthwise" in file.parts else "driver"
 
 
 def mutate(file: Path, mutants: list[Mutant]) -> str:

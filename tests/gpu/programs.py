@@ -19,12 +19,12 @@ from build_backend.build_ext import make_plan, objects_folder  # noqa: E402
 from build_backend.compile import Object, Plan, compile_objects  # noqa: E402
 from build_backend.torch_info import find_torch  # noqa: E402
 
-# Which of the extension's kernels each is linked with.
+# The room whose kernels each is linked with.
 KERNELS = {
-    "wrappers": (),
-    "driver": ("scan_*", "numbers"),
-    "team_driver": ("team_*", "numbers"),
-    "conv_driver": ("conv_*",),
+    "wrappers": None,
+    "driver": "recurrent",
+    "team_driver": "recurrent",
+    "conv_driver": "depthwise",
 }
 
 
@@ -37,7 +37,7 @@ def build(plan: Plan, folder: Path) -> None:
     """Compiles what the extension has not, and links all."""
     if plan.cuda_home is None:
         raise SystemExit("the programs need a CUDA toolkit and a CUDA build of torch")
-    flags = next(item.flags for item in plan.cuda_objects())
+    flags = plan.cuda_flags()
     mains = [Object("nvcc", source, f"{source.stem}.o", flags) for source in sources()]
     built = compile_objects(mains, ROOT / "build" / "objects-programs", plan.cuda_home)
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,8 +46,7 @@ def build(plan: Plan, folder: Path) -> None:
         name = Path(main).stem
         kernels = [
             str(path)
-            for pattern in KERNELS.get(name, ())
-            for path in sorted((objects_folder() / "cuda").glob(f"*/cuda/{pattern}.cu.o"))
+            for path in sorted((objects_folder() / "cuda").glob(f"{KERNELS.get(name)}/cuda/*.cu.o"))
         ]
         command = [str(plan.cuda_home / "bin/nvcc"), "-cudart", "static", "-Xlinker", "-s"]
         subprocess.run([*command, main, *kernels, "-o", str(folder / name)], check=True)

@@ -25,6 +25,7 @@ struct BackwardCell {
   void (*cells_with_options)(Worker&, int64_t j, int64_t count);
   // All of a step in phases, see backward_phases.h.
   void (*step_in_phases)(Worker&, int64_t t, int64_t count);
+  Choice (*chosen)(const Choice&);  // as of ForwardCell
 };
 
 // What a product with gates reads: their gradients [J, N, row], gate g at its place less the first.
@@ -68,6 +69,7 @@ struct BackwardScan {
   const Sequence& s = p.sequence;
   const Weights<Io>& w = p.weights;
   const Extras<Io>& e = p.extras;
+  const Choice choice = cell.chosen(e.choice);
   const int64_t J = blocks(w.H, l.units);  // blocks of units
   const int64_t QP = blocks(w.P, kPanel), QH = blocks(w.H, kPanel);
   const int64_t ldh = padded(max_of(w.H, w.P)), ldp = QP * kPanel;

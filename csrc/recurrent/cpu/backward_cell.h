@@ -18,7 +18,7 @@ struct BackwardLoops {
   static void cells(Worker& k, int64_t t, int64_t j, int64_t count) {
     Scan& f = k.f;
     const Sequence& s = f.s;
-    const Choice choice = f.e.choice;
+    const Choice choice = f.choice;
     const int64_t row = s.offsets[t] + k.rows.begin, width = f.w.H - j * kUnits;
     for (int64_t r = 0; r < count; ++r) {
       const int64_t b = k.rows.begin + r, before = row_before(s, t, b);
@@ -98,7 +98,7 @@ struct BackwardLoops {
   // As `cells`, where more than the cell is asked for.
   static void cells_with_options(Worker& k, int64_t j, int64_t count) {
     Scan& f = k.f;
-    const Choice choice = f.e.choice;
+    const Choice choice = f.choice;
     for (int64_t r = 0; r < count; ++r) {
       const UnitBlock block(f, k.facts[r], j, k.rows.begin + r);
       const Io* gates = f.p.gates + (j * f.p.kept_rows + block.row) * kRow;

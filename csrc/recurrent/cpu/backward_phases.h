@@ -69,7 +69,7 @@ struct BackwardPhases {
         V v[kPre], peep[Cell::kPeepholes + 1], c = V::load(block.c_prev + u);
         load_pre(j, block.row, u, v);
         f.numbers.template load_peepholes<Cell>(j, u, peep);
-        Cell::remember(v, c, peep, f.e.choice);
+        Cell::remember(v, c, peep, f.choice);
         for (int p = 0; p < kPre; ++p) v[p].store(made(j, b) + p * kUnits + u);
         c.store(made(j, b) + kRow + u);
         block.put_candidate(u, c);
@@ -104,7 +104,7 @@ struct BackwardPhases {
         for (int p = 0; p < kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
         block.split(u, dh, dc, dh_stays, dc_stays);
         const V c = normed_c(j, b, u);
-        const V ds = Cell::emit_backward(v, V::load(gain + u) * c + V::load(shift + u), dh, f.e.choice);
+        const V ds = Cell::emit_backward(v, V::load(gain + u) * c + V::load(shift + u), dh, f.choice);
         ds.store(kept + u);
         (ds * c).store(kept + kUnits + u);
         const V of_c = ds * V::load(gain + u);  // zero beyond the units that there are, where the gain is
@@ -132,7 +132,7 @@ struct BackwardPhases {
           block.split(u, dh, dc, dh_stays, dc_stays);
           const V e = V::load(made(j, b) + kRow + kUnits + u);
           dc = dc + V(scale) * (e - (V(plain) + normed_c(j, b, u) * V(weighted)));
-          Cell::remember_backward(v, V::load(block.c_prev + u), dc, peep, f.e.choice);
+          Cell::remember_backward(v, V::load(block.c_prev + u), dc, peep, f.choice);
           block.put(u, v, dh_stays, dc + dc_stays);
         }
       }
@@ -148,12 +148,12 @@ struct BackwardPhases {
         if (f.normed) {
           load_pre(j, block.row, u, d);
           if constexpr (Cell::kResetsBefore) Cell::reset(d);
-          if constexpr (!Cell::kHasC) Cell::forward(d, h, f.e.choice);
+          if constexpr (!Cell::kHasC) Cell::forward(d, h, f.choice);
         } else {
           for (int p = 0; p < kPre; ++p) d[p] = V::load(gates + p * kUnits + u);
         }
         block.split(u, dh, dc, dh_stays, dc_stays);
-        if constexpr (!Cell::kHasC) Cell::backward(d, h_prev, h, dh, f.e.choice);
+        if constexpr (!Cell::kHasC) Cell::backward(d, h_prev, h, dh, f.choice);
         block.put(u, d, dh + dh_stays, dc);
       }
     });

@@ -26,6 +26,7 @@ struct ForwardCell {
   void (*cells_with_options)(Worker&, int64_t j, int64_t count, const T* pre, Mul* h_next);
   // A whole step in phases, see forward_phases.h.
   void (*step_in_phases)(Worker&, int64_t t, int64_t t0, const Mul* h_prev, Mul* h_next);
+  Choice (*chosen)(const Choice&);  // of what the call chooses, where loops are shared
 };
 
 // Io: the numbers of the tensors; Mul: those that are multiplied. Sums and state are Sum<Mul>.
@@ -41,6 +42,7 @@ struct ForwardScan {
   const Sequence& s = p.sequence;
   const Weights<Io>& w = p.weights;
   const Extras<Io>& e = p.extras;
+  const Choice choice = cell.chosen(e.choice);
   const int64_t J = blocks(w.H, l.units);                        // blocks of units
   const int64_t Q = w.w_hr ? blocks(w.P, kPanel) : 0;            // panels of the projection
   const int64_t QN = l.resets_before ? blocks(w.H, kPanel) : 0;  // and of the second product
@@ -201,6 +203,7 @@ template <class Io, class Mul>
 struct ForwardWorker {
   using E = Element<Mul>;
   using T = Sum<Mul>;
+  using V = Simd<T>;
 
   ForwardScan<Io, Mul>& f;
   bool by_rows;
@@ -254,8 +257,8 @@ struct ForwardWorker {
     if (f.normed) return project_to_norm(j, row, count, at, out);
     const int from = f.direct ? f.l.row : f.l.first_ih * f.l.units, to = f.direct ? f.l.row : from + f.l.columns;
     for (int64_t r = 0; r < count; ++r) {  // what the product does not write
-      for (int k = 0; k < from; ++k) out[r * f.l.row + k] = bias[k];
-      for (int k = to; k < f.l.row; ++k) out[r * f.l.row + k] = bias[k];
+      for (int k = 0; k < from; k += V::kLanes) V::load(bias + k).store(out + r * f.l.row + k);
+      for (int k = to; k < f.l.row; k += V::kLanes) V::load(bias + k).store(out + r * f.l.row + k);
     }
     project(j, row, count, f.l.ih, bias + from, out, out + from, f.l.row);
   }

@@ -18,7 +18,7 @@ struct ForwardLoops {
   // Block j of `count` sequences, whose rows begin at `row`.
   static void cells(Worker& k, int64_t j, int64_t row, int64_t count, const T* pre, Mul* h_next) {
     Scan& f = k.f;
-    const Choice choice = f.e.choice;
+    const Choice choice = f.choice;
     const int64_t width = f.w.H - j * kUnits, at = (j * f.s.B + k.rows.begin) * kUnits;
     Mul* next = (f.w.w_hr ? f.h_cell : h_next) + k.rows.begin * f.ldh + j * kUnits;
     Io* y = f.w.w_hr ? nullptr : f.p.y + row * f.p.y_stride + j * kUnits;
@@ -104,7 +104,7 @@ struct ForwardLoops {
   // As `cells`, where more than the cell is asked for.
   static void cells_with_options(Worker& k, int64_t j, int64_t count, const T* pre, Mul* h_next) {
     Scan& f = k.f;
-    const Choice choice = f.e.choice;
+    const Choice choice = f.choice;
     for (int64_t r = 0; r < count; ++r) {
       const UnitBlock block(f, k.facts[r], j, k.rows.begin + r, h_next);
       for (int u = 0; u < kUnits; u += V::kLanes) {

@@ -126,12 +126,12 @@ struct ForwardPhases {
           V h = block.h_before(u), c = Cell::kHasC ? block.c_before(u) : V(0);
           if constexpr (Cell::kResetsBefore) Cell::reset(v);
           if constexpr (Cell::kHasC) {
-            Cell::remember(v, c, peep, f.e.choice);
+            Cell::remember(v, c, peep, f.choice);
             for (int p = 0; p < Cell::kPre; ++p) v[p].store(made(j, b) + p * kUnits + u);
             c.store(made(j, b) + kRow + u);
             block.put_c(u, c);
           } else {
-            Cell::forward(v, h, f.e.choice);
+            Cell::forward(v, h, f.choice);
             block.put_gates(u, v);
             block.put_h(u, h);
           }
@@ -154,7 +154,7 @@ struct ForwardPhases {
           V v[Cell::kPre];
           for (int p = 0; p < Cell::kPre; ++p) v[p] = V::load(made(j, b) + p * kUnits + u);
           const V c = (V::load(made(j, b) + kRow + u) - V(n.mean)) * V(n.scale);
-          block.put_h(u, Cell::emit(v, V::load(gain + u) * c + V::load(shift + u), f.e.choice));
+          block.put_h(u, Cell::emit(v, V::load(gain + u) * c + V::load(shift + u), f.choice));
         }
       }
     }

@@ -203,17 +203,18 @@ struct Gradients {
     void write_few(int begin, int end, Range units, Range panels, GateGradients<Mul> dgates, Rows values, int64_t K,
                    At at, Io* dw) {
       const int64_t column = panels.begin * kPanel, n = min_of(panels.end * kPanel, K) - column;
-      const int64_t last = min_of(units.end * l.units, f.w.H);
-      for (int64_t unit = units.begin * l.units; unit < last; ++unit) {
-        for (int g = begin; g < end; ++g) {
-          T d[kFewRows];
-          for (int64_t r = 0; r < f.s.N; ++r)
-            d[r] = convert<T>(dgates.of[(unit / l.units * f.s.N + r) * dgates.row + at(g) * l.units + unit % l.units]);
-          Io* row = dw + (g * f.w.H + unit) * K + column;
-          for (int64_t k = 0; k < n; k += V::kLanes) {
-            V sum(0);
-            for (int64_t r = 0; r < f.s.N; ++r) sum = sum + V(d[r]) * V::load(values(r) + column + k, n - k);
-            sum.store(row + k, n - k);
+      for (int64_t j = units.begin; j < units.end; ++j) {
+        for (int64_t u = 0; u < min_of(l.units, f.w.H - j * l.units); ++u) {
+          for (int g = begin; g < end; ++g) {
+            T d[kFewRows];
+            for (int64_t r = 0; r < f.s.N; ++r)
+              d[r] = convert<T>(dgates.of[(j * f.s.N + r) * dgates.row + at(g) * l.units + u]);
+            Io* row = dw + (g * f.w.H + j * l.units + u) * K + column;
+            for (int64_t k = 0; k < n; k += V::kLanes) {
+              V sum(0);
+              for (int64_t r = 0; r < f.s.N; ++r) sum = sum + V(d[r]) * V::load(values(r) + column + k, n - k);
+              sum.store(row + k, n - k);
+            }
           }
         }
       }

@@ -114,13 +114,13 @@ ADL_INLINE int64_t step_at(const Sequence& s, int64_t index) { return s.reverse 
 template <class Cell>
 struct Shared {
   using Type = Cell;
-  static ADL_INLINE Choice chosen(const Choice& choice) { return choice; }
+  static Choice chosen(const Choice& choice) { return choice; }
 };
 template <class Cell>
   requires requires { typename Cell::Shared; }
 struct Shared<Cell> {
   using Type = typename Cell::Shared;
-  static ADL_INLINE Choice chosen(const Choice& choice) { return Cell::chosen(choice); }
+  static Choice chosen(const Choice& choice) { return Cell::chosen(choice); }
 };
 
 // The least of at(g) for some gates.

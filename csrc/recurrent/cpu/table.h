@@ -26,22 +26,16 @@ struct Entry {
 
   static constexpr ForwardCell<Io, Mul> kForward{GateLayout::of<Other>(), alone<ForwardLoops<Cell, Io, Mul>>(),
                                                  ForwardLoops<Other, Io, Mul>::cells_with_options,
-                                                 ForwardPhases<Other, Io, Mul>::run};
+                                                 ForwardPhases<Other, Io, Mul>::run, Shared<Cell>::chosen};
   static constexpr BackwardCell<Io, Mul> kBackward{GateLayout::of<Other>(), alone<BackwardLoops<Cell, Io, Mul>>(),
                                                    BackwardLoops<Other, Io, Mul>::cells_with_options,
-                                                   BackwardPhases<Other, Io, Mul>::run};
+                                                   BackwardPhases<Other, Io, Mul>::run, Shared<Cell>::chosen};
 
-  template <class Params>
-  static Params chosen(Params params) {
-    params.extras.choice = Shared<Cell>::chosen(params.extras.choice);
-    return params;
-  }
-
-  static int64_t forward_scratch(const Forward<Io>& p) { return scratch_of<ForwardWork>(chosen(p), kForward); }
-  static void forward(const Forward<Io>& p, void* scratch) { run<ForwardWork>(chosen(p), scratch, kForward); }
+  static int64_t forward_scratch(const Forward<Io>& p) { return scratch_of<ForwardWork>(p, kForward); }
+  static void forward(const Forward<Io>& p, void* scratch) { run<ForwardWork>(p, scratch, kForward); }
   static int64_t packed_weights(const Forward<Io>& p) { return ForwardWork(p, kForward).take_weights(nullptr); }
-  static int64_t backward_scratch(const Backward<Io>& p) { return scratch_of<BackwardWork>(chosen(p), kBackward); }
-  static void backward(const Backward<Io>& p, void* scratch) { run<BackwardWork>(chosen(p), scratch, kBackward); }
+  static int64_t backward_scratch(const Backward<Io>& p) { return scratch_of<BackwardWork>(p, kBackward); }
+  static void backward(const Backward<Io>& p, void* scratch) { run<BackwardWork>(p, scratch, kBackward); }
 };
 
 // Io: the numbers of the tensors; Mul: those that are multiplied.

@@ -27,7 +27,7 @@ struct UnitNumbers {
   void pack(const Weights<Io>& w, int64_t j) {
     const int64_t U = l.units, first = j * U, n = min_of(U, w.H - first);
     T* b = bias + j * l.row;
-    std::memset(b, 0, l.row * sizeof(T));
+    for (int k = 0; k < l.row; k += V::kLanes) V(0).store(b + k);
     for (int g = 0; g < l.gates; ++g) {
       for (int64_t u = 0; u < n && w.b_ih; ++u) {
         b[l.ih[g] * U + u] += convert<T>(w.b_ih[g * w.H + first + u]);

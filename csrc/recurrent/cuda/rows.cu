@@ -1,30 +1,11 @@
-// Launches the kernels of one number type and fills its table.
-#pragma once
-
-#include "recurrent/cuda/block.cuh"
-#include "recurrent/cuda/kernels.h"
+// Launches the steps of the streaming tier with all that may be asked for, and what is done to whole rows between
+// steps.
+#include "common/cuda/each_number.h"
 #include "recurrent/cuda/rows.cuh"
 #include "recurrent/cuda/streaming.cuh"
+#include "recurrent/cuda/table.h"
 
 namespace adl::cuda {
-
-inline dim3 unit_grid(int64_t rows, int64_t units) {
-  return dim3(unsigned(rows), unsigned((units + kUnitThreads - 1) / kUnitThreads));
-}
-
-template <class Cell, class T>
-cudaError_t start_streaming_forward(const ForwardScan<T>& s, int64_t row, int64_t count, bool first, bool last,
-                                    const Acc<T>* gh, cudaStream_t stream) {
-  return launch(streaming_forward<Cell, T>, unit_grid(count, s.H), unit_threads(s.H), stream, {}, s, row, first, last,
-                gh);
-}
-
-template <class Cell, class T>
-cudaError_t start_streaming_backward(const BackwardScan<T>& s, int64_t row, int64_t count, bool first, Before before,
-                                     cudaStream_t stream) {
-  return launch(streaming_backward<Cell, T>, unit_grid(count, s.H), unit_threads(s.H), stream, {}, s, row, first,
-                before);
-}
 
 template <class Cell, class T>
 cudaError_t start_row_forward(const ForwardScan<T>& s, const ForwardExtras<T>& x, int64_t t, int64_t count,
@@ -48,58 +29,6 @@ template <class Cell, class T>
 cudaError_t start_reset_backward(const BackwardScan<T>& s, const BackwardExtras<T>& x, int64_t t, int64_t count,
                                  const Acc<T>* d, Acc<T>* dh, T* reset_h, cudaStream_t stream) {
   return launch(reset_backward<Cell, T>, unsigned(count), unit_threads(s.H), stream, {}, s, x, t, d, dh, reset_h);
-}
-
-template <class Cell, class Tile, bool backward, class Scan, class Kernel>
-cudaError_t start_block(Kernel kernel, const Directions<Scan>& d, const Gpu& gpu, cudaStream_t stream) {
-  const int64_t B = d.of[0].steps.B, H = d.of[0].H;
-  const int rows = block_rows(B, d.count, Tile::kArithmetic, gpu);
-  LaunchOptions options;
-  options.shared_bytes = block_shared_bytes(H, Cell::kGates, Cell::kPre, Tile::kArithmetic, backward);
-  const dim3 grid(unsigned((B + rows - 1) / rows), unsigned(d.count));
-  return launch(kernel, grid, unsigned(32 * tiles(H)), stream, options, d, rows);
-}
-
-// Calls f with a null pointer to the tile that T is multiplied by.
-template <class T, class F>
-auto with_tile(bool tf32, F f) {
-  if constexpr (sizeof(T) == 2)
-    return f(static_cast<HalfTile<T>*>(nullptr));
-  else
-    return tf32 ? f(static_cast<Tf32Tile*>(nullptr)) : f(static_cast<FloatTile*>(nullptr));
-}
-
-template <class Cell, class T>
-cudaError_t start_block_forward(const Directions<ForwardScan<T>>& d, bool tf32, const Gpu& gpu, cudaStream_t stream) {
-  return with_tile<T>(tf32, [&]<class Tile>(Tile*) {
-    return start_block<Cell, Tile, false>(block_forward<Cell, T, Tile>, d, gpu, stream);
-  });
-}
-
-template <class Cell, class T>
-cudaError_t start_block_backward(const Directions<BackwardScan<T>>& d, bool tf32, const Gpu& gpu, cudaStream_t stream) {
-  return with_tile<T>(tf32, [&]<class Tile>(Tile*) {
-    return start_block<Cell, Tile, true>(block_backward<Cell, T, Tile>, d, gpu, stream);
-  });
-}
-
-template <class Cell, class T>
-constexpr CellKernels<T> cell_kernels() {
-  CellKernels<T> k{};
-  k.row_forward = start_row_forward<Cell, T>;
-  k.row_backward = start_row_backward<Cell, T>;
-  if constexpr (Cell::kResetsBefore) {
-    k.reset_forward = start_reset_forward<Cell, T>;
-    k.reset_backward = start_reset_backward<Cell, T>;
-  } else {
-    k.streaming_forward = start_streaming_forward<Cell, T>;
-    k.streaming_backward = start_streaming_backward<Cell, T>;
-    if constexpr (sizeof(T) < 8) {
-      k.block_forward = start_block_forward<Cell, T>;
-      k.block_backward = start_block_backward<Cell, T>;
-    }
-  }
-  return k;
 }
 
 template <class T>
@@ -148,19 +77,31 @@ cudaError_t start_add_rows(T* to, int64_t to_stride, const Acc<T>* a, int64_t a_
                 a_stride, b, b_stride, width);
 }
 
+template <class Cell, class T>
+void add_rows_of(CellKernels<T>& k) {
+  k.row_forward = start_row_forward<Cell, T>;
+  k.row_backward = start_row_backward<Cell, T>;
+  if constexpr (Cell::kResetsBefore) {
+    k.reset_forward = start_reset_forward<Cell, T>;
+    k.reset_backward = start_reset_backward<Cell, T>;
+  }
+}
+
 template <class T>
-const Kernels<T>& kernels() {
-#define ADL_CELL_KERNELS(Cell) cell_kernels<Cell, T>(),
-  static constexpr Kernels<T> kTable{{ADL_CELLS(ADL_CELL_KERNELS)},
-                                     start_previous_states<T>,
-                                     start_seen_states<T>,
-                                     start_seen_states_backward<T>,
-                                     start_projected_states<T>,
-                                     start_projected_states_backward<T>,
-                                     start_copy_rows<T>,
-                                     start_add_rows<T>};
-#undef ADL_CELL_KERNELS
-  return kTable;
+void add_rows(Kernels<T>& table) {
+#define ADL_ADD(Cell) add_rows_of<Cell>(table.cells[index_of<Cell>()]);
+  ADL_CELLS(ADL_ADD)
+#undef ADL_ADD
+  table.previous_states = start_previous_states<T>;
+  table.seen_states = start_seen_states<T>;
+  table.seen_states_backward = start_seen_states_backward<T>;
+  table.projected_states = start_projected_states<T>;
+  table.projected_states_backward = start_projected_states_backward<T>;
+  table.copy_rows = start_copy_rows<T>;
+  table.add_rows = start_add_rows<T>;
 }
 
 }  // namespace adl::cuda
+
+#define ADL_INSTANTIATE(T) template void adl::cuda::add_rows(adl::cuda::Kernels<T>&);
+ADL_EACH_NUMBER(ADL_INSTANTIATE)

@@ -1,3 +1,0 @@
-#include "depthwise/cuda/table.cuh"
-
-ADL_CONV(adl::Half)

@@ -1,3 +1,0 @@
-#include "recurrent/cuda/table.cuh"
-
-template const adl::cuda::Kernels<adl::Half>& adl::cuda::kernels();
