@@ -3,48 +3,27 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <cstring>
 #include <list>
 #include <mutex>
 
 #include "common/host_memory.h"
+#include "recurrent/cpu/checksum.h"
 
 namespace adl {
 namespace {
 
 constexpr int64_t kMostBytes = int64_t(1) << 28;  // of all that is kept; the least recently used goes first
 
-constexpr uint64_t kPrime1 = 0x9E3779B185EBCA87, kPrime2 = 0xC2B2AE3D27D4EB4F;
-
-constexpr uint64_t mix(uint64_t sum, uint64_t word) {  // a round of xxHash64
-  sum += word * kPrime2;
-  return (sum << 31 | sum >> 33) * kPrime1;
-}
-
-uint64_t checksum_of(const char* from, int64_t bytes) {
-  constexpr int kLanes = 8;
-  uint64_t sums[kLanes] = {1, 2, 3, 4, 5, 6, 7, 8}, words[kLanes];
-  for (; bytes >= int64_t(sizeof words); from += sizeof words, bytes -= sizeof words) {
-    std::memcpy(words, from, sizeof words);
-    for (int k = 0; k < kLanes; ++k) sums[k] = mix(sums[k], words[k]);
-  }
-  std::memset(words, 0, sizeof words);
-  std::memcpy(words, from, bytes);
-  uint64_t all = bytes;
-  for (int k = 0; k < kLanes; ++k) all = mix(all, mix(sums[k], words[k]));
-  return all ^ all >> 29;
-}
-
 uint64_t checksum_of(const Tensor& t) {
   constexpr int64_t kPart = 1 << 20;  // for a thread
   const char* from = static_cast<const char*>(t.const_data_ptr());
   const int64_t bytes = t.nbytes(), parts = (bytes + kPart - 1) / kPart;
-  if (parts <= 1) return checksum_of(from, bytes);
+  if (parts <= 1) return adl::checksum(from, bytes);
   std::vector<uint64_t> sums(parts);
   at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) sums[k] = checksum_of(from + k * kPart, std::min(kPart, bytes - k * kPart));
+    for (int64_t k = begin; k < end; ++k) sums[k] = adl::checksum(from + k * kPart, std::min(kPart, bytes - k * kPart));
   });
-  return checksum_of(reinterpret_cast<const char*>(sums.data()), parts * sizeof(uint64_t));
+  return adl::checksum(sums.data(), parts * sizeof(uint64_t));
 }
 
 }  // namespace
@@ -87,10 +66,11 @@ PackedWeights::Key PackedWeights::key_of(const Layer& layer, int64_t d, const vo
 
 uint64_t PackedWeights::checksum() const {
   const WeightPlaces& at = layer_.s.at;
-  uint64_t all = 0;
-  for (const int place : {at.w_ih, at.w_hh, at.w_hr})
-    if (place >= 0) all = mix(all, checksum_of(layer_.weights[direction_ * at.count + place]));
-  return all;
+  uint64_t all[3] = {};
+  const int places[] = {at.w_ih, at.w_hh, at.w_hr};
+  for (int k = 0; k < 3; ++k)
+    if (places[k] >= 0) all[k] = checksum_of(layer_.weights[direction_ * at.count + places[k]]);
+  return adl::checksum(all, sizeof all);
 }
 
 PackedWeights::PackedWeights(const Layer& layer, int64_t d, const void* kernel, int64_t bytes)

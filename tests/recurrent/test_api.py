@@ -177,7 +177,7 @@ def test_the_list_of_options_is_that_of_the_ops():
 
 
 def test_the_table_of_options_is_that_of_the_documentation():
-    text = (Path(__file__).parents[1] / "docs/ops.md").read_text()
+    text = (Path(__file__).parents[2] / "docs/ops.md").read_text()
     assert options.table() in text
 
 

@@ -1,0 +1,8 @@
+// The checksum with the instruction set in use.
+#include "recurrent/cpu/checksum.h"
+
+namespace adl {
+
+uint64_t checksum(const void* from, int64_t bytes) { ADL_RETURN_OF_ISA(float, checksum(from, bytes)) }
+
+}  // namespace adl
