@@ -113,6 +113,7 @@ def test_the_graph_does_not_grow_with_the_length():
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.slow
 def test_inductor_and_a_model_around_the_layer():
     class Model(nn.Module):
         def __init__(self):
@@ -127,7 +128,7 @@ def test_inductor_and_a_model_around_the_layer():
 
     model, tokens = Model().to(DEVICE), torch.randint(11, (3, 7), device=DEVICE)
     grads = []
-    # The cache on disk does not know the schemas of custom ops: other builds leave their graphs there.
+    # The cache on disk ignores the schemas of custom ops: other builds leave their graphs there.
     with fresh_inductor_cache():
         for run in (model, torch.compile(model, fullgraph=True)):
             model.zero_grad()
