@@ -127,6 +127,8 @@ class Recurrent(nn.RNNBase):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if self._frozen:
+            self._frozen = next(_promises)  # another process counts for itself
         self._read_options()
 
     def _read_options(self) -> None:
