@@ -1,4 +1,4 @@
-"""The command line: `python -m bench rnn`, `conv`, `gpu`, `gpu-calibrate`, `demo` and others."""
+"""The command line: `python -m bench rnn`, `conv`, `gpu`, `gpu-calibrate` and others."""
 
 from __future__ import annotations
 
@@ -9,28 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import options as shared
 from bench.cases import CLASSES, DTYPES, GRIDS, MODES, NAMED, jobs, parse_cases, select
 
 GPU_DTYPES = ("tf32", "bf16", "f16", "f32")  # in the order in which they are measured
-RESULTS = Path(__file__).parent / "results"
-
-
-def _words(allowed: Sequence[str]):
-    def parse(text: str) -> tuple[str, ...]:
-        words = tuple(text.split(","))
-        for word in words:
-            if word not in allowed:
-                raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(allowed)}")
-        return words
-
-    return parse
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    counts = tuple(int(word) for word in text.split(","))
-    if min(counts) < 1:
-        raise argparse.ArgumentTypeError(f"thread counts must be positive, got {text}")
-    return counts
 
 
 def parser() -> argparse.ArgumentParser:
@@ -43,8 +25,6 @@ def parser() -> argparse.ArgumentParser:
     _add_conv(commands)
     _add_gpu(commands)
     _add_gpu_calibrate(commands)
-    _add_demo(commands)
-    _add_flow(commands)
     commands.add_parser(
         "recompute",
         help="time and memory of layers that recompute their gates (half a minute)",
@@ -59,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         ),
     )
     variants.add_argument("--quick", action="store_true", help="a smoke run, not saved")
-    _add_steady_malloc(variants)
+    shared.add_steady_malloc(variants)
     table = commands.add_parser(
         "table",
         help="print a JSON file of `rnn` or `gpu` as Markdown tables",
@@ -103,27 +83,27 @@ def _add_rnn(commands) -> None:
     add = rnn.add_argument
     add(
         "--cells",
-        type=_words(tuple(CLASSES)),
+        type=shared.words(tuple(CLASSES)),
         default=tuple(CLASSES),
         metavar="LIST",
         help="of lstm,gru,rnn (default: all)",
     )
     add(
         "--dtypes",
-        type=_words(tuple(DTYPES)),
+        type=shared.words(tuple(DTYPES)),
         metavar="LIST",
         help="of f32,bf16,f16,f64 (default: f32,bf16; all for the grid full)",
     )
     add(
         "--threads",
-        type=_counts,
+        type=shared.counts,
         default=(1, 2),
         metavar="LIST",
         help="numbers of threads (default: 1,2)",
     )
     add(
         "--modes",
-        type=_words(MODES),
+        type=shared.words(MODES),
         default=MODES,
         metavar="LIST",
         help="of infer,train (default: both)",
@@ -137,7 +117,7 @@ def _add_rnn(commands) -> None:
         help="time spent on each row, both sides together (default: 2; 1 for the grid full)",
     )
     add("--quick", action="store_true", help="a smoke run: three samples a row")
-    _add_steady_malloc(rnn)
+    shared.add_steady_malloc(rnn)
     add("--json", type=Path, metavar="PATH", help="write machine, rows and summary to PATH")
     add("--save", action="store_true", help="the same to bench/results/cpu-rnn.json, and a picture")
 
@@ -162,26 +142,32 @@ def _add_conv(commands) -> None:
     add("--cases", metavar="LIST", help="names of cases (default: all)")
     add(
         "--dtypes",
-        type=_words(tuple(DTYPES)),
+        type=shared.words(tuple(DTYPES)),
         metavar="LIST",
         help="of f32,bf16,f16,f64 (default: those of each case)",
     )
     add(
         "--ops",
-        type=_words(conv_cases.OPS),
+        type=shared.words(conv_cases.OPS),
         default=conv_cases.OPS,
         metavar="LIST",
         help="of forward,input,weight,train (default: all)",
     )
     add(
         "--layouts",
-        type=_words(conv_cases.LAYOUTS),
+        type=shared.words(conv_cases.LAYOUTS),
         default=conv_cases.LAYOUTS,
         metavar="LIST",
         help="of first,last: where the channels lie (default: both)",
     )
-    add("--batches", type=_counts, metavar="LIST", help="sizes (default: those of each case)")
-    add("--threads", type=_counts, default=(1, 2), metavar="LIST", help="numbers (default: 1,2)")
+    add("--batches", type=shared.counts, metavar="LIST", help="sizes (default: those of each case)")
+    add(
+        "--threads",
+        type=shared.counts,
+        default=(1, 2),
+        metavar="LIST",
+        help="numbers (default: 1,2)",
+    )
     add(
         "--seconds-per-case",
         type=float,
@@ -191,7 +177,7 @@ def _add_conv(commands) -> None:
     )
     add("--quick", action="store_true", help="a smoke run: three samples a row")
     add("--no-blocks", action="store_true", help="only the operators, no separable blocks")
-    _add_steady_malloc(conv)
+    shared.add_steady_malloc(conv)
     add("--json", type=Path, metavar="PATH", help="write machine and rows to PATH")
     add(
         "--save",
@@ -212,10 +198,10 @@ def _add_gpu(commands) -> None:
     )
     add = gpu.add_argument
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the command itself")
-    add("--cells", type=_words(tuple(CLASSES)), default=tuple(CLASSES), metavar="LIST")
+    add("--cells", type=shared.words(tuple(CLASSES)), default=tuple(CLASSES), metavar="LIST")
     add(
         "--dtypes",
-        type=_words(GPU_DTYPES),
+        type=shared.words(GPU_DTYPES),
         default=GPU_DTYPES,
         metavar="LIST",
         help="of tf32,bf16,f16,f32 (default: all); tf32 is float32 that may be rounded to it",
@@ -252,115 +238,6 @@ def _add_gpu_calibrate(commands) -> None:
     command.add_argument("out", type=Path, metavar="OUT", help="the folder with the results")
 
 
-def _add_demo(commands) -> None:
-    demo = commands.add_parser(
-        "demo",
-        help="train a character model twice, with torch.nn and with adl_kernels (2 minutes)",
-        description=(
-            "Trains the same character-level language model on Python's own language reference "
-            "with torch.nn and with adl_kernels, LSTM and then GRU, from the same weights and "
-            "batches. Compares loss curves, bits per character on held-out text and speed; the "
-            "exit status is 1 if the two do not learn the same."
-        ),
-    )
-    add = demo.add_argument
-    add(
-        "--steps",
-        type=int,
-        default=400,
-        metavar="N",
-        help="training steps of each model (default: %(default)s)",
-    )
-    add(
-        "--hidden",
-        type=int,
-        default=256,
-        metavar="H",
-        help="units per layer (default: %(default)s)",
-    )
-    add("--layers", type=int, default=2, metavar="L", help="layers (default: %(default)s)")
-    add(
-        "--batch",
-        type=int,
-        default=32,
-        metavar="B",
-        help="streams of text read side by side (default: %(default)s)",
-    )
-    add(
-        "--length",
-        type=int,
-        default=64,
-        metavar="T",
-        help="characters per step and stream (default: %(default)s)",
-    )
-    add(
-        "--cells",
-        type=_words(("lstm", "gru")),
-        default=("lstm", "gru"),
-        metavar="LIST",
-        help="of lstm,gru (default: both)",
-    )
-    add("--threads", type=int, metavar="N", help="number of threads (default: torch's choice)")
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="seed of weights and samples (default: %(default)s)",
-    )
-    add("--prompt", metavar="TEXT", help="text to complete (default: three beginnings)")
-    add(
-        "--out",
-        type=Path,
-        default=Path("demo_out"),
-        metavar="DIR",
-        help="folder for the results (default: %(default)s)",
-    )
-    _add_steady_malloc(demo)
-
-
-def _add_flow(commands) -> None:
-    flow = commands.add_parser(
-        "flow",
-        help="gradients through time of RNN, LSTM and GRU on the adding problem (1 minute)",
-        description=(
-            "Trains the three as examples/adding.py does, and writes how much of the gradient "
-            "comes back to each step, before and after: gradient-flow.json and a picture."
-        ),
-    )
-    add = flow.add_argument
-    add(
-        "--steps",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="training steps of each layer (default: %(default)s)",
-    )
-    add(
-        "--length",
-        type=int,
-        default=200,
-        metavar="T",
-        help="steps of a sequence (default: %(default)s)",
-    )
-    add(
-        "--out",
-        type=Path,
-        default=RESULTS,
-        metavar="DIR",
-        help="folder for the results (default: bench/results)",
-    )
-
-
-def _add_steady_malloc(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--steady-malloc",
-        action="store_true",
-        help="start again with glibc told to keep freed memory, which spares both sides the page "
-        "faults of large buffers: shows the computation alone",
-    )
-
-
 def run_rnn(options: argparse.Namespace) -> int:
     from bench import limits, machine, peak, report, run
 
@@ -375,7 +252,7 @@ def run_rnn(options: argparse.Namespace) -> int:
         seconds=0.0 if options.quick else seconds,
         rounds=(3, 3) if options.quick else (3 if full else 5, 200),
     )
-    facts, peaks = machine.facts(options.arguments), peak.Peak()
+    facts, peaks = machine.facts(["-m", "bench", *options.arguments]), peak.Peak()
     print(machine.line(facts))
     rows, rates = run.measure(settings)
     peaks.take(rates)
@@ -405,8 +282,8 @@ def run_rnn(options: argparse.Namespace) -> int:
     if full:
         print("", *report.goal_tables(content), sep="\n\n")
     if options.save:
-        _write(RESULTS / "cpu-rnn.json", content)
-        _draw(RESULTS / "cpu-rnn.json")
+        _write(shared.RESULTS / "cpu-rnn.json", content)
+        _draw(shared.RESULTS / "cpu-rnn.json")
     if options.json:
         _write(options.json, content)
     return int(any(row["status"] != "ok" for row in rows))
@@ -422,7 +299,7 @@ def run_conv(options: argparse.Namespace) -> int:
         seconds=0.0 if options.quick else options.seconds_per_case,
         rounds=(3, 3 if options.quick else 200),
     )
-    facts = machine.facts(options.arguments)
+    facts = machine.facts(["-m", "bench", *options.arguments])
     print(machine.line(facts))
     # Whoever asks for a part of the grid wants no blocks.
     blocks = options.cases is None and not options.no_blocks
@@ -434,7 +311,7 @@ def run_conv(options: argparse.Namespace) -> int:
     content = {"machine": facts, "peak_gflops": peaks, "convolutions": rows}
     print("", report.peak_line(peaks), conv_goals.goal_table(rows), sep="\n\n")
     if options.save:
-        _write(RESULTS / "cpu-conv.json", content)
+        _write(shared.RESULTS / "cpu-conv.json", content)
     if options.json:
         _write(options.json, content)
     return int(any(row["status"] != "ok" for row in rows))
@@ -458,7 +335,7 @@ def run_gpu(options: argparse.Namespace) -> int:
         name="" if wide else options.grid,
         graphs=options.graphs,
     )
-    return gpu.main(settings, options.arguments, options.json, RESULTS)
+    return gpu.main(settings, options.arguments, options.json, shared.RESULTS)
 
 
 def run_gpu_calibrate(options: argparse.Namespace) -> int:
@@ -473,15 +350,18 @@ def run_recompute(options: argparse.Namespace) -> int:
     found = list(recompute.measure(run.Settings(jobs=())))
     for row in found:
         print(f"{row['where']:40} {row['what']:8} {row['value']:.2f}")
-    content = {"machine": machine.facts(options.arguments), "recomputing / keeping": found}
-    _write(RESULTS / "cpu-recompute.json", content)
+    content = {
+        "machine": machine.facts(["-m", "bench", *options.arguments]),
+        "recomputing / keeping": found,
+    }
+    _write(shared.RESULTS / "cpu-recompute.json", content)
     return 0
 
 
 def run_variants(options: argparse.Namespace) -> int:
     from bench import machine, run, variants
 
-    facts = machine.facts(options.arguments)
+    facts = machine.facts(["-m", "bench", *options.arguments])
     print(machine.line(facts))
     settings = run.Settings(jobs=(), seconds=0.4, rounds=(5, 25))
     if options.quick:
@@ -496,7 +376,7 @@ def run_variants(options: argparse.Namespace) -> int:
         )
     print(variants.markdown(found))
     if not options.quick:
-        _write(RESULTS / "cpu-variants.json", {"machine": facts, "variants": found})
+        _write(shared.RESULTS / "cpu-variants.json", {"machine": facts, "variants": found})
     return 0
 
 
@@ -552,33 +432,19 @@ def run_picture(options: argparse.Namespace) -> int:
     return 0
 
 
-def run_demo(options: argparse.Namespace) -> int:
-    from bench import demo
-
-    return demo.main(options)
-
-
-def run_flow(options: argparse.Namespace) -> int:
-    from bench import flow
-
-    return flow.main(options)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     options.arguments = sys.argv[1:] if arguments is None else arguments
     if getattr(options, "steady_malloc", False):
         from bench import machine
 
-        machine.use_steady_malloc(options.arguments)
+        machine.use_steady_malloc()
     try:
         commands = {
             "rnn": run_rnn,
             "conv": run_conv,
             "gpu": run_gpu,
             "gpu-calibrate": run_gpu_calibrate,
-            "demo": run_demo,
-            "flow": run_flow,
             "recompute": run_recompute,
             "variants": run_variants,
             "table": run_table,

@@ -229,7 +229,7 @@ def ceilings(device: str, size: int = 8192) -> dict[str, float]:
 
 
 def facts(arguments: Sequence[str], device: str) -> dict[str, Any]:
-    found = machine.facts(arguments)
+    found = machine.facts(["-m", "bench", *arguments])
     if torch.device(device).type != "cuda":
         return found | {"gpu": None}
     properties = torch.cuda.get_device_properties(device)

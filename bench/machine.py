@@ -23,11 +23,11 @@ import adl_kernels
 STEADY_MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 
 
-def facts(arguments: Sequence[str]) -> dict[str, Any]:
-    """Where, when and by which command a figure was measured."""
+def facts(words: Sequence[str]) -> dict[str, Any]:
+    """Where, when and by which command, `python` and these words, a figure was measured."""
     return {
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "-m", "bench", *arguments]),
+        "command": shlex.join(["python", *words]),
         "cpu": _cpu_model(),
         "cores": _cores(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -68,11 +68,11 @@ def line(facts: dict[str, Any]) -> str:
     )
 
 
-def use_steady_malloc(arguments: Sequence[str]) -> None:
-    """Start this command again: glibc reads its tunables at the start of a process only."""
+def use_steady_malloc() -> None:
+    """Start this program again: glibc reads its tunables at the start of a process only."""
     if os.environ.get("GLIBC_TUNABLES") != STEADY_MALLOC:
         os.environ["GLIBC_TUNABLES"] = STEADY_MALLOC
-        os.execv(sys.executable, [sys.executable, "-m", "bench", *arguments])
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def malloc() -> str:

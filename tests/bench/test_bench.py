@@ -436,50 +436,6 @@ def test_bad_arguments_are_sentences(capsys) -> None:
     assert "'lstn' is not one of lstm, gru, rnn" in capsys.readouterr().err
 
 
-def demo(folder: Path, *more: str) -> int:
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("tqdm")
-    size = ["--steps", "4", "--hidden", "16", "--batch", "64", "--length", "16", "--threads", "1"]
-    return main(["demo", *size, "--out", str(folder), *more])
-
-
-@pytest.mark.slow
-def test_demo_writes_curves_and_numbers(tmp_path: Path, capsys) -> None:
-    assert demo(tmp_path) == 0
-    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
-    content = json.loads((tmp_path / "demo.json").read_text())
-    assert [cell["cell"] for cell in content["cells"]] == ["lstm", "gru"]
-    for cell in content["cells"]:
-        assert cell["agree"]
-        assert len(cell["sides"]["adl_kernels"]["losses"]) == 4
-    assert capsys.readouterr().out.count("the two learn the same") == 2
-
-
-def test_demo_refuses_different_learning(monkeypatch, tmp_path: Path, capsys) -> None:
-    def convert(model: nn.Module) -> None:
-        model.rnn.__class__ = Slightly
-
-    monkeypatch.setattr(adl_kernels, "convert", convert)
-    assert demo(tmp_path, "--cells", "lstm") == 1
-    assert "THE TWO DO NOT LEARN THE SAME" in capsys.readouterr().out
-
-
-def test_flow_writes_norms_and_a_picture(tmp_path: Path, capsys) -> None:
-    pytest.importorskip("matplotlib")
-    assert main(["flow", "--steps", "2", "--length", "20", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "gradient-flow.png").read_bytes().startswith(b"\x89PNG")
-    content = json.loads((tmp_path / "gradient-flow.json").read_text())
-    assert {"command", "torch", "cpu"} <= set(content["machine"])
-    assert [cell["cell"] for cell in content["cells"]] == ["RNN", "LSTM", "GRU"]
-    for cell in content["cells"]:
-        for when in ("before", "after"):
-            norms = cell[when]["gradient"]
-            assert len(norms) == 20 and all(norm > 0 for norm in norms)
-            assert cell[when]["first_to_last"] == pytest.approx(norms[0] / norms[-1], rel=1e-3)
-            assert (cell[when]["gamma_lambda"] is None) == (cell["cell"] != "RNN")
-    assert "before, " in capsys.readouterr().out
-
-
 TRY_GPU = ["gpu", "--device", "cpu", "--seconds", "0"]
 
 
