@@ -9,8 +9,9 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,14 @@ def _cpu_model() -> str:
 
 
 def line(facts: dict[str, Any]) -> str:
-    return (
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}, torch {facts['torch']}, "
-        f"adl_kernels {facts['adl_kernels']} {facts['isa']}, malloc {facts['malloc']}, "
-        f"{facts['date']}"
-    )
+    if facts.get("gpu"):
+        where = [facts["gpu"]]
+        how = [f"CUDA {facts['cuda']}", f"cuDNN {facts['cudnn']}"]
+    else:
+        where = [facts["cpu"], f"{facts['cores']} cores", facts["system"]]
+        how = [f"malloc {facts['malloc']}"]
+    versions = [f"torch {facts['torch']}", f"adl_kernels {facts['adl_kernels']} {facts['isa']}"]
+    return ", ".join([*where, *versions, *how, facts["date"]])
 
 
 def use_steady_malloc() -> None:
@@ -89,6 +93,21 @@ def in_new_process(function: Callable[..., Any], *arguments: Any, **environment:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def without_page_faults(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result in a process whose glibc keeps freed memory."""
+    return in_new_process(function, *arguments, GLIBC_TUNABLES=STEADY_MALLOC)
+
+
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """torch's number of threads is in the end what it was before."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def page_faults() -> int:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+from bench import store
+from bench.measure import QUICK, Budget
+from bench.store import Content, Row
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,6 +49,41 @@ def add_list(
         metavar="LIST",
         help=f"of {','.join(allowed)}{more} (default: {default or 'all'})",
     )
+
+
+def add_timing(command: argparse.ArgumentParser, seconds: str) -> None:
+    add = command.add_argument
+    add("--threads", type=counts, default=(1, 2), metavar="LIST", help="numbers (default: 1,2)")
+    add(
+        "--seconds-per-case",
+        type=float,
+        metavar="S",
+        help=f"time spent on each row, both sides together (default: {seconds})",
+    )
+    add("--quick", action="store_true", help="a smoke run: three samples a row")
+    add_steady_malloc(command)
+
+
+def budget(asked: argparse.Namespace, usual: Budget) -> Budget:
+    if asked.quick:
+        return QUICK
+    seconds = asked.seconds_per_case
+    return usual if seconds is None else replace(usual, seconds=seconds)
+
+
+def add_files(command: argparse.ArgumentParser, file: str, more: str) -> None:
+    add = command.add_argument
+    add("--json", type=Path, metavar="PATH", help="write what was measured to PATH")
+    add("--save", action="store_true", help=f"the same to bench/results/{file}, {more}")
+
+
+def finish(asked: argparse.Namespace, file: str, content: Content, rows: Sequence[Row]) -> int:
+    """Writes what is to be kept; the exit status is 1 if a result was wrong."""
+    if asked.save:
+        store.save(RESULTS / file, content)
+    if asked.json:
+        store.save(asked.json, content)
+    return int(any(row["status"] != "ok" for row in rows))
 
 
 def add_steady_malloc(command: argparse.ArgumentParser) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import product
 
 from adl_kernels import _C
 
@@ -24,6 +25,10 @@ class Peak:
     def measure(self, dtype: str, threads: int, seconds: float = 0.05) -> None:
         arithmetic = ARITHMETIC[dtype]
         self.take({arithmetic: {threads: _gflops(arithmetic, threads, seconds)}})
+
+    def measure_all(self, dtypes: Iterable[str], threads: Iterable[int]) -> None:
+        for dtype, n in product(sorted(dtypes), threads):
+            self.measure(dtype, n, 0.3)
 
     def take(self, rates: Mapping[str, Mapping[int, float]]) -> None:
         for arithmetic, found in rates.items():

@@ -14,19 +14,22 @@ from lanes import slow
 # bench is not installed. Appended, so that it cannot shadow an installed adl_kernels.
 sys.path.append(str(Path(__file__).parents[2]))
 
-from bench import conv, conv_blocks, conv_cases, conv_goals, run
+from bench import goals
 from bench.__main__ import main
+from bench.depthwise import blocks, cases, operators
+from bench.depthwise import goals as conv_goals
+from bench.measure import Budget
 
 pytestmark = pytest.mark.cpu_only
 
 TINY = [
-    conv_cases.ConvCase("tiny", 4, (6, 5), 3),
-    conv_cases.ConvCase("tiny-s2", 8, (9, 8), 5, stride=2),
-    conv_cases.ConvCase("tiny-line", 4, (9,), 4, causal=True),
-    conv_cases.ConvCase("tiny-x2-d2", 4, (9, 9), 3, dilation=2, multiplier=2),
-    conv_cases.ConvCase("tiny-volume", 4, (4, 5, 6), 3),
+    cases.ConvCase("tiny", 4, (6, 5), 3),
+    cases.ConvCase("tiny-s2", 8, (9, 8), 5, stride=2),
+    cases.ConvCase("tiny-line", 4, (9,), 4, causal=True),
+    cases.ConvCase("tiny-x2-d2", 4, (9, 9), 3, dilation=2, multiplier=2),
+    cases.ConvCase("tiny-volume", 4, (4, 5, 6), 3),
 ]
-QUICKLY = run.Settings((), threads=(1,), seconds=0.0, rounds=(1, 1))
+QUICKLY = Budget(0.0, (1, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +40,8 @@ def keep_threads():
 
 
 def rows_of(case, dtype="f32", layout="first"):
-    jobs = [conv_cases.ConvJob(case, dtype, layout, 2)]
-    return list(conv.measure(jobs, conv_cases.OPS, QUICKLY))
+    jobs = [cases.ConvJob(case, dtype, layout, 2)]
+    return list(operators.measure(jobs, cases.OPS, (1,), QUICKLY))
 
 
 @pytest.mark.parametrize("case", TINY, ids=str)
@@ -46,19 +49,19 @@ def rows_of(case, dtype="f32", layout="first"):
 @pytest.mark.parametrize("dtype", [*slow("f32"), "bf16"])
 def test_right_results_are_timed(case, layout, dtype):
     rows = rows_of(case, dtype, layout)
-    assert [row["op"] for row in rows] == list(conv_cases.OPS)
+    assert [row["op"] for row in rows] == list(cases.OPS)
     for row in rows:
         assert row["status"] == "ok", row["check"]
-        assert row["ratio"] > 0 and row["case"] in conv.line(row)
+        assert row["ratio"] > 0 and row["case"] in operators.line(row)
 
 
 def _listed(found):
     return [found] if isinstance(found, torch.Tensor) else list(found)
 
 
-@pytest.mark.parametrize("op", conv_cases.OPS)
+@pytest.mark.parametrize("op", cases.OPS)
 def test_a_wrong_result_gets_no_speed_up(op, monkeypatch):
-    honest = conv.ours
+    honest = operators.ours
 
     def slightly_wrong(problem, op):
         run = honest(problem, op)
@@ -69,37 +72,36 @@ def test_a_wrong_result_gets_no_speed_up(op, monkeypatch):
 
         return spoilt
 
-    monkeypatch.setattr(conv, "ours", slightly_wrong)
+    monkeypatch.setattr(operators, "ours", slightly_wrong)
     rows = rows_of(TINY[0])
     row = next(row for row in rows if row["op"] == op)
     assert row["status"] == "WRONG" and "ratio" not in row
-    assert "WRONG" in conv.line(row)
+    assert "WRONG" in operators.line(row)
 
 
 def test_the_grid_has_what_was_asked_for():
-    cases = conv_cases.CASES
-    assert len({case.name for case in cases}) == len(cases)
-    names = " ".join(conv_cases.NAMED)
+    assert len({case.name for case in cases.CASES}) == len(cases.CASES)
+    names = " ".join(cases.NAMED)
     for part in ("mobile-1024@7", "efficient-240@28-k5-s2", "convnext-96@56-k7", "k31", "volume"):
         assert part in names
-    assert {case.k for case in cases if case.n == 1} == {3, 4, 31}
-    for case in cases:
+    assert {case.k for case in cases.CASES if case.n == 1} == {3, 4, 31}
+    for case in cases.CASES:
         x = torch.empty(1, case.C, *case.size, device="meta")
         weight = torch.empty(case.C * case.multiplier, 1, *[case.k] * case.n, device="meta")
         y = torch.ops.adl_kernels.depthwise_conv(x, weight, None, *case.window)
         assert tuple(y.shape[2:]) == case.out, case
-    f16 = [job for job in conv_cases.jobs(None, ("f16",))]
+    f16 = [job for job in cases.jobs(None, ("f16",))]
     assert {job.case.name for job in f16} == {"mobile-32@112", "mobile-512@14"}
     with pytest.raises(ValueError, match="a case is one of mobile-32@112"):
-        conv_cases.jobs("mobile", None)
+        cases.jobs("mobile", None)
 
 
 def test_arithmetic_by_hand():
-    case = conv_cases.ConvCase("", 3, (4, 6), 5, stride=2, multiplier=2)
+    case = cases.ConvCase("", 3, (4, 6), 5, stride=2, multiplier=2)
     assert case.out == (2, 3)
-    assert conv_cases.flops(case, 7, "forward") == 2 * 7 * 6 * 6 * 25
-    assert conv_cases.flops(case, 7, "train") == 3 * conv_cases.flops(case, 7, "weight")
-    assert conv_cases.elements(case, 7, "forward") == 7 * (3 * 24 + 6 * 6)
+    assert cases.flops(case, 7, "forward") == 2 * 7 * 6 * 6 * 25
+    assert cases.flops(case, 7, "train") == 3 * cases.flops(case, 7, "weight")
+    assert cases.elements(case, 7, "forward") == 7 * (3 * 24 + 6 * 6)
 
 
 def row(job, op, ratio, **more):
@@ -108,45 +110,52 @@ def row(job, op, ratio, **more):
     return found | {"ours": {"median_s": 1e-3}} | more
 
 
+FIRST, LAST = (
+    goals.Column(layout, {"layout": layout}, k) for k, layout in enumerate(cases.LAYOUTS)
+)
+
+
 def test_goals_are_judged_by_the_worst_and_by_the_mean():
     goal = conv_goals.GOALS[0]
-    jobs = [job for job in conv_cases.jobs(None, None, ("first",)) if goal.chooses(job.case, {})]
-    assert {job.case.k for job in jobs} == {5, 7, 13, 31}
-    rows = [row(job, "weight", 20.0) for job in jobs]
-    rows += [row(job, "forward", 0.1) for job in jobs]
-    assert conv_goals.judge(goal, "first", rows) == "20.00 / 20.00 (20) met"
-    assert conv_goals.judge(goal, "last", rows) == ""
-    rows[0]["ratio"], rows[1]["ratio"] = 19.0, 30.0
-    assert "/ 19.00 (20) met on average" in conv_goals.judge(goal, "first", rows)
-    rows[0]["ratio"] = 0.1
-    assert conv_goals.judge(goal, "first", rows).endswith("MISSED")
-    rows[0] |= {"disturbed": True}
-    assert conv_goals.judge(goal, "first", rows).endswith(f"met, 1 of {len(jobs)} not counted")
-    rows[0] |= {"status": "WRONG"}
-    assert "MISSED, 1 WRONG" in conv_goals.judge(goal, "first", rows)
+    rows = [row(job, op, 20.0) for job in cases.jobs(None, None, ("first",)) for op in cases.OPS]
+    about = [found for found in rows if goal.about(found)]
+    assert {cases.NAMED[found["case"]].k for found in about} == {5, 7, 13, 31}
+    assert {found["op"] for found in about} == {"weight"}
+    for found in rows:
+        found["ratio"] = 20.0 if goal.about(found) else 0.1
+    assert goals.judge(goal, FIRST, rows) == "20.00 / 20.00 (20) met"
+    assert goals.judge(goal, LAST, rows) == ""
+    about[0]["ratio"], about[1]["ratio"] = 19.0, 30.0
+    assert "/ 19.00 (20) met on average" in goals.judge(goal, FIRST, rows)
+    about[0]["ratio"] = 0.1
+    assert goals.judge(goal, FIRST, rows).endswith("MISSED")
+    about[0] |= {"disturbed": True}
+    assert goals.judge(goal, FIRST, rows).endswith(f"met, 1 of {len(about)} not counted")
+    about[0] |= {"status": "WRONG"}
+    assert "MISSED, 1 WRONG" in goals.judge(goal, FIRST, rows)
 
 
 def test_every_goal_is_about_something():
     for goal in conv_goals.GOALS:
-        for layout, bound in (("first", goal.first), ("last", goal.last)):
-            jobs = conv_cases.jobs(None, None, (layout,))
-            rows = [row(job, op, 3.0) for job in jobs for op in conv_cases.OPS]
-            assert (conv_goals.judge(goal, layout, rows) != "") == (bound is not None), goal.label
+        for column, bound in zip((FIRST, LAST), goal.bounds, strict=True):
+            jobs = cases.jobs(None, None, (column.head,))
+            rows = [row(job, op, 3.0) for job in jobs for op in cases.OPS]
+            assert (goals.judge(goal, column, rows) != "") == (bound is not None), goal.label
 
 
 @pytest.mark.slow
 def test_blocks_and_a_body_are_timed(monkeypatch):
-    small = conv_blocks.Block(8, 16, 6, 2), conv_blocks.Block(16, 16, 3)
-    monkeypatch.setattr(conv_blocks, "BODY_BLOCKS", (conv_blocks.Block(32, 8, 112, 2),))
-    monkeypatch.setattr(conv_blocks, "BLOCKS", small)
-    monkeypatch.setattr(conv_blocks, "_compiled", lambda model: model)
-    rows = list(conv_blocks.measure(QUICKLY))
+    small = blocks.Block(8, 16, 6, 2), blocks.Block(16, 16, 3)
+    monkeypatch.setattr(blocks, "BODY_BLOCKS", (blocks.Block(32, 8, 112, 2),))
+    monkeypatch.setattr(blocks, "BLOCKS", small)
+    monkeypatch.setattr(blocks, "_compiled", lambda model: model)
+    rows = list(blocks.measure((1,), QUICKLY))
     assert {row["op"] for row in rows} == {"block", "compiled", "body"}
     assert all(row["status"] == "ok" for row in rows), [row["check"] for row in rows]
     assert len(rows) == 2 * 2 * 2 * 3 + 1
     for found in rows:
         found["disturbed"] = False
-    assert all(goal.label in conv_goals.goal_table(rows) for goal in conv_goals.BLOCK_GOALS)
+    assert all(goal.label in conv_goals.table(rows) for goal in conv_goals.BLOCK_GOALS)
 
 
 def test_command(tmp_path, capsys):

@@ -9,12 +9,6 @@ from typing import Any
 
 DTYPES = ("f32", "bf16")
 OPS = ("forward", "input", "weight", "train")
-WORDS = {
-    "forward": "forward",
-    "input": "input gradient",
-    "weight": "weight gradient",
-    "train": "training step",
-}
 LAYOUTS = ("first", "last")  # where the channels lie: [B, C, ..] or [B, .., C] seen as [B, C, ..]
 
 
