@@ -17,7 +17,7 @@ from bench.gpu import report as gpu_report
 from bench.recurrent import layers, recompute, report, variants
 from bench.store import Content
 
-# What is measured: modules with HELP, DESCRIPTION, perhaps EPILOG, add_options and main.
+# What is measured: modules with HELP, add_options and main, perhaps an EPILOG of the help.
 BENCHMARKS = {
     "rnn": layers,
     "conv": operators,
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             name,
             help=benchmark.HELP,
-            description=benchmark.DESCRIPTION,
+            description=benchmark.__doc__,
             epilog=getattr(benchmark, "EPILOG", None),
         )
         benchmark.add_options(command)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from bench.store import Row
 
@@ -48,6 +48,15 @@ def line(start: str, row: Row, shown: Sequence[str]) -> str:
 
 def _spread(side: Row) -> float:
     return 50 * (side["high_s"] - side["low_s"]) / side["median_s"]
+
+
+def printed(rows: Iterable[Row], line: Callable[[Row], str]) -> list[Row]:
+    """The rows; each is printed as soon as it was measured."""
+    found = []
+    for row in rows:
+        found.append(row)
+        print(line(row), flush=True)
+    return found
 
 
 def table(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:

@@ -1,7 +1,9 @@
-"""`python -m bench conv`: depthwise convolutions against torch's, case by case.
+"""Depthwise convolutions against torch's: `python -m bench conv`.
 
-Every operator by itself, and a training step as autograd runs it. Each result is first compared, on
-some channels, with torch's convolution in double precision: a channel does not depend on others.
+Times every operator by itself (forward, gradient of the input, of weight and bias) and a training
+step as autograd runs it, ours and torch's in turns in one process. Every result is first compared,
+on some channels, with torch's in double precision: a channel does not depend on others. A wrong one
+is reported as WRONG, gets no speed-up and makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -26,10 +28,6 @@ from bench.recurrent.cases import DTYPES
 from bench.store import Content, Row
 
 HELP = "time depthwise and separable convolutions against torch's"
-DESCRIPTION = """\
-Times every operator by itself (forward, gradient of the input, of weight and bias) and a training
-step, ours and torch's in turns in one process. Every result is first compared with torch's in
-double precision; a wrong one is reported as WRONG, gets no speed-up and makes the exit status 1."""
 EPILOG = f"Cases (channels@size kernel): {', '.join(f'{c.name} ({c})' for c in cases.CASES)}."
 FILE = "cpu-conv.json"
 
@@ -228,12 +226,9 @@ def run(
     peak = Peak()
     peak.measure_all({job.dtype for job in jobs}, threads)
     print(report.header(f"{'case':24}{'dtype':>5} {'chan.':5} {'B':>3} {'op':8}thr", SHOWN))
-    found = []
     more = blocks.measure(threads, budget) if whole else ()
-    for row in chain(measure(jobs, ops, threads, budget), more):
-        found.append(row)
-        print(line(row), flush=True)
-    return found, peak.rates
+    rows = chain(measure(jobs, ops, threads, budget), more)
+    return report.printed(rows, line), peak.rates
 
 
 SHOWN = ("gflops", "gbytes", "page_faults")

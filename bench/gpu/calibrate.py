@@ -1,7 +1,8 @@
-"""`python -m bench gpu-calibrate OUT`: the constants of the model from what a GPU run measured.
+"""The model's constants from what a run on a GPU measured: `python -m bench gpu-calibrate OUT`.
 
-Edits `Costs` of csrc/recurrent/cuda/tiers.h in place, builds again, and prints predictions, those
-of before and those with the new constants, beside what was measured.
+Reads what `gpu_kit/run OUT` or `make gpu` wrote, edits `Costs` of csrc/recurrent/cuda/tiers.h in
+place, builds again, and prints predictions, those of before and those with the new constants,
+beside what was measured.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from bench.gpu import model
@@ -21,12 +23,13 @@ from bench.recurrent.cases import MODES, Job
 from bench.store import Row
 
 HELP = "put what a run on a GPU measured into the model that chooses kernels"
-DESCRIPTION = """\
-Reads what `gpu_kit/run OUT` or `make gpu` wrote, edits the constants of
-csrc/recurrent/cuda/tiers.h in place, builds again, and prints predicted and measured times."""
 Key = tuple[str, str, str, str]  # cell, dtype, shape, mode
 # What is further than this from an estimate is no measurement of the same thing.
 FACTOR = 10.0
+
+
+def _key(row: Row) -> Key:
+    return row["cell"], row["dtype"], row["shape"], row["mode"]
 
 
 def plausible(name: str, value: float) -> bool:
@@ -55,13 +58,9 @@ def predictions(calibration: Sequence[Row]) -> dict[Key, float]:
     """Microseconds of a step, by the constants that this process has loaded."""
     gpu = model.calibrated(calibration)
     found = {}
-    for job in grid():
-        case = job.case
-        row = {"cell": job.cell, "dtype": job.dtype, "T": case.T, "I": case.I, "H": case.H}
-        row |= {"tokens": case.tokens, "layers": case.num_layers, "directions": case.directions}
-        for mode in MODES:
-            key = (job.cell, job.dtype, str(case), mode)
-            found[key] = model.predict(row | {"mode": mode}, gpu)
+    for job, mode in product(grid(), MODES):
+        row = job.row() | {"mode": mode}
+        found[_key(row)] = model.predict(row, gpu)
     return found
 
 
@@ -72,7 +71,7 @@ def measured(out: Path) -> dict[Key, Row]:
         path = out / f"{name}.json"
         for row in json.loads(path.read_text())["rows"] if path.exists() else ():
             if row["status"] == "ok":
-                found[row["cell"], row["dtype"], row["shape"], row["mode"]] = row
+                found[_key(row)] = row
     return found
 
 

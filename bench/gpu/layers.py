@@ -1,4 +1,9 @@
-"""`python -m bench gpu`: layers against torch.nn on cuDNN, and the ceilings of the GPU."""
+"""Layers on a GPU against torch.nn on cuDNN: `python -m bench gpu`.
+
+Times layers, forward and training, with CUDA events, ours and torch.nn's in turns; every result is
+first compared with torch.nn in double precision. Also measures what the GPU does at best, and
+judges the goals. Writes bench/results/<name of GPU>.json.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +27,6 @@ from bench.recurrent.problem import Problem, build, check, make_step
 from bench.store import Row
 
 HELP = "time LSTM, GRU and RNN layers on a GPU against torch.nn on cuDNN (4 minutes)"
-DESCRIPTION = """\
-Times layers, forward and training, with CUDA events, ours and torch.nn's in turns; every result is
-first compared with torch.nn in double precision. Also measures what the GPU does at best, and
-judges the goals. Writes bench/results/<name of GPU>.json."""
 
 # A sample is long enough that the GPU has work queued while it is timed.
 SAMPLE_S, ROUNDS = 4e-3, (3, 100)
@@ -174,9 +175,6 @@ def measure(settings: Settings) -> Iterator[Row]:
 
 def _rows_of(job: Job, settings: Settings, budget: Budget) -> Iterator[Row]:
     case, clock = job.case, clock_of(settings.device)
-    key = {"cell": job.cell, "dtype": job.dtype, "case": case.name, "shape": str(case)}
-    key |= {"kind": case.kind, "T": case.T, "B": case.B, "I": case.I, "H": case.H}
-    key |= {"layers": case.num_layers, "directions": case.directions, "tokens": case.tokens}
     allow_tf32(job.dtype == "tf32")
     try:
         *modules, problem = pair(job, settings.device)
@@ -185,7 +183,7 @@ def _rows_of(job: Job, settings: Settings, budget: Budget) -> Iterator[Row]:
         failed = {"status": "FAILED", "check": str(error).splitlines()[0]}
         checked = dict.fromkeys(settings.modes, failed)
     for mode in settings.modes:
-        row = key | {"mode": mode} | checked[mode]
+        row = job.row() | {"mode": mode} | checked[mode]
         if row["status"] == "ok":
             for module in modules:
                 module.train(mode == "train")  # in eval mode cuDNN keeps nothing for backward

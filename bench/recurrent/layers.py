@@ -1,4 +1,9 @@
-"""`python -m bench rnn`: LSTM, GRU and RNN layers against torch.nn, case by case."""
+"""LSTM, GRU and RNN layers against torch.nn: `python -m bench rnn`.
+
+Times layers of each cell, forward alone (infer) and forward plus backward (train), ours and
+torch.nn in turns in one process. Every result is first compared with torch.nn in double precision;
+a wrong one is reported as WRONG, gets no speed-up and makes the exit status 1.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from bench import machine, options, peak, report
+from adl_kernels import _C
+from bench import machine, options, report
 from bench.measure import Budget, timed
-from bench.peak import Peak, Rates, read_gbytes
+from bench.peak import Peak, Rates
 from bench.recurrent import extras
 from bench.recurrent.cases import CLASSES, DTYPES, GATES, GRIDS, MODES, NAMED, Job, flops, select
 from bench.recurrent.problem import build, check, make_step
@@ -18,10 +24,6 @@ from bench.recurrent.report import goal_tables, group_table, groups
 from bench.store import Row
 
 HELP = "time LSTM, GRU and RNN layers against torch.nn (about 5 minutes)"
-DESCRIPTION = """\
-Times layers of each cell, forward alone (infer) and forward plus backward (train), ours and
-torch.nn in turns in one process. Every result is first compared with torch.nn in double precision;
-a wrong one is reported as WRONG, gets no speed-up and makes the exit status 1."""
 FILE = "cpu-rnn.json"
 EPILOG = f"""\
 Cases (T, B, I, H): {". ".join(f"{case.name} ({case})" for case in NAMED.values())}. The grid 'main'
@@ -76,7 +78,6 @@ def main(asked: argparse.Namespace) -> int:
         "machine": facts,
         "grid": asked.grid,
         "peak_gflops": peaks.rates,
-        "notes": peak.notes(),
         "extras": more,
         "rows": rows,
         "summary": groups(rows),
@@ -110,11 +111,7 @@ def measure(settings: Settings) -> tuple[list[Row], Rates]:
     peaks.measure_all({job.dtype for job in settings.jobs}, settings.threads)
     head = report.header(f"{'cell dtype thr mode  case':32}", SHOWN)
     print(report.peak_line(peaks.rates), head, sep="\n\n")
-    found = []
-    for row in measured_rows(settings, peaks):
-        found.append(row)
-        print(line(row), flush=True)
-    return found, peaks.rates
+    return report.printed(measured_rows(settings, peaks), line), peaks.rates
 
 
 SHOWN = ("gflops", "share_of_peak", "page_faults")
@@ -140,7 +137,7 @@ def _rows_of(job: Job, settings: Settings, peaks: Peak) -> Iterator[Row]:
     for mode in settings.modes:
         for threads in settings.threads:
             torch.set_num_threads(threads)
-            row = _key(job) | {"malloc": machine.malloc(), "threads": threads, "mode": mode}
+            row = job.row() | {"malloc": machine.malloc(), "threads": threads, "mode": mode}
             row |= checked[mode]
             peaks.measure(job.dtype, threads)
             steps = (make_step(module, problem, mode) for module in (ours, theirs))
@@ -149,12 +146,6 @@ def _rows_of(job: Job, settings: Settings, peaks: Peak) -> Iterator[Row]:
                 row = timed(row, *steps, settings.budget, gflops=gflops)
             refer_to_peak([row], peaks)
             yield row | _read_share(job, row)
-
-
-def _key(job: Job) -> Row:
-    case = job.case
-    sizes = {"T": case.T, "B": case.B, "I": case.I, "H": case.H}
-    return {"cell": job.cell, "dtype": job.dtype, "case": case.name, "shape": str(case)} | sizes
 
 
 def refer_to_peak(rows: Sequence[Row], peaks: Peak) -> None:
@@ -168,10 +159,9 @@ def refer_to_peak(rows: Sequence[Row], peaks: Peak) -> None:
 def _read_share(job: Job, row: Row) -> Row:
     """How fast a single sequence reads W_hh, against reading a buffer of that size."""
     case = job.case
-    if (case.kind, case.B, job.dtype, row["mode"]) != ("layer", 1, "f32", "infer"):
+    where = (case.kind, case.B, job.dtype, row["mode"], row["status"])
+    if where != ("layer", 1, "f32", "infer", "ok"):
         return {}
     size = 4 * GATES[job.cell] * case.H * case.H
-    rate = read_gbytes(size, row["threads"])
-    if rate is None or "ours" not in row:
-        return {}
-    return {"read_share": size * case.T / row["ours"]["median_s"] * 1e-9 / rate}
+    rate = 1e9 * _C.read_gbytes(size, row["threads"], 0.05)
+    return {"read_share": size * case.T / row["ours"]["median_s"] / rate}

@@ -1,4 +1,7 @@
-"""`python -m bench recompute`: what recomputing the gates saves in memory and costs in time."""
+"""What recomputing the gates saves in memory and costs in time: `python -m bench recompute`.
+
+Four layers in training, to bench/results/cpu-recompute.json.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from bench.measure import Budget
 from bench.recurrent.cases import Case, Job
 from bench.recurrent.extras import Extra, extra, peak_memory, speedup_in
 from bench.recurrent.problem import build, make_step
+from bench.report import printed
 
 HELP = "time and memory of layers that recompute their gates (half a minute)"
-DESCRIPTION = "Four layers in training, to bench/results/cpu-recompute.json."
 CASE = Case("deep-512", 100, 64, 512, 512, "stack", num_layers=4)
 
 
@@ -23,10 +26,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 
 def main(asked: argparse.Namespace) -> int:
-    found = []
-    for row in measure(Budget()):
-        found.append(row)
-        print(f"{row['where']:40} {row['what']:8} {row['value']:.2f}", flush=True)
+    rows = measure(Budget())
+    found = printed(rows, lambda row: f"{row['where']:40} {row['what']:8} {row['value']:.2f}")
     content = {"machine": machine.facts(asked.words), "recomputing / keeping": found}
     store.save(options.RESULTS / "cpu-recompute.json", content)
     return 0

@@ -38,7 +38,7 @@ def group_table(summaries: Sequence[Row]) -> str:
 
 
 def goal_tables(content: Content) -> list[str]:
-    """As Markdown: the goals for the ratios, those for the machine, and what to know of both."""
+    """As Markdown: the goals for the ratios, and those for the machine."""
     ratios = goals.goal_table("time of torch.nn / ours", GOALS, COLUMNS, content["rows"])
     judged = ((limit.label, judge(limit, content)) for limit in LIMITS)
     limits = [[label, *verdict] for label, verdict in judged if verdict is not None]
@@ -46,7 +46,6 @@ def goal_tables(content: Content) -> list[str]:
         "Geometric mean / minimum, in parentheses the goal, of the ratios of all cases.",
         ratios,
         report.table(["", "goal", "worst", "case", "geometric mean", ""], limits),
-        *(f"Note: {note}." for note in content["notes"]),
     ]
 
 

@@ -1,4 +1,8 @@
-"""`python -m bench variants`: what torch.nn has not, against our plain layer and against a loop."""
+"""Training with what torch.nn does not have: `python -m bench variants`.
+
+Against our plain layer with as many gates, and against a Python loop in torch, whose step is also
+compiled for one case. To bench/results/cpu-variants.json.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,6 @@ from bench.recurrent.loops import Loop
 from bench.store import Content, Row
 
 HELP = "time cells and sequences that torch.nn has not (4 minutes)"
-DESCRIPTION = """\
-Training against our plain layer with as many gates, and against a Python loop in torch, whose step
-is also compiled for one case. To bench/results/cpu-variants.json."""
 CASES = ("single-128", "small-128", "medium-256")
 COMPILED = ("small-128", 2)  # case and threads for which the loop's step is compiled too
 
@@ -78,14 +79,13 @@ def main(asked: argparse.Namespace) -> int:
     budget, threads = Budget(0.4, (5, 25)), (1, 2)
     if asked.quick:
         budget, threads = Budget(0.0, (1, 1)), (1,)
-    found = []
-    for row in measure(budget, threads, compiled=not asked.quick):
-        found.append(row)
-        print(
+    found = report.printed(
+        measure(budget, threads, compiled=not asked.quick),
+        lambda row: (
             f"{row['variant']:26} {row['case']:12} {row['threads']} threads: "
-            f"{row['to_plain']:.2f} of plain, loop / ours {row['loop_to_ours']:.1f}",
-            flush=True,
-        )
+            f"{row['to_plain']:.2f} of plain, loop / ours {row['loop_to_ours']:.1f}"
+        ),
+    )
     print(table(found))
     if not asked.quick:
         content = {"machine": facts, "variants": found}

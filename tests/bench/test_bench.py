@@ -152,7 +152,7 @@ def test_right_results_are_timed(dtype: str) -> None:
 
 def content(rows: list[store.Row], grid: str = "main", **more: object) -> store.Content:
     content = {"rows": rows, "grid": grid, "summary": tables.groups(rows)}
-    return content | {"extras": [], "notes": []} | more
+    return content | {"extras": []} | more
 
 
 def test_markdown_table() -> None:
@@ -165,9 +165,7 @@ def test_markdown_table() -> None:
 
 def row(job: cases.Job, ratio: float = 2.0, **more: object) -> store.Row:
     """A row as a run makes it, with times that need no measurement."""
-    case = job.case
-    key = {"cell": job.cell, "dtype": job.dtype, "case": case.name, "B": case.B, "H": case.H}
-    row = key | {"T": case.T, "shape": str(case), "malloc": "plain", "mode": "infer", "threads": 1}
+    row = job.row() | {"malloc": "plain", "mode": "infer", "threads": 1}
     ours = {"median_s": 1e-3, "gflops": 100.0, "share_of_peak": 0.9}
     return row | {"status": "ok", "disturbed": False, "ratio": ratio, "ours": ours} | more
 
@@ -255,14 +253,13 @@ def test_what_was_not_measured_is_not_judged() -> None:
 def test_goal_tables() -> None:
     rows = [row(job) for job in cases.GRIDS["full"]]
     extras = [{"what": "denormal", "mode": "train", "where": "gru, x", "value": 3.0}]
-    text = tables.markdown(content(rows, "full", extras=extras, notes=["a note"]))
+    text = tables.markdown(content(rows, "full", extras=extras))
     lines = text.splitlines()
     assert "| LSTM, GRU, RNN f16 | 2.00 / 2.00 (5.00) MISSED |  |  |  |" in lines
     assert (
         "| time with denormal inputs or weights / normal | ≤ 2.00 | 3.00 | gru, x | 3.00 | MISSED |"
         in lines
     )
-    assert "Note: a note." in lines
     assert lines[-1].startswith("| rnn | f32 | plain | 1, 1, 256, 256; cell | 2.00 (100) |")
 
 
@@ -511,14 +508,11 @@ def test_gpu_grid() -> None:
     assert store.slug("NVIDIA H200") == "nvidia-h200"
 
 
-def gpu_row(job: cases.Job, ratio: float, mode: str = "infer", status: str = "ok") -> store.Row:
-    case = job.case
-    key = {"cell": job.cell, "dtype": job.dtype, "case": case.name, "kind": case.kind}
-    return key | {"T": case.T, "H": case.H, "mode": mode, "status": status, "ratio": ratio}
-
-
 def test_gpu_goals_are_judged() -> None:
-    rows = [gpu_row(job, 2.0) for job in grids.GRIDS["wide"].jobs]
+    rows = [
+        job.row() | {"mode": "infer", "status": "ok", "ratio": 2.0}
+        for job in grids.GRIDS["wide"].jobs
+    ]
     made = grids.GRIDS["wide"].goals
 
     def line(label: str) -> list[str]:
