@@ -75,33 +75,62 @@ void squeeze_time(Tensor& t) {
     t.unsafeGetTensorImpl()->set_sizes_contiguous({t.size(1), t.size(2)});
 }
 
-// What a node computes; its tensors, those of the options too, are saved apart.
-struct Call : torch::CustomClassHolder {
+c10::IValue to_ivalue(const std::vector<double>& numbers) { return numbers; }
+c10::IValue to_ivalue(const std::string& text) { return text; }
+c10::IValue to_ivalue(bool value) { return value; }
+c10::IValue to_ivalue(int64_t value) { return value; }
+void from_ivalue(const c10::IValue& from, option::Floats::Member& to) {
+  to = at::ArrayRef<double>(from.toDoubleVector());
+}
+void from_ivalue(const c10::IValue& from, std::string& to) { to = from.toStringRef(); }
+void from_ivalue(const c10::IValue& from, bool& to) { to = from.toBool(); }
+void from_ivalue(const c10::IValue& from, int64_t& to) { to = from.toInt(); }
+
+// What a node computes.
+struct Call {
   Kind kind;
   const CellFacts& cell;
   int64_t directions;
-  size_t weights, option_tensors = 0;
+  size_t weights;
   LayerOptions options;
-
-  Call(Kind kind, const CellFacts& cell, int64_t directions, size_t weights, LayerOptions options)
-      : kind(kind), cell(cell), directions(directions), weights(weights), options(std::move(options)) {}
+  size_t option_tensors = 0;
 
   size_t inputs() const { return 1 + cell.states() + weights; }
 
-  // Moves the tensors among the options to `list`, and back from there.
-  void move_tensors(Tensors& list) {
-    options.each([&](auto& option) {
-      if constexpr (std::is_same_v<decltype(option), MaybeTensor&>)
-        if (option) list.push_back(std::exchange(*option, Tensor())), ++option_tensors;
+  // Keeps all of it in ctx, but the tensors among the options, which it appends to `kept`. Plain values, not an object:
+  // torch's compiled autograd compares them.
+  void save(AutogradContext* ctx, Tensors& kept) {
+    int64_t given = 0, bit = 1;  // options that are not the default
+    options.each([&](const char* name, const auto& option, const auto& fallback) {
+      if (option::differs(option, fallback)) {
+        given |= bit;
+        if constexpr (std::is_same_v<decltype(option), const MaybeTensor&>)
+          kept.push_back(*option), ++option_tensors;
+        else
+          ctx->saved_data[name] = to_ivalue(option);
+      }
+      bit <<= 1;
     });
+    ctx->saved_data["call"] =
+        std::vector<int64_t>{int64_t(kind), cell.index, directions, int64_t(weights), given, int64_t(option_tensors)};
   }
-  LayerOptions with_tensors(const Tensor* next) const {
-    LayerOptions out = options;
-    out.each([&](auto& option) {
-      if constexpr (std::is_same_v<decltype(option), MaybeTensor&>)
-        if (option) option = *next++;
+
+  static Call of(AutogradContext* ctx, const Tensors& kept) {
+    const std::vector<int64_t> saved = ctx->saved_data["call"].toIntVector();
+    Call call{Kind(saved[0]), cell_at(saved[1]), saved[2], size_t(saved[3]), {}, 0};
+    call.option_tensors = saved[5];
+    const Tensor* tensor = kept.data() + kept.size() - call.option_tensors;
+    int64_t given = saved[4];
+    call.options.each([&](const char* name, auto& option, const auto&) {
+      if (given & 1) {
+        if constexpr (std::is_same_v<decltype(option), MaybeTensor&>)
+          option = *tensor++;
+        else
+          from_ivalue(ctx->saved_data[name], option);
+      }
+      given >>= 1;
     });
-    return out;
+    return call;
   }
 };
 
@@ -140,13 +169,11 @@ struct LayerNode : torch::autograd::Function<LayerNode> {
     Tensors out = call_forward(kind, *cell, directions, x, hx, weights, options, true);
     const size_t outputs = Outputs::count(*cell, options);
     const at::TensorList saved = at::TensorList(out).slice(outputs);
-    auto call = c10::make_intrusive<Call>(kind, *cell, directions, weights.size(), options);
     Tensors kept{out[0], x};
     kept.reserve(2 + hx.size() + weights.size() + saved.size());
     for (const at::TensorList list : {hx, weights, saved}) kept.insert(kept.end(), list.begin(), list.end());
-    call->move_tensors(kept);
+    Call{kind, *cell, directions, weights.size(), options, 0}.save(ctx, kept);
     ctx->save_for_backward(std::move(kept));
-    ctx->saved_data["call"] = c10::IValue::make_capsule(std::move(call));
     ctx->set_materialize_grads(false);
     if (all)
       ctx->mark_non_differentiable(saved.vec());
@@ -157,33 +184,32 @@ struct LayerNode : torch::autograd::Function<LayerNode> {
   }
 
   static Tensors backward(AutogradContext* ctx, Tensors grads) {
-    const auto capsule = ctx->saved_data["call"].toCapsule();
-    const Call& call = static_cast<const Call&>(*capsule);
-    const CellFacts& cell = call.cell;
     const Tensors kept = ctx->get_saved_variables();
+    const Call call = Call::of(ctx, kept);
+    const CellFacts& cell = call.cell;
     const Tensor &y = kept[0], &x = kept[1];
     const size_t states = cell.states(), inputs = call.inputs();
     const at::TensorList all(kept), hx = all.slice(2, states), weights = all.slice(2 + states, call.weights);
     const at::TensorList saved = all.slice(1 + inputs, all.size() - 1 - inputs - call.option_tensors);
-    const LayerOptions options = call.with_tensors(saved.end());
+    const LayerOptions& options = call.options;
     grads.resize(Outputs::count(cell, options) - (call.kind == Kind::kStep));
     std::vector<bool> needs(inputs);
     for (size_t k = 0; k < inputs; ++k) needs[k] = ctx->needs_input_grad(k);
 
-    Tensors found = needs_definition(grads) ? from_definition(call, options, all.slice(1, inputs), grads, needs)
-                                            : fused(call, options, x, hx, weights, y, saved, grads, needs);
+    Tensors found = needs_definition(grads) ? from_definition(call, all.slice(1, inputs), grads, needs)
+                                            : fused(call, x, hx, weights, y, saved, grads, needs);
     Tensors out(3);  // what precedes x has no gradient, nor has what follows the weights
     for (size_t k = 0; k < inputs; ++k) out.push_back(needs[k] ? std::move(found[k]) : Tensor());
     out.resize(out.size() + 2);
     return out;
   }
 
-  static Tensors fused(const Call& call, const LayerOptions& options, const Tensor& x, at::TensorList hx,
-                       at::TensorList weights, const Tensor& y, at::TensorList saved, const Tensors& grads,
-                       const std::vector<bool>& needs) {
+  static Tensors fused(const Call& call, const Tensor& x, at::TensorList hx, at::TensorList weights, const Tensor& y,
+                       at::TensorList saved, const Tensors& grads, const std::vector<bool>& needs) {
     // The backward op has a derivative of its own, if one is wanted.
     std::optional<at::AutoDispatchBelowADInplaceOrView> below;
     if (!at::GradMode::is_enabled()) below.emplace();
+    const LayerOptions& options = call.options;
     const bool step = call.kind == Kind::kStep;
     const size_t states = hx.size();
     c10::List<bool> wanted;
@@ -207,8 +233,8 @@ struct LayerNode : torch::autograd::Function<LayerNode> {
     return found;
   }
 
-  static Tensors from_definition(const Call& call, const LayerOptions& options, at::TensorList inputs,
-                                 const Tensors& grads, const std::vector<bool>& needs) {
+  static Tensors from_definition(const Call& call, at::TensorList inputs, const Tensors& grads,
+                                 const std::vector<bool>& needs) {
     const bool step = call.kind == Kind::kStep;
     const size_t lifted = step ? 1 + call.cell.states() : 0;
     Tensors tensors = inputs.vec(), cotangents = grads;
@@ -217,7 +243,7 @@ struct LayerNode : torch::autograd::Function<LayerNode> {
       if (step && g.defined()) g = g.unsqueeze(0);
     if (step) cotangents.insert(cotangents.begin(), Tensor());
     const int64_t directions = call.kind == Kind::kCudnn ? call.directions : 0;
-    Tensors found = batched_gradients(call.cell, directions, tensors, options, cotangents, needs);
+    Tensors found = batched_gradients(call.cell, directions, tensors, call.options, cotangents, needs);
     for (size_t k = 0; k < lifted; ++k)
       if (found[k].defined()) found[k] = found[k].squeeze(0);
     return found;

@@ -75,6 +75,13 @@ struct Int {
   static constexpr const char* kSchema = "int";
   static std::string text(int64_t value) { return std::to_string(value); }
 };
+
+// Whether an option has another value than its default.
+inline bool differs(const MaybeTensor& value, const MaybeTensor&) { return value.has_value(); }
+template <class T>
+bool differs(const T& value, const T& fallback) {
+  return value != fallback;
+}
 }  // namespace option
 
 struct LayerOptions {
@@ -84,10 +91,11 @@ struct LayerOptions {
 
   bool has_zoneout() const { return zoneout_h || !zoneout.empty(); }
 
-  // Calls f with each, in order.
+  // Calls f(name, option, default) for each, in order.
   template <class F>
   void each(F f) {
-#define ADL_EACH(Kind, name, fallback, doc) f(name);
+    static const LayerOptions kNone;
+#define ADL_EACH(Kind, name, fallback, doc) f(#name, name, kNone.name);
     ADL_LAYER_OPTIONS(ADL_EACH)
 #undef ADL_EACH
   }
@@ -95,14 +103,8 @@ struct LayerOptions {
   // Whether a layer of torch.nn does the same.
   bool is_plain() const {
     static const LayerOptions kNone;
-    const auto same = [](const auto& a, const auto& b) {
-      if constexpr (std::is_same_v<decltype(a), const MaybeTensor&>)
-        return !a;
-      else
-        return a == b;
-    };
     const auto torch_has = [&](const void* option) { return option == &batch_sizes || option == &frozen; };
-#define ADL_SAME(Kind, name, fallback, doc) &&(torch_has(&name) || same(name, kNone.name))
+#define ADL_SAME(Kind, name, fallback, doc) &&(torch_has(&name) || !option::differs(name, kNone.name))
     return true ADL_LAYER_OPTIONS(ADL_SAME);
 #undef ADL_SAME
   }

@@ -85,7 +85,7 @@ std::optional<LayerOptions> from_python(const py::handle& tuple, Take take) {
   Py_ssize_t k = 0;
   const Py_ssize_t size = PyTuple_Check(tuple.ptr()) ? PyTuple_GET_SIZE(tuple.ptr()) : 0;
   bool fits = true;
-  options.each([&](auto& option) {
+  options.each([&](const char*, auto& option, const auto&) {
     fits = fits && k < size && read(PyTuple_GET_ITEM(tuple.ptr(), k), option, take);
     ++k;
   });

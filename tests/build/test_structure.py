@@ -138,27 +138,67 @@ assert selftest.main([]) == 0
 """
 
 
-@pytest.mark.slow
-def test_a_cell_is_one_header_and_one_row(tmp_path):
-    """Follows the recipe of CONTRIBUTING.md in a copy of the project: builds it, checks it."""
+OPTION = '  _(Int, probe, 7, "nothing yet")'
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    """A copy of the project with a cell and an option more, by the recipes of CONTRIBUTING.md."""
+    root = tmp_path_factory.mktemp("extended")
     for name in ("csrc", "build_backend", "adl_kernels"):
         skip = shutil.ignore_patterns("__pycache__", "*.so", "_build_info.py")
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=skip)
+        shutil.copytree(ROOT / name, root / name, ignore=skip)
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tmp_path)
+        shutil.copy(ROOT / name, root)
 
-    (tmp_path / "csrc/recurrent/cells/minimal.h").write_text(MINIMAL)
-    table = tmp_path / "csrc/recurrent/cells/cells.h"
+    (root / "csrc/recurrent/cells/minimal.h").write_text(MINIMAL)
+    table = root / "csrc/recurrent/cells/cells.h"
     text = table.read_text().replace("_(RnnRelu)", "_(RnnRelu) _(Minimal)")
     table.write_text(
         text.replace("#pragma once", '#pragma once\n#include "recurrent/cells/minimal.h"')
     )
-    definitions = tmp_path / "adl_kernels/reference.py"
+    definitions = root / "adl_kernels/recurrent/reference.py"
     definitions.write_text(definitions.read_text() + DEFINITION)
 
-    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    for command in (build, [sys.executable, "-c", CHECK]):
-        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-        assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    assert "minimal, float32" in run.stdout
-    assert "minimal" not in CELLS and adl_kernels.__file__ != str(tmp_path)
+    options = root / "csrc/recurrent/options.h"
+    lines = options.read_text().splitlines()
+    last = next(k for k, line in enumerate(lines) if line.startswith("  _(Int, frozen"))
+    lines[last : last + 1] = [lines[last] + " \\", OPTION]
+    options.write_text("\n".join(lines) + "\n")
+
+    run_in(root, "setup.py", "-q", "build_ext", "--inplace")
+    return root
+
+
+def run_in(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, *arguments]
+    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    return run.stdout
+
+
+@pytest.mark.slow
+def test_a_cell_is_one_header_and_one_row(extended):
+    assert "minimal, float32" in run_in(extended, "-c", CHECK)
+    assert "minimal" not in CELLS and adl_kernels.__file__ != str(extended)
+
+
+@pytest.mark.slow
+def test_an_option_is_one_row(extended):
+    """It reaches schemas, defaults, the Python tuple and its table, and a module's short way."""
+    check = """
+import torch, adl_kernels
+from adl_kernels.recurrent import options
+for name in ("lstm", "gru_forward", "lstm_backward"):
+    schema = getattr(torch.ops.adl_kernels, name).default._schema
+    assert "int probe" in str(schema), schema
+assert "int probe=7" in str(torch.ops.adl_kernels.lstm.default._schema)
+assert options.PLAIN.probe == 7 and options.LayerOptions._fields[-1] == "probe"
+assert "| `probe` | `int` | nothing yet |" in options.table()
+layer, x = adl_kernels.LSTM(3, 2, peephole=True), torch.randn(4, 1, 3, requires_grad=True)
+layer(x)[0].sum().backward()
+weights = [getattr(layer, name) for name in layer._flat_weights_names]
+h = torch.zeros(1, 1, 2)
+torch.ops.adl_kernels.lstm_general(x, [h, h], weights, peephole=True, probe=3)[0].sum().backward()
+"""
+    run_in(extended, "-c", check)

@@ -34,6 +34,12 @@ def programs() -> Callable[[str], Path]:
     return path
 
 
+@pytest.fixture
+def built(programs: Callable[[str], Path], program: str, variant: str) -> Path:
+    """A program, built before the test's own time begins."""
+    return programs(f"{program}-{variant}")
+
+
 def run(*command: object, schedule: str = "fifo", seed: int = 0, **environment: object):
     settings = {"ADL_EMULATOR_SCHEDULE": schedule, "ADL_EMULATOR_SEED": seed, **environment}
     return subprocess.run(
@@ -54,8 +60,8 @@ CHECKS = {"wrappers": 26, "driver": 91, "team_driver": 62, "conv_driver": 50}
 @variants
 # In the fast lane tests/cuda_on_cpu/test_teams.py stands for the teams' program.
 @pytest.mark.parametrize("program", slow_unless(lambda name: name != "team_driver", CHECKS))
-def test_right_kernels(programs, program, variant, schedule, seed):
-    done = run(programs(f"{program}-{variant}"), schedule=schedule, seed=seed)
+def test_right_kernels(built, program, schedule, seed):
+    done = run(built, schedule=schedule, seed=seed)
     assert done.returncode == 0, done.stdout
     assert done.stdout.count(": ok\n") == CHECKS[program]
 

@@ -272,5 +272,5 @@ def test_mask(sizes):
 def test_the_block_tier_says_what_it_does_not_serve(word, monkeypatch):
     monkeypatch.setenv("ADL_CUDA_TIER", "block")
     layer, extras = prepared(Asked(replace(PLAIN, cell="lstm", dtype=F32), word))
-    with pytest.raises(RuntimeError, match=r"does not serve .* with what else is asked for"):
+    with pytest.raises(RuntimeError, match=r"does not serve .* with these options"):
         run(layer, extras, CELLS["lstm"].op)

@@ -180,3 +180,15 @@ def test_fullgraph_of_what_torch_has_not(cls, options, training):
     torch.testing.assert_close(found, expected)
     (graph,) = backend.graphs
     assert sum(name.endswith(module._cell.name) for name in nodes(graph)) == module.num_layers
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"peephole": True, "zoneout": 0.2}])
+def test_backward_under_compiled_autograd(options):
+    torch.manual_seed(0)
+    module = adl.LSTM(6, 8, **options, device=DEVICE).eval()
+    x, wanted = torch.randn(5, 3, 6, device=DEVICE), list(module.parameters())
+    expected = torch.autograd.grad(module(x)[0].sum(), wanted)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager")):
+        module(x)[0].sum().backward()
+    for parameter, gradient in zip(wanted, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)

@@ -11,6 +11,8 @@ from devices import DEVICE, OTHER_THREADS
 from extras import Asked, make
 from lanes import slow_unless
 from tolerance import ON_CPU, assert_as_defined
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from adl_kernels.recurrent.cell_facts import CELLS
 
@@ -160,6 +162,23 @@ def test_opcheck(name, layer_norm):
     grads, needs = [torch.randn_like(t) for t in outputs[:count]], [True] * (1 + len(weights))
     args = (grads, tensors[0], hx, weights, *call.extras, outputs[0], outputs[count:], needs)
     torch.library.opcheck(cell.backward_op, args)
+
+
+@pytest.mark.parametrize("dtype", [F64, F32, BF16, F16], ids=str)
+@pytest.mark.parametrize("layer_norm", [False, True])
+@pytest.mark.parametrize("name", CELLS)
+def test_a_fake_is_as_what_it_stands_for(name, layer_norm, dtype):
+    cell = CELLS[name]
+    call = make(much(name, **SMALL, P=2 * cell.has_c, layer_norm=layer_norm, dtype=dtype))
+    tensors = [t.detach() for t in call.tensors]
+    hx, weights = tensors[1 : 1 + cell.states], tensors[1 + cell.states :]
+    arguments = (tensors[0], hx, weights, *call.extras)
+    with FakeTensorMode() as mode:
+        fake = tree_map_only(torch.Tensor, mode.from_tensor, arguments)
+        made = cell.forward_op(*fake)
+    for found, expected in zip(made, cell.forward_op(*arguments), strict=True):
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        assert found.stride() == expected.stride()
 
 
 @pytest.mark.parametrize(

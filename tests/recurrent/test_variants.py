@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import adl_kernels
 from adl_kernels import functional
 from adl_kernels.recurrent import engine
+from adl_kernels.recurrent.options import LayerOptions
 
 pytestmark = MARKS
 F64 = torch.float64
@@ -318,13 +320,28 @@ def test_recurrent_dropout_has_one_mask_per_sequence():
 
 
 def test_weight_dropout_drops_weights():
-    module = build("RNN", nonlinearity="relu", weight_dropout=0.5)
+    module = build("RNN", nonlinearity="relu", weight_dropout=0.5, bidirectional=True)
     with torch.no_grad():
-        module.weight_hh_l0.fill_(1)
-    x = random(2, 1, I)
-    x.requires_grad_()
-    module(x)[0].sum().backward()
-    assert 0 < (module.weight_hh_l0.grad == 0).double().mean() < 1
+        for parameter in module.parameters():
+            parameter.abs_()  # so that no unit is zero by itself
+    module(random(2, 1, I).abs())[0].sum().backward()
+    for weight in (module.weight_hh_l0, module.weight_hh_l0_reverse):
+        assert 0 < (weight.grad == 0).double().mean() < 1
+
+
+def test_no_two_masks_are_alike():
+    """Of layers, directions and states."""
+    x, seed = torch.empty(1, B, I, dtype=F64, device=DEVICE), torch.tensor([7])
+    asked = LayerOptions(zoneout=(0.5, 0.5))
+    zones, masks, weights = [], [], []
+    for k in range(3):
+        drawn = engine.draw_masks(x, [(2, B, H)] * 2, asked, 0.5, k, seed)
+        zones += [*drawn.zoneout_h, *drawn.zoneout_c]
+        masks += [*drawn.recurrent_mask]
+        weights += engine.drop_weights([torch.ones_like(x)] * 4, 0.5, k, 2, seed)[1::2]
+    assert (len(zones), len(masks), len(weights)) == (12, 6, 6)
+    for kind in (zones, masks, weights):
+        assert not any(torch.equal(a, b) for a, b in itertools.combinations(kind, 2))
 
 
 # ---- what is refused

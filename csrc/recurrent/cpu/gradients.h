@@ -203,16 +203,20 @@ struct Gradients {
     void write_few(int begin, int end, Range units, Range panels, GateGradients<Mul> dgates, Rows values, int64_t K,
                    At at, Io* dw) {
       const int64_t column = panels.begin * kPanel, n = min_of(panels.end * kPanel, K) - column;
-      for (int64_t j = units.begin; j < units.end; ++j) {
-        for (int64_t u = 0; u < min_of(l.units, f.w.H - j * l.units); ++u) {
-          for (int g = begin; g < end; ++g) {
+      const int64_t N = f.s.N, H = f.w.H, U = l.units, last = min_of(units.end * U, H);
+      decltype(values(0)) from[kFewRows];
+      for (int64_t r = 0; r < N; ++r) from[r] = values(r) + column;
+      for (int g = begin; g < end; ++g) {
+        for (int64_t first = units.begin * U; first < last; first += U) {
+          const Mul* of = dgates.of + first / U * N * dgates.row + at(g) * U;
+          const int64_t count = min_of(U, last - first);
+          for (int64_t u = 0; u < count; ++u) {
             T d[kFewRows];
-            for (int64_t r = 0; r < f.s.N; ++r)
-              d[r] = convert<T>(dgates.of[(j * f.s.N + r) * dgates.row + at(g) * l.units + u]);
-            Io* row = dw + (g * f.w.H + j * l.units + u) * K + column;
+            for (int64_t r = 0; r < N; ++r) d[r] = convert<T>(of[r * dgates.row + u]);
+            Io* row = dw + (g * H + first + u) * K + column;
             for (int64_t k = 0; k < n; k += V::kLanes) {
               V sum(0);
-              for (int64_t r = 0; r < f.s.N; ++r) sum = sum + V(d[r]) * V::load(values(r) + column + k, n - k);
+              for (int64_t r = 0; r < N; ++r) sum = sum + V(d[r]) * V::load(from[r] + k, n - k);
               sum.store(row + k, n - k);
             }
           }

@@ -9,7 +9,7 @@ const Kernels<T>& kernels() {
     Kernels<T> made{};
     add_streaming(made);
     add_rows(made);
-    if constexpr (sizeof(T) < 8) add_block(made);
+    if constexpr (sizeof(T) < 8) add_block_forward(made), add_block_backward(made);
     return made;
   }();
   return table;

@@ -11,7 +11,9 @@ void add_streaming(Kernels<T>&);
 template <class T>
 void add_rows(Kernels<T>&);
 template <class T>
-void add_block(Kernels<T>&);
+void add_block_forward(Kernels<T>&);
+template <class T>
+void add_block_backward(Kernels<T>&);
 
 // Scans by teams of blocks in one of the two ways to exchange states.
 template <class Scan>
