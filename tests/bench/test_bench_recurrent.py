@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +11,8 @@ from lanes import slow
 from torch import nn
 
 import adl_kernels
-
-# bench is not installed. Appended, so that it cannot shadow an installed adl_kernels.
-sys.path.append(str(Path(__file__).parents[2]))
-
 from bench import gate, goals, machine, measure, store
 from bench.__main__ import main
-from bench.gpu import grids
-from bench.gpu import layers as gpu
 from bench.peak import Peak
 from bench.recurrent import cases, extras, layers, limits, variants
 from bench.recurrent import goals as recurrent_goals
@@ -31,13 +23,6 @@ pytestmark = pytest.mark.cpu_only
 
 TINY = cases.Case("tiny", T=3, B=2, I=5, H=7)
 QUICK = ["--quick", "--cases", "3x2x5x7", "--threads", "1"]
-
-
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 QUICKLY = measure.Budget(0.0, (2, 2))
@@ -439,96 +424,6 @@ def test_bad_arguments_are_sentences(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["rnn", "--cells", "lstn"])
     assert "'lstn' is not one of lstm, gru, rnn" in capsys.readouterr().err
-
-
-TRY_GPU = ["gpu", "--device", "cpu", "--seconds", "0"]
-
-
-@pytest.mark.slow
-def test_gpu_command_without_a_gpu(tmp_path: Path, capsys) -> None:
-    path = tmp_path / "gpu.json"
-    few = ["--cases", "512x1x3x4,30x2x5x7", "--cells", "lstm,gru", "--dtypes", "f32,bf16"]
-    assert main([*TRY_GPU, *few, "--json", str(path)]) == 0
-    printed = capsys.readouterr().out
-    assert "| lstm | f32 | 512, 1, 3, 4 | " in printed
-    assert "| LSTM f32, H ≤ 128, T = 512 | " in printed
-    found = json.loads(path.read_text())
-    assert {"gpu", "torch", "command", "date"} <= set(found["machine"])
-    assert {"copy GB/s", "matmul bf16 TFLOP/s", "launch µs"} <= set(found["ceilings"])
-    assert len(found["rows"]) == 2 * 2 * 2 * 2
-    for row in found["rows"]:
-        assert row["ratio"] > 0 and row["ours"]["samples"] == 3
-        assert row["ours"]["us_per_step"] == pytest.approx(1e6 * row["ours"]["median_s"] / row["T"])
-    assert main(["table", str(path)]) == 0
-    assert capsys.readouterr().out.strip() in printed
-
-
-def test_gpu_other_kinds_and_tf32() -> None:
-    jobs = cases.jobs(KINDS[:2], ("gru",), ("tf32",))
-    rows = list(gpu.measure(gpu.Settings(jobs, "cpu", seconds=0.0, sample_s=0.0)))
-    assert [row["status"] for row in rows] == ["ok"] * 4, [row["check"] for row in rows]
-    assert [row["kind"] for row in rows[::2]] == ["stack", "packed"]
-
-
-def test_gpu_command_says_wrong_and_failed(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(adl_kernels, "LSTM", Slightly)
-
-    def fails(*_: object) -> None:
-        raise RuntimeError("a kernel failed\nwith details")
-
-    monkeypatch.setattr(adl_kernels.GRU, "forward", fails)
-    quick = ["--cases", "30x2x5x7", "--cells", "lstm,gru", "--dtypes", "f32"]
-    assert main([*TRY_GPU, *quick]) == 1
-    printed = capsys.readouterr().out
-    assert "lstm f32 30, 2, 5, 7 infer: WRONG y is off by 1.0e-03" in printed
-    assert "gru f32 30, 2, 5, 7 train: FAILED a kernel failed\n" in printed
-
-
-def test_gpu_command_needs_a_gpu(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["gpu"]) == 2
-    assert "finds no GPU" in capsys.readouterr().err
-
-
-def test_gpu_time_runs_out(capsys) -> None:
-    jobs = cases.jobs([TINY], dtypes=("f32",))
-    assert list(gpu.measure(gpu.Settings(jobs, "cpu", seconds=1e-9))) == []
-    assert "out of time: 3 of 3 jobs left out" in capsys.readouterr().out
-
-
-def test_gpu_grid() -> None:
-    grid = grids.GRIDS["wide"].jobs
-    assert len(set(grid)) == len(grid)
-    assert all(grids.NAMED[job.case.name] == job.case for job in grid)
-    sizes = {(job.case.T, job.case.B, job.case.H) for job in grid}
-    assert {(512, 1, 32), (512, 256, 128), (128, 32, 1024), (1024, 16, 768)} <= sizes
-    assert {job.dtype for job in grid if job.case == grids.BOX} == {"f16"}
-    packed = grids.NAMED["packed-128"].batch_sizes
-    assert packed[101] == 64 > packed[103] and packed[-1] == 1  # 20 % of 512 steps is 102.4
-    assert store.slug("NVIDIA H200") == "nvidia-h200"
-
-
-def test_gpu_goals_are_judged() -> None:
-    rows = [
-        job.row() | {"mode": "infer", "status": "ok", "ratio": 2.0}
-        for job in grids.GRIDS["wide"].jobs
-    ]
-    made = grids.GRIDS["wide"].goals
-
-    def line(label: str) -> list[str]:
-        lines = goals.judge_all(made, grids.COLUMNS, rows)
-        (found,) = (line for line in lines if line[0].startswith(label))
-        return found
-
-    judged = goals.judge_all(made, grids.COLUMNS, rows)
-    assert all(line[1].endswith(" met") and line[2] == "" for line in judged)
-    assert len(judged) == len(made)
-    small = next(row for row in rows if (row["cell"], row["dtype"]) == ("gru", "bf16"))
-    small["ratio"] = 1.9
-    assert line("GRU bf16, H ≤ 128")[1] == "1.99 / 1.90 (2.00) MISSED"
-    small["status"] = "WRONG"
-    assert line("GRU bf16, H ≤ 128")[1] == "2.00 / 2.00 (2.00) MISSED, 1 WRONG"
-    assert all(any(goal.about(row) for goal in made) for row in rows)
 
 
 def test_variants_are_what_their_loops_compute():

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from lanes import slow
-
-# bench is not installed. Appended, so that it cannot shadow an installed adl_kernels.
-sys.path.append(str(Path(__file__).parents[2]))
 
 from bench import goals
 from bench.__main__ import main
@@ -30,13 +25,6 @@ TINY = [
     cases.ConvCase("tiny-volume", 4, (4, 5, 6), 3),
 ]
 QUICKLY = Budget(0.0, (1, 1))
-
-
-@pytest.fixture(autouse=True)
-def keep_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def rows_of(case, dtype="f32", layout="first"):
