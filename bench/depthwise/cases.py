@@ -116,9 +116,6 @@ class ConvJob:
     layout: str
     B: int
 
-    def __str__(self) -> str:
-        return f"{self.dtype:4} {self.layout:5} B{self.B:<2} {self.case.name}"
-
 
 def jobs(
     names: str | None,

@@ -63,7 +63,6 @@ class Settings:
     device: str = "cuda"
     seconds: float = 200.0  # for all rows together
     sample_s: float = SAMPLE_S
-    modes: Sequence[str] = MODES
     graphs: bool = False  # also replay the calls from CUDA graphs
 
 
@@ -167,7 +166,7 @@ def measure(settings: Settings) -> Iterator[Row]:
         if settings.seconds > 0 and left < 0:
             print(f"out of time: {len(settings.jobs) - done} of {len(settings.jobs)} jobs left out")
             return
-        rows_left = len(settings.modes) * (len(settings.jobs) - done)
+        rows_left = len(MODES) * (len(settings.jobs) - done)
         # Half of the time goes into building, checking and warming up.
         seconds = max(0.0, left) / rows_left / (4 if settings.graphs else 2)
         yield from _rows_of(job, settings, Budget(seconds, ROUNDS, settings.sample_s))
@@ -178,11 +177,11 @@ def _rows_of(job: Job, settings: Settings, budget: Budget) -> Iterator[Row]:
     allow_tf32(job.dtype == "tf32")
     try:
         *modules, problem = pair(job, settings.device)
-        checked = check(*modules, problem, settings.modes, tf32=job.dtype == "tf32")
+        checked = check(*modules, problem, MODES, tf32=job.dtype == "tf32")
     except RuntimeError as error:  # the other cases may well run
         failed = {"status": "FAILED", "check": str(error).splitlines()[0]}
-        checked = dict.fromkeys(settings.modes, failed)
-    for mode in settings.modes:
+        checked = dict.fromkeys(MODES, failed)
+    for mode in MODES:
         row = job.row() | {"mode": mode} | checked[mode]
         if row["status"] == "ok":
             for module in modules:

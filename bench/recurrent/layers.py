@@ -59,8 +59,7 @@ class Settings:
 def main(asked: argparse.Namespace) -> int:
     full = asked.grid == "full"
     jobs = select(asked.grid, asked.cases, asked.cells, asked.dtypes)
-    usual = Budget(1.0, (3, 200)) if full else USUAL
-    budget = options.budget(asked, usual)
+    budget = options.budget(asked, Budget(1.0, (3, 200)) if full else USUAL)
     settings = Settings(jobs, asked.threads, asked.modes, budget)
     facts, peaks = machine.facts(asked.words), Peak()
     print(machine.line(facts))

@@ -94,9 +94,10 @@ def main(asked: argparse.Namespace) -> int:
 
 
 def measure(budget: Budget, threads: Sequence[int], compiled: bool) -> Iterator[Row]:
-    for name, variant, n in product(CASES, VARIANTS, threads):
-        torch.set_num_threads(n)
-        yield _row(variant, NAMED[name], n, budget, compiled and (name, n) == COMPILED)
+    with machine.threads_kept():
+        for name, variant, n in product(CASES, VARIANTS, threads):
+            torch.set_num_threads(n)
+            yield _row(variant, NAMED[name], n, budget, compiled and (name, n) == COMPILED)
 
 
 def _row(variant: Variant, case: Case, threads: int, budget: Budget, compiled: bool) -> Row:
