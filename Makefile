@@ -26,7 +26,7 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: $(BUILD_STAMP) ## train a small model with torch and with adl_kernels, side by side
-	$(BIN)/python -m bench demo
+	$(BIN)/python examples/demo.py
 
 test: $(BUILD_STAMP) ## run the fast tests, then the CUDA kernels on the CPU (4 minutes with two cores)
 	$(BIN)/python -m pytest -n 2 --durations 10 tests

@@ -1,4 +1,4 @@
-"""The command line: `python -m bench rnn`, `conv`, `gpu`, `gpu-calibrate`, `demo` and others."""
+"""The command line: `python -m bench --help` in the repository root."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
-from bench.cases import CLASSES, DTYPES, GRIDS, MODES, NAMED, jobs, parse_cases, select
+from bench import machine
+from bench.depthwise import operators
+from bench.gpu import calibrate, calibration
+from bench.gpu import layers as gpu_layers
+from bench.gpu import report as gpu_report
+from bench.recurrent import layers, recompute, report, variants
+from bench.store import Content
 
-GPU_DTYPES = ("tf32", "bf16", "f16", "f32")  # in the order in which they are measured
-RESULTS = Path(__file__).parent / "results"
-
-
-def _words(allowed: Sequence[str]):
-    def parse(text: str) -> tuple[str, ...]:
-        words = tuple(text.split(","))
-        for word in words:
-            if word not in allowed:
-                raise argparse.ArgumentTypeError(f"{word!r} is not one of {', '.join(allowed)}")
-        return words
-
-    return parse
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    counts = tuple(int(word) for word in text.split(","))
-    if min(counts) < 1:
-        raise argparse.ArgumentTypeError(f"thread counts must be positive, got {text}")
-    return counts
+# What is measured: modules with HELP, add_options and main, perhaps an EPILOG of the help.
+BENCHMARKS = {
+    "rnn": layers,
+    "conv": operators,
+    "gpu": gpu_layers,
+    "gpu-calibrate": calibrate,
+    "recompute": recompute,
+    "variants": variants,
+}
+# What is told of a file, by the first of these keys that it has.
+TABLES = {
+    "calibration": calibration.markdown,
+    "ceilings": gpu_report.markdown,
+    "convolutions": operators.markdown,
+    "variants": variants.markdown,
+    "rows": report.markdown,
+}
+PICTURES = {"ceilings": "bench.gpu.picture", "rows": "bench.recurrent.picture"}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,35 +43,21 @@ def parser() -> argparse.ArgumentParser:
         description="Measure adl_kernels against torch.nn on this machine.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_rnn(commands)
-    _add_conv(commands)
-    _add_gpu(commands)
-    _add_gpu_calibrate(commands)
-    _add_demo(commands)
-    _add_flow(commands)
-    commands.add_parser(
-        "recompute",
-        help="time and memory of layers that recompute their gates (half a minute)",
-        description="Four layers in training, to bench/results/cpu-recompute.json.",
-    )
-    variants = commands.add_parser(
-        "variants",
-        help="time cells and sequences that torch.nn has not (4 minutes)",
-        description=(
-            "Training against our plain layer with as many gates, and against a Python loop in "
-            "torch, whose step is also compiled for one case. To bench/results/cpu-variants.json."
-        ),
-    )
-    variants.add_argument("--quick", action="store_true", help="a smoke run, not saved")
-    _add_steady_malloc(variants)
+    for name, benchmark in BENCHMARKS.items():
+        command = commands.add_parser(
+            name,
+            help=benchmark.HELP,
+            description=benchmark.__doc__,
+            epilog=getattr(benchmark, "EPILOG", None),
+        )
+        benchmark.add_options(command)
+        command.set_defaults(run=benchmark.main)
     table = commands.add_parser(
         "table",
-        help="print a JSON file of `rnn` or `gpu` as Markdown tables",
-        description=(
-            "Goals, if the grid was 'full', and one line per cell, dtype and case: torch's time / "
-            "ours (ours in GFLOP/s)."
-        ),
+        help="print a JSON file of a benchmark as Markdown tables",
+        description="Goals, and one line per case: torch's time / ours, and what ours was.",
     )
+    table.set_defaults(run=print_tables)
     picture = commands.add_parser(
         "picture",
         help="draw a JSON file of `rnn` or `gpu`",
@@ -76,515 +66,43 @@ def parser() -> argparse.ArgumentParser:
             "step, predictions and bounds, with what a calibration found if its file is there."
         ),
     )
+    picture.set_defaults(run=draw)
     for command in (table, picture):
         command.add_argument("path", type=Path, help="such as bench/results/cpu-rnn.json")
     return top
 
 
-def _add_rnn(commands) -> None:
-    rnn = commands.add_parser(
-        "rnn",
-        help="time LSTM, GRU and RNN layers against torch.nn (about 5 minutes)",
-        description=(
-            "Times layers of each cell, forward alone (infer) and forward plus backward "
-            "(train), ours and torch.nn in turns in one process. Every result is first compared "
-            "with torch.nn in double precision; a wrong one is reported as WRONG, gets no "
-            "speed-up and makes the exit status 1."
-        ),
-        epilog=(
-            "Cases (T, B, I, H): "
-            + ". ".join(f"{case.name} ({case})" for case in NAMED.values())
-            + ". The grid 'main' has five of the layers; 'full' has all cases, float32 with and "
-            "without page faults, and judges the goals (about 40 minutes). The per cent of peak "
-            "are of this machine's rate of multiply-adds, measured in the same run, in float32 "
-            "for f32 and f16, in bfloat16 for bf16, and half of float32's for f64."
-        ),
-    )
-    add = rnn.add_argument
-    add(
-        "--cells",
-        type=_words(tuple(CLASSES)),
-        default=tuple(CLASSES),
-        metavar="LIST",
-        help="of lstm,gru,rnn (default: all)",
-    )
-    add(
-        "--dtypes",
-        type=_words(tuple(DTYPES)),
-        metavar="LIST",
-        help="of f32,bf16,f16,f64 (default: f32,bf16; all for the grid full)",
-    )
-    add(
-        "--threads",
-        type=_counts,
-        default=(1, 2),
-        metavar="LIST",
-        help="numbers of threads (default: 1,2)",
-    )
-    add(
-        "--modes",
-        type=_words(MODES),
-        default=MODES,
-        metavar="LIST",
-        help="of infer,train (default: both)",
-    )
-    add("--cases", metavar="LIST", help="names of cases or shapes TxBxIxH (default: the grid)")
-    add("--grid", choices=tuple(GRIDS), default="main", help="the table of cases (default: main)")
-    add(
-        "--seconds-per-case",
-        type=float,
-        metavar="S",
-        help="time spent on each row, both sides together (default: 2; 1 for the grid full)",
-    )
-    add("--quick", action="store_true", help="a smoke run: three samples a row")
-    _add_steady_malloc(rnn)
-    add("--json", type=Path, metavar="PATH", help="write machine, rows and summary to PATH")
-    add("--save", action="store_true", help="the same to bench/results/cpu-rnn.json, and a picture")
+def read(path: Path, kinds: Sequence[str]) -> tuple[str, Content]:
+    """The kind of a file, and what is in it."""
+    content = json.loads(path.read_text())
+    for kind in kinds:
+        if kind in content:
+            return kind, content
+    raise ValueError(f"bench: {path} has none of {', '.join(kinds)}")
 
 
-def _add_conv(commands) -> None:
-    from bench import conv_cases
-
-    conv = commands.add_parser(
-        "conv",
-        help="time depthwise and separable convolutions against torch's",
-        description=(
-            "Times every operator by itself (forward, gradient of the input, of weight and bias) "
-            "and a training step, ours and torch's in turns in one process. Every result is first "
-            "compared with torch's in double precision; a wrong one is reported as WRONG, gets no "
-            "speed-up and makes the exit status 1."
-        ),
-        epilog="Cases (channels@size kernel): "
-        + ". ".join(f"{case.name} ({case})" for case in conv_cases.CASES)
-        + ".",
-    )
-    add = conv.add_argument
-    add("--cases", metavar="LIST", help="names of cases (default: all)")
-    add(
-        "--dtypes",
-        type=_words(tuple(DTYPES)),
-        metavar="LIST",
-        help="of f32,bf16,f16,f64 (default: those of each case)",
-    )
-    add(
-        "--ops",
-        type=_words(conv_cases.OPS),
-        default=conv_cases.OPS,
-        metavar="LIST",
-        help="of forward,input,weight,train (default: all)",
-    )
-    add(
-        "--layouts",
-        type=_words(conv_cases.LAYOUTS),
-        default=conv_cases.LAYOUTS,
-        metavar="LIST",
-        help="of first,last: where the channels lie (default: both)",
-    )
-    add("--batches", type=_counts, metavar="LIST", help="sizes (default: those of each case)")
-    add("--threads", type=_counts, default=(1, 2), metavar="LIST", help="numbers (default: 1,2)")
-    add(
-        "--seconds-per-case",
-        type=float,
-        default=0.5,
-        metavar="S",
-        help="time spent on each row, both sides together (default: %(default)s)",
-    )
-    add("--quick", action="store_true", help="a smoke run: three samples a row")
-    add("--no-blocks", action="store_true", help="only the operators, no separable blocks")
-    _add_steady_malloc(conv)
-    add("--json", type=Path, metavar="PATH", help="write machine and rows to PATH")
-    add(
-        "--save",
-        action="store_true",
-        help="the same to bench/results/cpu-conv.json, and again without page faults",
-    )
-
-
-def _add_gpu(commands) -> None:
-    gpu = commands.add_parser(
-        "gpu",
-        help="time LSTM, GRU and RNN layers on a GPU against torch.nn on cuDNN (4 minutes)",
-        description=(
-            "Times layers, forward and training, with CUDA events, ours and torch.nn's in turns; "
-            "every result is first compared with torch.nn in double precision. Also measures what "
-            "the GPU does at best, and judges the goals. Writes bench/results/<name of GPU>.json."
-        ),
-    )
-    add = gpu.add_argument
-    add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the command itself")
-    add("--cells", type=_words(tuple(CLASSES)), default=tuple(CLASSES), metavar="LIST")
-    add(
-        "--dtypes",
-        type=_words(GPU_DTYPES),
-        default=GPU_DTYPES,
-        metavar="LIST",
-        help="of tf32,bf16,f16,f32 (default: all); tf32 is float32 that may be rounded to it",
-    )
-    add(
-        "--grid",
-        choices=("wide", "goals", "first"),
-        default="wide",
-        help="goals: the shapes of bench/gpu_goals.py, to <name of GPU>-goals.json; first: what "
-        "tells most in two minutes",
-    )
-    add("--graphs", action="store_true", help="also replay every call from a CUDA graph")
-    add("--cases", metavar="LIST", help="names of cases or shapes TxBxIxH (default: the grid)")
-    add(
-        "--seconds",
-        type=float,
-        default=200.0,
-        metavar="S",
-        help="for all rows together; 0: three samples each (default: %(default)s)",
-    )
-    add("--json", type=Path, metavar="PATH", help="write to PATH instead")
-
-
-def _add_gpu_calibrate(commands) -> None:
-    command = commands.add_parser(
-        "gpu-calibrate",
-        help="put what a run on a GPU measured into the model that chooses kernels",
-        description=(
-            "Reads what `gpu_kit/run OUT` or `make gpu` wrote, edits the constants of "
-            "csrc/recurrent/cuda/tiers.h in place, builds again, and prints predicted and measured "
-            "times."
-        ),
-    )
-    command.add_argument("out", type=Path, metavar="OUT", help="the folder with the results")
-
-
-def _add_demo(commands) -> None:
-    demo = commands.add_parser(
-        "demo",
-        help="train a character model twice, with torch.nn and with adl_kernels (2 minutes)",
-        description=(
-            "Trains the same character-level language model on Python's own language reference "
-            "with torch.nn and with adl_kernels, LSTM and then GRU, from the same weights and "
-            "batches. Compares loss curves, bits per character on held-out text and speed; the "
-            "exit status is 1 if the two do not learn the same."
-        ),
-    )
-    add = demo.add_argument
-    add(
-        "--steps",
-        type=int,
-        default=400,
-        metavar="N",
-        help="training steps of each model (default: %(default)s)",
-    )
-    add(
-        "--hidden",
-        type=int,
-        default=256,
-        metavar="H",
-        help="units per layer (default: %(default)s)",
-    )
-    add("--layers", type=int, default=2, metavar="L", help="layers (default: %(default)s)")
-    add(
-        "--batch",
-        type=int,
-        default=32,
-        metavar="B",
-        help="streams of text read side by side (default: %(default)s)",
-    )
-    add(
-        "--length",
-        type=int,
-        default=64,
-        metavar="T",
-        help="characters per step and stream (default: %(default)s)",
-    )
-    add(
-        "--cells",
-        type=_words(("lstm", "gru")),
-        default=("lstm", "gru"),
-        metavar="LIST",
-        help="of lstm,gru (default: both)",
-    )
-    add("--threads", type=int, metavar="N", help="number of threads (default: torch's choice)")
-    add(
-        "--seed",
-        type=int,
-        default=0,
-        metavar="N",
-        help="seed of weights and samples (default: %(default)s)",
-    )
-    add("--prompt", metavar="TEXT", help="text to complete (default: three beginnings)")
-    add(
-        "--out",
-        type=Path,
-        default=Path("demo_out"),
-        metavar="DIR",
-        help="folder for the results (default: %(default)s)",
-    )
-    _add_steady_malloc(demo)
-
-
-def _add_flow(commands) -> None:
-    flow = commands.add_parser(
-        "flow",
-        help="gradients through time of RNN, LSTM and GRU on the adding problem (1 minute)",
-        description=(
-            "Trains the three as examples/adding.py does, and writes how much of the gradient "
-            "comes back to each step, before and after: gradient-flow.json and a picture."
-        ),
-    )
-    add = flow.add_argument
-    add(
-        "--steps",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="training steps of each layer (default: %(default)s)",
-    )
-    add(
-        "--length",
-        type=int,
-        default=200,
-        metavar="T",
-        help="steps of a sequence (default: %(default)s)",
-    )
-    add(
-        "--out",
-        type=Path,
-        default=RESULTS,
-        metavar="DIR",
-        help="folder for the results (default: bench/results)",
-    )
-
-
-def _add_steady_malloc(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--steady-malloc",
-        action="store_true",
-        help="start again with glibc told to keep freed memory, which spares both sides the page "
-        "faults of large buffers: shows the computation alone",
-    )
-
-
-def run_rnn(options: argparse.Namespace) -> int:
-    from bench import limits, machine, peak, report, run
-
-    full = options.grid == "full"
-    seconds = options.seconds_per_case
-    if seconds is None:
-        seconds = 1.0 if full else 2.0
-    settings = run.Settings(
-        jobs=select(options.grid, options.cases, options.cells, options.dtypes),
-        threads=options.threads,
-        modes=options.modes,
-        seconds=0.0 if options.quick else seconds,
-        rounds=(3, 3) if options.quick else (3 if full else 5, 200),
-    )
-    facts, peaks = machine.facts(options.arguments), peak.Peak()
-    print(machine.line(facts))
-    rows, rates = run.measure(settings)
-    peaks.take(rates)
-    steady = run.of_both_mallocs(settings, rows)
-    if full and steady.jobs and not options.steady_malloc:
-        more, rates = machine.in_new_process(
-            run.measure, steady, GLIBC_TUNABLES=machine.STEADY_MALLOC
-        )
-        rows += more
-        peaks.take(rates)
-    whole = full and settings.jobs == select("full", None, tuple(CLASSES), None)
-    extras = limits.measure(settings) if whole else []
-    run.refer_to_peak(rows, peaks)
-    content = {
-        "machine": facts,
-        "grid": options.grid,
-        "peak_gflops": peaks.rates,
-        "notes": peak.notes(),
-        "extras": extras,
-        "rows": rows,
-        "summary": report.groups(rows),
-    }
-    print("\n" + report.peak_line(peaks.rates))
-    print(
-        "\ntime of torch.nn / time of adl_kernels", report.group_table(content["summary"]), sep="\n"
-    )
-    if full:
-        print("", *report.goal_tables(content), sep="\n\n")
-    if options.save:
-        _write(RESULTS / "cpu-rnn.json", content)
-        _draw(RESULTS / "cpu-rnn.json")
-    if options.json:
-        _write(options.json, content)
-    return int(any(row["status"] != "ok" for row in rows))
-
-
-def run_conv(options: argparse.Namespace) -> int:
-    from bench import conv, conv_cases, conv_goals, machine, report, run
-
-    chosen = conv_cases.jobs(options.cases, options.dtypes, options.layouts, options.batches)
-    settings = run.Settings(
-        jobs=(),
-        threads=options.threads,
-        seconds=0.0 if options.quick else options.seconds_per_case,
-        rounds=(3, 3 if options.quick else 200),
-    )
-    facts = machine.facts(options.arguments)
-    print(machine.line(facts))
-    # Whoever asks for a part of the grid wants no blocks.
-    blocks = options.cases is None and not options.no_blocks
-    arguments = (chosen, options.ops, settings, blocks)
-    rows, peaks = conv.run(*arguments)
-    if options.save and machine.malloc() == "plain":
-        more, _ = machine.in_new_process(conv.run, *arguments, GLIBC_TUNABLES=machine.STEADY_MALLOC)
-        rows += more
-    content = {"machine": facts, "peak_gflops": peaks, "convolutions": rows}
-    print("", report.peak_line(peaks), conv_goals.goal_table(rows), sep="\n\n")
-    if options.save:
-        _write(RESULTS / "cpu-conv.json", content)
-    if options.json:
-        _write(options.json, content)
-    return int(any(row["status"] != "ok" for row in rows))
-
-
-def run_gpu(options: argparse.Namespace) -> int:
-    from bench import gpu, gpu_goals, gpu_grid
-
-    wide = options.grid == "wide"
-    grid = gpu_grid if wide else gpu_goals
-    if options.cases is None:
-        choose = gpu_goals.first if options.grid == "first" else grid.grid
-        chosen = choose(options.cells, options.dtypes)
-    else:
-        chosen = jobs(parse_cases(options.cases, grid.NAMED), options.cells, options.dtypes)
-    settings = gpu.Settings(
-        chosen,
-        options.device,
-        options.seconds,
-        goals=grid.GOALS,
-        name="" if wide else options.grid,
-        graphs=options.graphs,
-    )
-    return gpu.main(settings, options.arguments, options.json, RESULTS)
-
-
-def run_gpu_calibrate(options: argparse.Namespace) -> int:
-    from bench import gpu_calibrate
-
-    return gpu_calibrate.main(options.out)
-
-
-def run_recompute(options: argparse.Namespace) -> int:
-    from bench import machine, recompute, run
-
-    found = list(recompute.measure(run.Settings(jobs=())))
-    for row in found:
-        print(f"{row['where']:40} {row['what']:8} {row['value']:.2f}")
-    content = {"machine": machine.facts(options.arguments), "recomputing / keeping": found}
-    _write(RESULTS / "cpu-recompute.json", content)
+def print_tables(asked: argparse.Namespace) -> int:
+    kind, content = read(asked.path, tuple(TABLES))
+    if "cpu" in content["machine"]:
+        print(machine.line(content["machine"]), end="\n\n")
+    print(TABLES[kind](content))
     return 0
 
 
-def run_variants(options: argparse.Namespace) -> int:
-    from bench import machine, run, variants
-
-    facts = machine.facts(options.arguments)
-    print(machine.line(facts))
-    settings = run.Settings(jobs=(), seconds=0.4, rounds=(5, 25))
-    if options.quick:
-        settings = run.Settings(jobs=(), threads=(1,), seconds=0.0, rounds=(1, 1))
-    found = []
-    for row in variants.measure(settings, compiled=not options.quick):
-        found.append(row)
-        print(
-            f"{row['variant']:26} {row['case']:12} {row['threads']} threads: "
-            f"{row['to_plain']:.2f} of plain, loop / ours {row['loop_to_ours']:.1f}",
-            flush=True,
-        )
-    print(variants.markdown(found))
-    if not options.quick:
-        _write(RESULTS / "cpu-variants.json", {"machine": facts, "variants": found})
+def draw(asked: argparse.Namespace) -> int:
+    kind, content = read(asked.path, tuple(PICTURES))
+    picture = import_module(PICTURES[kind])  # only now, as matplotlib may be absent
+    picture.draw(asked.path.with_suffix(".png"), content)
     return 0
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    from bench import store
-
-    store.write_json(path, content)
-    print(f"written: {path}")
-
-
-def _draw(path: Path) -> None:
-    """With what the calibration of the same run found, if it is beside the file."""
-    content, to = json.loads(path.read_text()), path.with_suffix(".png")
-    if "ceilings" in content:
-        from bench import gpu_picture
-
-        beside = path.with_name("calibration.json")
-        found = json.loads(beside.read_text())["calibration"] if beside.exists() else ()
-        gpu_picture.draw(to, content, found)
-    else:
-        from bench import picture
-
-        picture.draw(to, content)
-    print(f"written: {to}")
-
-
-def run_table(options: argparse.Namespace) -> int:
-    from bench import conv_goals, gpu_report, machine, report, variants
-
-    content = json.loads(options.path.read_text())
-    if "calibration" in content:
-        from bench import calibration
-
-        print("\n".join(calibration.table(content["calibration"])))
-        return 0
-    if "ceilings" in content:
-        print(gpu_report.markdown(content))
-        return 0
-    if "convolutions" in content:
-        rows = content["convolutions"]
-        tables = conv_goals.goal_table(rows), conv_goals.case_table(rows)
-        print(machine.line(content["machine"]), *tables, sep="\n\n")
-        return 0
-    if "variants" in content:
-        print(machine.line(content["machine"]), variants.markdown(content["variants"]), sep="\n\n")
-        return 0
-    print(machine.line(content["machine"]), report.markdown(content), sep="\n\n")
-    return 0
-
-
-def run_picture(options: argparse.Namespace) -> int:
-    _draw(options.path)
-    return 0
-
-
-def run_demo(options: argparse.Namespace) -> int:
-    from bench import demo
-
-    return demo.main(options)
-
-
-def run_flow(options: argparse.Namespace) -> int:
-    from bench import flow
-
-    return flow.main(options)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    options.arguments = sys.argv[1:] if arguments is None else arguments
-    if getattr(options, "steady_malloc", False):
-        from bench import machine
-
-        machine.use_steady_malloc(options.arguments)
+    asked = parser().parse_args(arguments)
+    asked.words = ["-m", "bench", *(sys.argv[1:] if arguments is None else arguments)]
+    if getattr(asked, "steady_malloc", False):
+        machine.use_steady_malloc()
     try:
-        commands = {
-            "rnn": run_rnn,
-            "conv": run_conv,
-            "gpu": run_gpu,
-            "gpu-calibrate": run_gpu_calibrate,
-            "demo": run_demo,
-            "flow": run_flow,
-            "recompute": run_recompute,
-            "variants": run_variants,
-            "table": run_table,
-            "picture": run_picture,
-        }
-        return commands[options.command](options)
+        return asked.run(asked)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -9,8 +9,9 @@ import resource
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,11 @@ import adl_kernels
 STEADY_MALLOC = "glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=4294967296"
 
 
-def facts(arguments: Sequence[str]) -> dict[str, Any]:
-    """Where, when and by which command a figure was measured."""
+def facts(words: Sequence[str]) -> dict[str, Any]:
+    """Where, when and by which command, `python` and these words, a figure was measured."""
     return {
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "-m", "bench", *arguments]),
+        "command": shlex.join(["python", *words]),
         "cpu": _cpu_model(),
         "cores": _cores(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -61,18 +62,21 @@ def _cpu_model() -> str:
 
 
 def line(facts: dict[str, Any]) -> str:
-    return (
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['system']}, torch {facts['torch']}, "
-        f"adl_kernels {facts['adl_kernels']} {facts['isa']}, malloc {facts['malloc']}, "
-        f"{facts['date']}"
-    )
+    if facts.get("gpu"):
+        where = [facts["gpu"]]
+        how = [f"CUDA {facts['cuda']}", f"cuDNN {facts['cudnn']}"]
+    else:
+        where = [facts["cpu"], f"{facts['cores']} cores", facts["system"]]
+        how = [f"malloc {facts['malloc']}"]
+    versions = [f"torch {facts['torch']}", f"adl_kernels {facts['adl_kernels']} {facts['isa']}"]
+    return ", ".join([*where, *versions, *how, facts["date"]])
 
 
-def use_steady_malloc(arguments: Sequence[str]) -> None:
-    """Start this command again: glibc reads its tunables at the start of a process only."""
+def use_steady_malloc() -> None:
+    """Start this program again: glibc reads its tunables at the start of a process only."""
     if os.environ.get("GLIBC_TUNABLES") != STEADY_MALLOC:
         os.environ["GLIBC_TUNABLES"] = STEADY_MALLOC
-        os.execv(sys.executable, [sys.executable, "-m", "bench", *arguments])
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def malloc() -> str:
@@ -89,6 +93,21 @@ def in_new_process(function: Callable[..., Any], *arguments: Any, **environment:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def without_page_faults(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result in a process whose glibc keeps freed memory."""
+    return in_new_process(function, *arguments, GLIBC_TUNABLES=STEADY_MALLOC)
+
+
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """torch's number of threads is in the end what it was before."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def page_faults() -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import product
 
 from adl_kernels import _C
 
@@ -25,6 +26,10 @@ class Peak:
         arithmetic = ARITHMETIC[dtype]
         self.take({arithmetic: {threads: _gflops(arithmetic, threads, seconds)}})
 
+    def measure_all(self, dtypes: Iterable[str], threads: Iterable[int]) -> None:
+        for dtype, n in product(sorted(dtypes), threads):
+            self.measure(dtype, n, 0.3)
+
     def take(self, rates: Mapping[str, Mapping[int, float]]) -> None:
         for arithmetic, found in rates.items():
             mine = self.rates.setdefault(arithmetic, {})
@@ -36,21 +41,6 @@ class Peak:
 
 
 def _gflops(arithmetic: str, threads: int, seconds: float) -> float:
-    if arithmetic == "bf16" and hasattr(_C, "bf16_gflops"):
+    if arithmetic == "bf16":
         return _C.bf16_gflops(threads, seconds)
-    return {"f32": 1.0, "bf16": 2.0, "f64": 0.5}[arithmetic] * _C.fma_gflops(threads, seconds)
-
-
-def read_gbytes(size: int, threads: int, seconds: float = 0.05) -> float | None:
-    """The rate of reading a buffer of so many bytes again and again, in GB/s."""
-    return _C.read_gbytes(size, threads, seconds) if hasattr(_C, "read_gbytes") else None
-
-
-def notes() -> list[str]:
-    """What stands in for measurements that this build does not offer."""
-    found = []
-    if not hasattr(_C, "bf16_gflops"):
-        found.append("the peak of bf16 is taken to be twice that of f32, not measured")
-    if not hasattr(_C, "read_gbytes"):
-        found.append("the rate of reading weights is not measured")
-    return found
+    return {"f32": 1.0, "f64": 0.5}[arithmetic] * _C.fma_gflops(threads, seconds)

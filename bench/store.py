@@ -7,13 +7,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+Row = dict[str, Any]
+Content = dict[str, Any]  # of a file: the machine, rows and more
+
 
 def slug(name: str) -> str:
     """NVIDIA H200 -> nvidia-h200."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Content) -> None:
     """One entry or row per line, so that two runs can be compared line by line."""
     parts = []
     for key, value in content.items():
@@ -26,3 +29,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     new = path.with_name(f"{path.name}.new")
     new.write_text("{\n" + ",\n".join(parts) + "\n}\n")
     new.replace(path)
+
+
+def save(path: Path, content: Content) -> None:
+    write_json(path, content)
+    print(f"written: {path}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import re
 import subprocess
@@ -9,10 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
+
+import adl_kernels
 
 pytestmark = pytest.mark.cpu_only
 
 ROOT = Path(__file__).parents[1]
+DEMO = ["--steps", "4", "--hidden", "16", "--batch", "64", "--length", "16", "--threads", "1"]
 
 
 def run(name: str, *options: str) -> str:
@@ -81,3 +87,58 @@ def test_mobilenet() -> None:
     off = re.search(r"outputs differ by (\S+) of the largest", printed)
     assert off and float(off[1]) < 1e-4
     assert re.search(r"^[0-9.]+ times as fast", printed, re.M)
+
+
+@pytest.mark.slow
+def test_demo(tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("tqdm")
+    printed = run("demo.py", *DEMO, "--out", str(tmp_path))
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+    content = json.loads((tmp_path / "demo.json").read_text())
+    assert content["machine"]["command"].startswith("python examples/demo.py --steps 4")
+    assert [cell["cell"] for cell in content["cells"]] == ["lstm", "gru"]
+    for cell in content["cells"]:
+        assert cell["agree"]
+        assert len(cell["sides"]["adl_kernels"]["losses"]) == 4
+    assert printed.count("the two learn the same") == 2
+
+
+class Slightly(nn.LSTM):
+    """An LSTM whose output is a thousandth too large."""
+
+    def forward(self, x, hx=None):  # type: ignore[override]
+        y, state = super().forward(x, hx)
+        return y * 1.001, state
+
+
+def test_demo_refuses_different_learning(monkeypatch, tmp_path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("tqdm")
+
+    def convert(model: nn.Module) -> None:
+        model.rnn.__class__ = Slightly
+
+    monkeypatch.setattr(adl_kernels, "convert", convert)
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    demo = importlib.import_module("demo")
+    assert demo.main([*DEMO, "--out", str(tmp_path), "--cells", "lstm"]) == 1
+    assert "THE TWO DO NOT LEARN THE SAME" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="the prompt must be of characters of the text, got 'é'"):
+        demo.main([*DEMO, "--out", str(tmp_path), "--cells", "lstm", "--prompt", "é"])
+
+
+def test_gradient_flow(tmp_path) -> None:
+    pytest.importorskip("matplotlib")
+    printed = run("gradient_flow.py", "--steps", "2", "--length", "20", "--out", str(tmp_path))
+    assert (tmp_path / "gradient-flow.png").read_bytes().startswith(b"\x89PNG")
+    content = json.loads((tmp_path / "gradient-flow.json").read_text())
+    assert {"command", "torch", "cpu"} <= set(content["machine"])
+    assert [cell["cell"] for cell in content["cells"]] == ["RNN", "LSTM", "GRU"]
+    for cell in content["cells"]:
+        for when in ("before", "after"):
+            norms = cell[when]["gradient"]
+            assert len(norms) == 20 and all(norm > 0 for norm in norms)
+            assert cell[when]["first_to_last"] == pytest.approx(norms[0] / norms[-1], rel=1e-3)
+            assert (cell[when]["gamma_lambda"] is None) == (cell["cell"] != "RNN")
+    assert "before, " in printed

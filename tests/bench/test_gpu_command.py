@@ -264,7 +264,8 @@ def made_up(run: Run) -> None:
     """More than fits: everything went wrong, and every time was measured."""
     from test_bench_gpu import made_up_row
 
-    from bench import gpu_goals, store
+    from bench import store
+    from bench.gpu.grids import GRIDS
 
     latency = {"name": "exchange latency, words in L2, 1 x 64 blocks", "unit": "us/step"}
     latency |= {"value": 0.5, "predicted": 0.4, "cycles": 990}
@@ -274,7 +275,9 @@ def made_up(run: Run) -> None:
         tier, cell, dtype = name.split()
         row = {"tier": tier, "cell": cell, "dtype": dtype, "ok": False, "problem": "x" * 300}
         run.outcomes.append(Outcome("tiers", name, "exit status 1", 3.0, [row], []))
-    rows = [made_up_row(job, mode, 2.0) for job in gpu_goals.FIRST for mode in ("infer", "train")]
+    rows = [
+        made_up_row(job, mode, 2.0) for job in GRIDS["first"].jobs for mode in ("infer", "train")
+    ]
     run.outcomes.append(Outcome("times", "times", "ok", 90.0))
     store.write_json(run.out / "times.json", {"rows": rows})
 

@@ -162,7 +162,7 @@ def sources() -> list[Path]:
 def sources_digest() -> str:
     """Of everything that a kernel can include."""
     digest = hashlib.sha256()
-    folders = ("csrc/*/cuda/*", "csrc/recurrent/cells/*", "bench/gpu/*")
+    folders = ("csrc/*/cuda/*", "csrc/recurrent/cells/*", "bench/gpu/*.cu*")
     headers = ("csrc/*/params.h", "csrc/common/philox.h")
     for path in sorted(p for pattern in folders + headers for p in ROOT.glob(pattern)):
         if path.is_file():

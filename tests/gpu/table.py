@@ -67,7 +67,8 @@ def _calibration(run: Run) -> Iterator[str]:
                 machine |= row
     if not any(row["value"] is not None for row in rows):
         return
-    from bench import calibration, store
+    from bench import store
+    from bench.gpu import calibration
 
     content = {"machine": machine | {"facts": _facts(run)}, "problems": [], "calibration": rows}
     store.write_json(run.out / "calibration.json", content)

@@ -1,25 +1,32 @@
-"""Training with what torch.nn's layers have not: against our plain layer, and against a loop."""
+"""Training with what torch.nn does not have: `python -m bench variants`.
+
+Against our plain layer with as many gates, and against a Python loop in torch, whose step is also
+compiled for one case. To bench/results/cpu-variants.json.
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import adl_kernels
-from bench.cases import NAMED, Case
-from bench.loops import Loop
-from bench.run import Settings, Side, quantiles, race
+from bench import machine, options, report, store
+from bench.goals import geometric_mean
+from bench.measure import Budget, Step, race, speedup
+from bench.recurrent.cases import NAMED, Case
+from bench.recurrent.loops import Loop
+from bench.store import Content, Row
 
+HELP = "time cells and sequences that torch.nn has not (4 minutes)"
 CASES = ("single-128", "small-128", "medium-256")
-COMPILED = (
-    "small-128",
-    2,
-)  # the case and number of threads for which the loop's step is compiled too
+COMPILED = ("small-128", 2)  # case and threads for which the loop's step is compiled too
 
 
 @dataclass(frozen=True)
@@ -60,21 +67,40 @@ VARIANTS = (
     Variant("LSTM, lengths, all T", "LSTM", given=("lengths",)),
 )
 
-Row = dict[str, Any]
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--quick", action="store_true", help="a smoke run, not saved")
+    options.add_steady_malloc(command)
 
 
-def measure(settings: Settings, compiled: bool) -> Iterator[Row]:
-    for name in CASES:
-        case = NAMED[name]
-        for variant in VARIANTS:
-            for threads in settings.threads:
-                torch.set_num_threads(threads)
-                yield _row(
-                    variant, case, threads, settings, compiled and (name, threads) == COMPILED
-                )
+def main(asked: argparse.Namespace) -> int:
+    facts = machine.facts(asked.words)
+    print(machine.line(facts))
+    budget, threads = Budget(0.4, (5, 25)), (1, 2)
+    if asked.quick:
+        budget, threads = Budget(0.0, (1, 1)), (1,)
+    found = report.printed(
+        measure(budget, threads, compiled=not asked.quick),
+        lambda row: (
+            f"{row['variant']:26} {row['case']:12} {row['threads']} threads: "
+            f"{row['to_plain']:.2f} of plain, loop / ours {row['loop_to_ours']:.1f}"
+        ),
+    )
+    print(table(found))
+    if not asked.quick:
+        content = {"machine": facts, "variants": found}
+        store.save(options.RESULTS / "cpu-variants.json", content)
+    return 0
 
 
-def _row(variant: Variant, case: Case, threads: int, settings: Settings, compiled: bool) -> Row:
+def measure(budget: Budget, threads: Sequence[int], compiled: bool) -> Iterator[Row]:
+    with machine.threads_kept():
+        for name, variant, n in product(CASES, VARIANTS, threads):
+            torch.set_num_threads(n)
+            yield _row(variant, NAMED[name], n, budget, compiled and (name, n) == COMPILED)
+
+
+def _row(variant: Variant, case: Case, threads: int, budget: Budget, compiled: bool) -> Row:
     torch.manual_seed(0)
     ours = getattr(adl_kernels, variant.kind)(case.I, case.H, **variant.options)
     plain = getattr(adl_kernels, variant.plain or variant.kind)(case.I, case.H)
@@ -85,17 +111,15 @@ def _row(variant: Variant, case: Case, threads: int, settings: Settings, compile
     if "lengths" in variant.given:
         given["lengths"] = torch.full((case.B,), case.T)
     check(copy.deepcopy(ours).double(), x.detach().double(), given)
-    one = (_step(ours, x, given), _step(plain, x, {}))
+    step = _step(ours, x, given)
+    mine, other = race(step, _step(plain, x, {}), budget)
     row: Row = {"variant": variant.name, "case": case.name, "shape": str(case), "threads": threads}
-    row["to_plain"], row["ours_s"] = _ratio(*one, settings)
-    row["goal"] = variant.most
-    loop, _ = _ratio(_step(Loop(ours), x, given), one[0], settings)
-    row["loop_to_ours"] = loop
+    row |= {"to_plain": mine.median / other.median, "ours_s": mine.median, "goal": variant.most}
+    row["loop_to_ours"] = speedup(step, _step(Loop(ours), x, given), budget)
     if compiled:
         try:
-            row["compiled_to_ours"], _ = _ratio(
-                _step(Loop(ours, compiled=True), x, given), one[0], settings
-            )
+            loop = _step(Loop(ours, compiled=True), x, given)
+            row["compiled_to_ours"] = speedup(step, loop, budget)
         except Exception as error:  # what Inductor cannot compile is a result too
             row["compiled_error"] = type(error).__name__
         torch.compiler.reset()
@@ -112,7 +136,7 @@ def check(ours: adl_kernels.LSTM, x: Tensor, given: dict[str, Tensor]) -> None:
         raise ValueError(f"{ours}: the loop computes something else")
 
 
-def _step(module: torch.nn.Module, x: Tensor, given: dict[str, Tensor]) -> Any:
+def _step(module: torch.nn.Module, x: Tensor, given: dict[str, Tensor]) -> Step:
     def step() -> None:
         y = module(x, **given)[0]
         inputs = [x, *module.parameters()]
@@ -121,34 +145,26 @@ def _step(module: torch.nn.Module, x: Tensor, given: dict[str, Tensor]) -> Any:
     return step
 
 
-def _ratio(a: Any, b: Any, settings: Settings) -> tuple[float, float]:
-    """Median time of a / of b, sampled in turns; and that of a."""
-    sides = Side(a), Side(b)
-    race(*sides, settings)
-    medians = [quantiles(side.seconds)[1] for side in sides]
-    return medians[0] / medians[1], medians[0]
+def markdown(content: Content) -> str:
+    return table(content["variants"])
 
 
-def markdown(rows: list[Row]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """One line per variant: worst and geometric mean over cases and threads."""
-    lines = [
-        "| training | our time / plain layer's: mean / worst | goal | | loop / ours: mean / least "
-        "| compiled step / ours |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = []
     for variant in VARIANTS:
         own = [row for row in rows if row["variant"] == variant.name]
         ratios = [row["to_plain"] for row in own]
         loops = [row["loop_to_ours"] for row in own]
         compiled = [row["compiled_to_ours"] for row in own if "compiled_to_ours" in row]
-        verdict = "met" if max(ratios) <= variant.most else "MISSED"
-        lines.append(
-            f"| {variant.name} | {_mean(ratios):.2f} / {max(ratios):.2f} | {variant.most} | "
-            f"{verdict} | {_mean(loops):.1f} / {min(loops):.1f} | "
-            f"{f'{_mean(compiled):.1f}' if compiled else 'does not compile'} |"
-        )
-    return "\n".join(lines)
-
-
-def _mean(values: list[float]) -> float:
-    return torch.tensor(values, dtype=torch.float64).log().mean().exp().item()
+        line = [
+            variant.name,
+            f"{geometric_mean(ratios):.2f} / {max(ratios):.2f}",
+            f"{variant.most}",
+            "met" if max(ratios) <= variant.most else "MISSED",
+            f"{geometric_mean(loops):.1f} / {min(loops):.1f}",
+            f"{geometric_mean(compiled):.1f}" if compiled else "does not compile",
+        ]
+        lines.append(line)
+    heads = ("training", "our time / plain layer's: mean / worst", "goal", "")
+    return report.table([*heads, "loop / ours: mean / least", "compiled step / ours"], lines)

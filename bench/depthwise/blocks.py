@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 
 import adl_kernels
 from bench import gate, machine
-from bench.cases import DTYPES
-from bench.run import Row, Settings, timed
+from bench.measure import Budget, timed
+from bench.recurrent.cases import DTYPES
+from bench.store import Row
 
+FORMATS = {"first": torch.contiguous_format, "last": torch.channels_last}
 EAGER, COMPILED, BODY = "block", "compiled", "body"  # what a row calls its op
 
 
@@ -84,46 +87,39 @@ def ours(block: Block, model: nn.Sequential) -> nn.Module:
     return mine.eval()
 
 
-def measure(settings: Settings) -> Iterator[Row]:
-    before = torch.get_num_threads()
-    try:
-        for block in BLOCKS:
-            for dtype in ("f32", "bf16"):
-                for layout, form in (("first", False), ("last", True)):
-                    for B in (1, 16):
-                        yield from _block(block, dtype, layout, form, B, settings)
-        yield from _body(settings)
-    finally:
-        torch.set_num_threads(before)
+def measure(threads: Sequence[int], budget: Budget) -> Iterator[Row]:
+    with machine.threads_kept():
+        for block, dtype, layout, B in product(BLOCKS, ("f32", "bf16"), FORMATS, (1, 16)):
+            yield from _block(block, dtype, layout, B, threads, budget)
+        yield from _body(threads, budget)
 
 
 def _block(
-    block: Block, dtype: str, layout: str, last: bool, B: int, settings: Settings
+    block: Block, dtype: str, layout: str, B: int, threads: Sequence[int], budget: Budget
 ) -> Iterator[Row]:
     torch.manual_seed(0)
+    number, form = DTYPES[dtype], FORMATS[layout]
     model = with_statistics(theirs(block))
     mine = ours(block, model)
     x = torch.randn(B, block.C, block.size, block.size)
     with torch.no_grad():
-        exact = copy.deepcopy(model).double()(x[:1].to(DTYPES[dtype]).double())
-    form = torch.channels_last if last else torch.contiguous_format
-    x = x.to(DTYPES[dtype]).contiguous(memory_format=form)
-    sides = [m.to(DTYPES[dtype]).to(memory_format=form) for m in (mine, model)]
-    operations = 2 * B * block.places * (9 * block.C + block.C * block.N)
-    size = x.element_size() * B * (block.C * block.size**2 + block.N * block.places)
+        exact = copy.deepcopy(model).double()(x[:1].to(number).double())
+    x = x.to(number).contiguous(memory_format=form)
+    sides = [m.to(number).to(memory_format=form) for m in (mine, model)]
+    amounts = {
+        "gflops": 2e-9 * B * block.places * (9 * block.C + block.C * block.N),
+        "gbytes": 1e-9 * x.element_size() * B * (block.C * block.size**2 + block.N * block.places),
+    }
     with torch.no_grad():
         checked = _judge(sides[0](x)[:1], sides[1](x)[:1], exact)
-        for op in (EAGER, COMPILED):
-            peer: Any = sides[1]
-            if op == COMPILED:
-                if not last:  # Inductor chooses the layout of convolutions itself
-                    continue
-                peer = _compiled(sides[1])
-            for threads in settings.threads:
-                torch.set_num_threads(threads)
-                row = _key(str(block), dtype, layout, B, op, threads) | checked
+        # Inductor chooses the layout of convolutions itself.
+        for op in (EAGER, COMPILED) if layout == "last" else (EAGER,):
+            peer: Any = _compiled(sides[1]) if op == COMPILED else sides[1]
+            for n in threads:
+                torch.set_num_threads(n)
+                row = _key(str(block), dtype, layout, B, op, n) | checked
                 calls = (lambda: sides[0](x)), (lambda p=peer: p(x))
-                yield row | timed(row, *calls, settings, operations, size)
+                yield timed(row, *calls, budget, **amounts)
         torch.compiler.reset()
 
 
@@ -133,32 +129,28 @@ def _compiled(model: nn.Module) -> Any:
     return torch.compile(model, options={"freezing": True})
 
 
-def _body(settings: Settings) -> Iterator[Row]:
+def _body(threads: Sequence[int], budget: Budget) -> Iterator[Row]:
     """A step of training in bfloat16, channels last, 16 images."""
     torch.manual_seed(0)
     model = nn.Sequential(*(theirs(block) for block in BODY_BLOCKS))
-    mine = nn.Sequential(
-        *(ours(b, m) for b, m in zip(BODY_BLOCKS, model, strict=True))  # type: ignore[arg-type]
-    )
-    x = torch.randn(16, 32, 112, 112, dtype=torch.bfloat16)
-    x = x.contiguous(memory_format=torch.channels_last)
-    sides = [
-        m.to(torch.bfloat16).to(memory_format=torch.channels_last).train() for m in (mine, model)
-    ]
+    mine = nn.Sequential(*(ours(b, m) for b, m in zip(BODY_BLOCKS, model, strict=True)))
+    form = {"dtype": torch.bfloat16, "memory_format": torch.channels_last}
+    x = torch.randn(16, 32, 112, 112).to(**form)
+    sides = [m.to(**form).train() for m in (mine, model)]
     with torch.no_grad():
         small = x[:2].clone()
         exact = copy.deepcopy(model).double()(small.double())
         checked = _judge(*(copy.deepcopy(m)(small) for m in sides), exact)
-    operations = 3 * sum(2 * 16 * b.places * (9 * b.C + b.C * b.N) for b in BODY_BLOCKS)
+    gflops = 6e-9 * 16 * sum(b.places * (9 * b.C + b.C * b.N) for b in BODY_BLOCKS)
 
     def step(model: nn.Module) -> tuple[Tensor, ...]:
         return torch.autograd.grad(model(x).sum(), list(model.parameters()))
 
-    for threads in settings.threads:
-        torch.set_num_threads(threads)
-        row = _key("mobilenet", "bf16", "last", 16, BODY, threads) | checked
+    for n in threads:
+        torch.set_num_threads(n)
+        row = _key("mobilenet", "bf16", "last", 16, BODY, n) | checked
         calls = (lambda: step(sides[0])), (lambda: step(sides[1]))
-        yield row | timed(row, *calls, settings, operations, 0)
+        yield timed(row, *calls, budget, gflops=gflops, gbytes=0.0)
 
 
 def _key(case: str, dtype: str, layout: str, B: int, op: str, threads: int) -> Row:
@@ -168,8 +160,5 @@ def _key(case: str, dtype: str, layout: str, B: int, op: str, threads: int) -> R
 
 def _judge(mine: Tensor, other: Tensor, exact: Tensor) -> Row:
     """Both are off by roundings of several layers; ours by twice what torch's is at most."""
-    scale = exact.abs().max()
-    own, torchs = (float((t.double() - exact).abs().max() / scale) for t in (mine, other))
-    limit = gate.FACTOR * torchs + gate.FLOOR_ULPS * torch.finfo(mine.dtype).eps
-    verdict = gate.Verdict(own <= limit, "y", own, torchs, limit)
-    return {"status": "ok" if verdict.ok else "WRONG", "check": str(verdict)}
+    torchs = gate.errors({"y": other}, {"y": exact})
+    return gate.judge({"y": mine}, {"y": exact}, torchs).row()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,13 +11,13 @@ from lanes import slow
 from torch import nn
 
 import adl_kernels
-
-# bench is not installed. Appended, so that it cannot shadow an installed adl_kernels.
-sys.path.append(str(Path(__file__).parents[2]))
-
-from bench import cases, gate, goals, gpu, gpu_grid, limits, machine, report, run, store, variants
+from bench import gate, goals, machine, measure, store
 from bench.__main__ import main
 from bench.peak import Peak
+from bench.recurrent import cases, extras, layers, limits, variants
+from bench.recurrent import goals as recurrent_goals
+from bench.recurrent import report as tables
+from bench.recurrent.problem import build, reference, torch_errors, values
 
 pytestmark = pytest.mark.cpu_only
 
@@ -27,21 +25,14 @@ TINY = cases.Case("tiny", T=3, B=2, I=5, H=7)
 QUICK = ["--quick", "--cases", "3x2x5x7", "--threads", "1"]
 
 
-@pytest.fixture(autouse=True)
-def keep_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+QUICKLY = measure.Budget(0.0, (2, 2))
 
 
-QUICKLY = {"threads": (1,), "seconds": 0.0, "rounds": (2, 2)}
-
-
-def measure(case: cases.Case = TINY, **asked: tuple[str, ...]) -> list[run.Row]:
+def measured(case: cases.Case = TINY, **asked: tuple[str, ...]) -> list[store.Row]:
     asked = {"dtypes": ("f32",)} | asked
     modes = asked.pop("modes", cases.MODES)
-    settings = run.Settings(cases.jobs([case], **asked), modes=modes, **QUICKLY)
-    return list(run.rows(settings, Peak()))
+    settings = layers.Settings(cases.jobs([case], **asked), (1,), modes, QUICKLY)
+    return list(layers.measured_rows(settings, Peak()))
 
 
 def test_case_table() -> None:
@@ -112,15 +103,15 @@ KINDS = [
 @pytest.mark.slow
 @pytest.mark.parametrize("case", KINDS, ids=lambda case: case.name)
 def test_other_kinds_are_timed(case: cases.Case) -> None:
-    rows = measure(case)
+    rows = measured(case)
     assert [row["status"] for row in rows] == ["ok"] * 6, [row["check"] for row in rows]
     assert all(row["ratio"] > 0 and row["shape"] == str(case) for row in rows)
 
 
 @pytest.mark.parametrize("case", KINDS, ids=lambda case: case.name)
 def test_a_call_yields_all_gradients(case: cases.Case) -> None:
-    ours, _, problem = run.build(cases.Job("lstm", "f32", case))
-    names = set(gate.values(ours, problem, "train"))
+    ours, _, problem = build(cases.Job("lstm", "f32", case))
+    names = set(values(ours, problem, "train"))
     assert {"h_n", "c_n", "dx"} < names
     assert ("y" in names) == (case.kind != "cell")
     assert ("dh_0" in names) == ("dc_0" in names) == (case.kind in ("step", "cell"))
@@ -129,7 +120,7 @@ def test_a_call_yields_all_gradients(case: cases.Case) -> None:
 
 @pytest.mark.parametrize("dtype", ["f32", *slow("bf16", "f64")])
 def test_right_results_are_timed(dtype: str) -> None:
-    rows = measure(dtypes=(dtype,))
+    rows = measured(dtypes=(dtype,))
     assert len(rows) == 6
     for row in rows:
         assert row["status"] == "ok", row["check"]
@@ -138,30 +129,28 @@ def test_right_results_are_timed(dtype: str) -> None:
     peak = Peak()
     peak.take({"f32": {1: 1000.0}, "bf16": {1: 2000.0}, "f64": {1: 500.0}})
     peak.take({"f32": {1: 900.0}})
-    run.refer_to_peak(rows, peak)
+    layers.refer_to_peak(rows, peak)
     for row in rows:
         share = row["ours"]["gflops"] / {"f32": 1000, "bf16": 2000, "f64": 500}[dtype]
         assert row["ours"]["share_of_peak"] == pytest.approx(share)
 
 
-def content(rows: list[run.Row], grid: str = "main", **more: object) -> goals.Content:
-    content = {"rows": rows, "grid": grid, "summary": report.groups(rows)}
-    return content | {"extras": [], "notes": []} | more
+def content(rows: list[store.Row], grid: str = "main", **more: object) -> store.Content:
+    content = {"rows": rows, "grid": grid, "summary": tables.groups(rows)}
+    return content | {"extras": []} | more
 
 
 def test_markdown_table() -> None:
-    rows = measure(cells=("lstm",))
+    rows = measured(cells=("lstm",))
     rows[0] |= {"ratio": 1.5, "disturbed": False}
-    table, summary = report.markdown(content(rows)).split("\n\n")
+    table, summary = tables.markdown(content(rows)).split("\n\n")
     assert table.splitlines()[2].startswith("| lstm | f32 | plain | 3, 2, 5, 7 | 1.50 (")
     assert summary.splitlines()[2].startswith("| lstm | f32 | plain | 1.50 (1.50) | ")
 
 
-def row(job: cases.Job, ratio: float = 2.0, **more: object) -> run.Row:
+def row(job: cases.Job, ratio: float = 2.0, **more: object) -> store.Row:
     """A row as a run makes it, with times that need no measurement."""
-    case = job.case
-    key = {"cell": job.cell, "dtype": job.dtype, "case": case.name, "B": case.B, "H": case.H}
-    row = key | {"T": case.T, "shape": str(case), "malloc": "plain", "mode": "infer", "threads": 1}
+    row = job.row() | {"malloc": "plain", "mode": "infer", "threads": 1}
     ours = {"median_s": 1e-3, "gflops": 100.0, "share_of_peak": 0.9}
     return row | {"status": "ok", "disturbed": False, "ratio": ratio, "ours": ours} | more
 
@@ -178,35 +167,38 @@ BF16 = [job for job in cases.GRIDS["full"] if (job.cell, job.dtype) == ("lstm", 
         ({"disturbed": True}, "1.20 / 1.20 (1.15 / 1.00) met, 1 of 14 not counted"),
         (
             {"status": "WRONG"},
-            "1.20 / 1.20 (1.15 / 1.00) MISSED, 1 WRONG, 1 of 14 not counted",
+            "1.20 / 1.20 (1.15 / 1.00) MISSED, 1 WRONG",
         ),
     ],
 )
-def test_goals_are_judged(change: run.Row, expected: str) -> None:
-    (goal,) = (goal for goal in goals.GOALS if goal.label == "LSTM bf16")
+def test_goals_are_judged(change: store.Row, expected: str) -> None:
+    (goal,) = (goal for goal in recurrent_goals.GOALS if goal.label == "LSTM bf16")
+    infer, *_, train = (c for c in recurrent_goals.COLUMNS if c.picks["threads"] == 1)
     rows = [row(job, 1.2) for job in BF16]
     others = [row(job, 0.1) for job in cases.GRIDS["full"] if job not in BF16]
     others += [row(job, 0.1, malloc="steady") for job in BF16]
     others += [row(cases.Job("lstm", "bf16", TINY), 0.1)]
     rows[3] |= change
-    assert goals.judge(goal, "infer", 1, rows + others) == expected
-    assert goals.judge(goal, "train", 1, rows + others) == ""
+    assert goals.judge(goal, infer, rows + others) == expected
+    assert goals.judge(goal, train, rows + others) == ""
 
 
 def test_every_goal_is_about_cases_of_the_grid() -> None:
-    assert len({goal.label for goal in goals.GOALS}) == len(goals.GOALS)
-    judged = set().union(*(goal.cases() for goal in goals.GOALS))
+    made = recurrent_goals.GOALS
+    assert len({goal.label for goal in made}) == len(made)
+    both = [[row(job, malloc=m) for m in ("plain", "steady")] for job in cases.GRIDS["full"]]
+    for goal in made:
+        assert goal.asked == sum(goal.about(found) for rows in both for found in rows) > 0
     left = {
-        (job.cell, job.dtype)
-        for job in cases.GRIDS["full"]
-        if (job.cell, job.dtype, job.case.name) not in judged
+        (rows[0]["cell"], rows[0]["dtype"])
+        for rows in both
+        if not any(goal.about(found) for goal in made for found in rows)
     }
     assert left == {("rnn", "bf16")}  # measured, but without a goal
-    assert all(goal.cases() for goal in goals.GOALS)
 
 
-def limit(label: str) -> goals.Limit:
-    (found,) = (limit for limit in goals.LIMITS if limit.label.startswith(label))
+def limit(label: str) -> limits.Limit:
+    (found,) = (limit for limit in limits.LIMITS if limit.label.startswith(label))
     return found
 
 
@@ -218,10 +210,10 @@ def test_share_of_peak_is_judged_where_it_was_promised() -> None:
         if not promised or found["case"].startswith("packed"):
             found["ours"] = found["ours"] | {"share_of_peak": 0.1}
     name = "LSTM, GRU f32 forward, B ≥ 6, H ≥ 128: "
-    goal, worst, _, mean, met = goals.judge_limit(limit(name), content(rows))
+    goal, worst, _, mean, met = limits.judge(limit(name), content(rows))
     assert (goal, worst, mean, met) == ("≥ 88 %", "90 %", "90 %", "met")
     rows[3]["ours"]["share_of_peak"] = 0.5
-    goal, worst, where, _, met = goals.judge_limit(limit(name), content(rows))
+    goal, worst, where, _, met = limits.judge(limit(name), content(rows))
     assert (worst, where, met) == ("50 %", "lstm f32 medium-256, forward, 1 thread", "MISSED")
 
 
@@ -231,51 +223,49 @@ def test_pairs_of_rows_are_compared() -> None:
     )
     two = packed | {"threads": 2, "ours": {"median_s": 1.2e-3}}
     found = content([padded, packed, two])
-    assert goals.judge_limit(limit("our time with 2 threads"), found)[1:3] == (
+    assert limits.judge(limit("our time with 2 threads"), found)[1:3] == (
         "1.20",
         "gru f32 packed-256, forward, plain malloc",
     )
     share = packed["ours"]["median_s"] / (0.6 * padded["ours"]["median_s"])
-    assert goals.judge_limit(limit("packed time"), found)[1] == f"{share:.2f}"
+    assert limits.judge(limit("packed time"), found)[1] == f"{share:.2f}"
 
 
 def test_what_was_not_measured_is_not_judged() -> None:
-    assert all(goals.judge_limit(limit, content([])) is None for limit in goals.LIMITS)
+    assert all(limits.judge(limit, content([])) is None for limit in limits.LIMITS)
 
 
 def test_goal_tables() -> None:
     rows = [row(job) for job in cases.GRIDS["full"]]
     extras = [{"what": "denormal", "mode": "train", "where": "gru, x", "value": 3.0}]
-    text = report.markdown(content(rows, "full", extras=extras, notes=["a note"]))
+    text = tables.markdown(content(rows, "full", extras=extras))
     lines = text.splitlines()
     assert "| LSTM, GRU, RNN f16 | 2.00 / 2.00 (5.00) MISSED |  |  |  |" in lines
     assert (
         "| time with denormal inputs or weights / normal | ≤ 2.00 | 3.00 | gru, x | 3.00 | MISSED |"
         in lines
     )
-    assert "Note: a note." in lines
     assert lines[-1].startswith("| rnn | f32 | plain | 1, 1, 256, 256; cell | 2.00 (100) |")
 
 
 @pytest.mark.slow
 def test_denormals_and_precision() -> None:
-    settings = run.Settings((), **QUICKLY)
     before = torch.get_float32_matmul_precision()
-    found = [*limits.denormals(TINY, settings), *limits.medium([TINY], settings)]
+    found = [*extras.denormals(TINY, QUICKLY), *extras.medium([TINY], QUICKLY)]
     assert torch.get_float32_matmul_precision() == before
     assert [extra["what"] for extra in found] == ["denormal"] * 12 + ["medium"] * 4
     assert all(extra["value"] > 0 for extra in found)
 
 
 def test_denormals_are_denormal() -> None:
-    weight = torch.randn(100).mul_(limits.DENORMAL)
+    weight = torch.randn(100).mul_(extras.DENORMAL)
     assert 0 < weight.abs().max() < torch.finfo(torch.float32).tiny
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_peak_memory() -> None:
-    lstm = next(limits.memory([cases.Case("some", 50, 32, 128, 128)]))
+    lstm = next(extras.memory([cases.Case("some", 50, 32, 128, 128)]))
     assert 0.1 < lstm["value"] < 10
 
 
@@ -289,17 +279,17 @@ def test_new_process_gets_its_environment() -> None:
 def test_checks_of_another_process_hold() -> None:
     jobs = cases.jobs([TINY, KINDS[0], KINDS[1]], ("gru",), ("f32", "f64"))
     rows = [row(jobs[0], check="off", status="WRONG"), row(jobs[1], check="")]
-    steady = run.of_both_mallocs(run.Settings(jobs, modes=("infer",), **QUICKLY), rows)
+    steady = layers.of_both_mallocs(layers.Settings(jobs, (1,), ("infer",), QUICKLY), rows)
     assert [job.case.name for job in steady.jobs] == ["tiny", "stack"]
-    found = run.rows(steady, Peak())
+    found = layers.measured_rows(steady, Peak())
     assert [(row["status"], row["check"]) for row in found] == [("WRONG", "off"), ("ok", "")]
 
 
 def test_slow_calls_are_not_repeated(monkeypatch) -> None:
-    monkeypatch.setattr(run, "SLOW_S", 0.0)
+    monkeypatch.setattr(measure, "SLOW_S", 0.0)
     calls = []
-    sides = run.Side(lambda: calls.append(0)), run.Side(lambda: calls.append(1))
-    run.race(*sides, run.Settings((), seconds=0.0, rounds=(3, 3), sample_s=0.0))
+    steps = (lambda: calls.append(0)), (lambda: calls.append(1))
+    measure.race(*steps, measure.Budget(0.0, (3, 3), sample_s=0.0))
     assert calls == [0, 1, 0, 1, 0, 1, 0, 1]
 
 
@@ -367,7 +357,7 @@ class NotANumber(nn.LSTM):
 )
 def test_wrong_result_gets_no_speedup(monkeypatch, module: type, wrong: list[str]) -> None:
     monkeypatch.setattr(adl_kernels, "LSTM", module)
-    rows = measure(cells=("lstm",))
+    rows = measured(cells=("lstm",))
     assert [row["mode"] for row in rows if row["status"] == "WRONG"] == wrong
     for row in rows:
         assert (row["status"] == "WRONG") == ("ratio" not in row) == ("ours" not in row)
@@ -394,20 +384,20 @@ def test_gate_judges_by_torch_and_by_ulp() -> None:
 @pytest.mark.parametrize("times", [1.0, 1 + 1e-12])
 def test_gate_in_double_allows_for_long_sums(times: float) -> None:
     long = cases.Job("gru", "f64", cases.Case("", 500, 8, 16, 16))
-    ours, theirs, problem = run.build(long)
-    truth = gate.reference(theirs, problem)
-    found = {name: times * value for name, value in gate.values(ours, problem, "train").items()}
-    allowed = gate.torch_errors(theirs, problem, truth)
+    ours, theirs, problem = build(long)
+    truth = reference(theirs, problem)
+    found = {name: times * value for name, value in values(ours, problem, "train").items()}
+    allowed = torch_errors(theirs, problem, truth)
     assert gate.judge(found, truth, allowed).ok == (times == 1.0)
 
 
 def test_disturbed_rows_do_not_count() -> None:
     job = cases.Job("gru", "f32", TINY)
     ratios = [(2.0, False), (8.0, False), (300.0, True)]
-    (group,) = report.groups(row(job, ratio, disturbed=d) for ratio, d in ratios)
+    (group,) = tables.groups(row(job, ratio, disturbed=d) for ratio, d in ratios)
     assert group["geometric_mean"] == pytest.approx(4.0)
     assert (group["cases"], group["disturbed"], group["minimum"]) == (2, 1, 2.0)
-    assert "1 disturbed" in report.group_table([group])
+    assert "1 disturbed" in tables.group_table([group])
 
 
 def test_json_of_a_quick_run(tmp_path: Path, capsys) -> None:
@@ -434,139 +424,6 @@ def test_bad_arguments_are_sentences(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["rnn", "--cells", "lstn"])
     assert "'lstn' is not one of lstm, gru, rnn" in capsys.readouterr().err
-
-
-def demo(folder: Path, *more: str) -> int:
-    pytest.importorskip("matplotlib")
-    pytest.importorskip("tqdm")
-    size = ["--steps", "4", "--hidden", "16", "--batch", "64", "--length", "16", "--threads", "1"]
-    return main(["demo", *size, "--out", str(folder), *more])
-
-
-@pytest.mark.slow
-def test_demo_writes_curves_and_numbers(tmp_path: Path, capsys) -> None:
-    assert demo(tmp_path) == 0
-    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
-    content = json.loads((tmp_path / "demo.json").read_text())
-    assert [cell["cell"] for cell in content["cells"]] == ["lstm", "gru"]
-    for cell in content["cells"]:
-        assert cell["agree"]
-        assert len(cell["sides"]["adl_kernels"]["losses"]) == 4
-    assert capsys.readouterr().out.count("the two learn the same") == 2
-
-
-def test_demo_refuses_different_learning(monkeypatch, tmp_path: Path, capsys) -> None:
-    def convert(model: nn.Module) -> None:
-        model.rnn.__class__ = Slightly
-
-    monkeypatch.setattr(adl_kernels, "convert", convert)
-    assert demo(tmp_path, "--cells", "lstm") == 1
-    assert "THE TWO DO NOT LEARN THE SAME" in capsys.readouterr().out
-
-
-def test_flow_writes_norms_and_a_picture(tmp_path: Path, capsys) -> None:
-    pytest.importorskip("matplotlib")
-    assert main(["flow", "--steps", "2", "--length", "20", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "gradient-flow.png").read_bytes().startswith(b"\x89PNG")
-    content = json.loads((tmp_path / "gradient-flow.json").read_text())
-    assert {"command", "torch", "cpu"} <= set(content["machine"])
-    assert [cell["cell"] for cell in content["cells"]] == ["RNN", "LSTM", "GRU"]
-    for cell in content["cells"]:
-        for when in ("before", "after"):
-            norms = cell[when]["gradient"]
-            assert len(norms) == 20 and all(norm > 0 for norm in norms)
-            assert cell[when]["first_to_last"] == pytest.approx(norms[0] / norms[-1], rel=1e-3)
-            assert (cell[when]["gamma_lambda"] is None) == (cell["cell"] != "RNN")
-    assert "before, " in capsys.readouterr().out
-
-
-TRY_GPU = ["gpu", "--device", "cpu", "--seconds", "0"]
-
-
-@pytest.mark.slow
-def test_gpu_command_without_a_gpu(tmp_path: Path, capsys) -> None:
-    path = tmp_path / "gpu.json"
-    few = ["--cases", "512x1x3x4,30x2x5x7", "--cells", "lstm,gru", "--dtypes", "f32,bf16"]
-    assert main([*TRY_GPU, *few, "--json", str(path)]) == 0
-    printed = capsys.readouterr().out
-    assert "| lstm | f32 | 512, 1, 3, 4 | " in printed
-    assert "| LSTM f32, H ≤ 128, T = 512 | " in printed
-    found = json.loads(path.read_text())
-    assert {"gpu", "torch", "command", "date"} <= set(found["machine"])
-    assert {"copy GB/s", "matmul bf16 TFLOP/s", "launch µs"} <= set(found["ceilings"])
-    assert len(found["rows"]) == 2 * 2 * 2 * 2
-    for row in found["rows"]:
-        assert row["ratio"] > 0 and row["ours"]["samples"] == 3
-        assert row["ours"]["us_per_step"] == pytest.approx(1e6 * row["ours"]["median_s"] / row["T"])
-    assert main(["table", str(path)]) == 0
-    assert capsys.readouterr().out.strip() in printed
-
-
-def test_gpu_other_kinds_and_tf32() -> None:
-    jobs = cases.jobs(KINDS[:2], ("gru",), ("tf32",))
-    rows = list(gpu.measure(gpu.Settings(jobs, "cpu", seconds=0.0, sample_s=0.0)))
-    assert [row["status"] for row in rows] == ["ok"] * 4, [row["check"] for row in rows]
-    assert [row["kind"] for row in rows[::2]] == ["stack", "packed"]
-
-
-def test_gpu_command_says_wrong_and_failed(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(adl_kernels, "LSTM", Slightly)
-
-    def fails(*_: object) -> None:
-        raise RuntimeError("a kernel failed\nwith details")
-
-    monkeypatch.setattr(adl_kernels.GRU, "forward", fails)
-    quick = ["--cases", "30x2x5x7", "--cells", "lstm,gru", "--dtypes", "f32"]
-    assert main([*TRY_GPU, *quick]) == 1
-    printed = capsys.readouterr().out
-    assert "lstm f32 30, 2, 5, 7 infer: WRONG y is off by 1.0e-03" in printed
-    assert "gru f32 30, 2, 5, 7 train: FAILED a kernel failed\n" in printed
-
-
-def test_gpu_command_needs_a_gpu(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["gpu"]) == 2
-    assert "finds no GPU" in capsys.readouterr().err
-
-
-def test_gpu_time_runs_out(capsys) -> None:
-    jobs = cases.jobs([TINY], dtypes=("f32",))
-    assert list(gpu.measure(gpu.Settings(jobs, "cpu", seconds=1e-9))) == []
-    assert "out of time: 3 of 3 jobs left out" in capsys.readouterr().out
-
-
-def test_gpu_grid() -> None:
-    grid = gpu_grid.grid(tuple(cases.CLASSES), ("f32", "bf16", "tf32", "f16"))
-    assert len(set(grid)) == len(grid)
-    assert all(gpu_grid.NAMED[job.case.name] == job.case for job in grid)
-    sizes = {(job.case.T, job.case.B, job.case.H) for job in grid}
-    assert {(512, 1, 32), (512, 256, 128), (128, 32, 1024), (1024, 16, 768)} <= sizes
-    assert {job.dtype for job in grid if job.case == gpu_grid.BOX} == {"f16"}
-    packed = gpu_grid.NAMED["packed-128"].batch_sizes
-    assert packed[101] == 64 > packed[103] and packed[-1] == 1  # 20 % of 512 steps is 102.4
-    assert store.slug("NVIDIA H200") == "nvidia-h200"
-
-
-def gpu_row(job: cases.Job, ratio: float, mode: str = "infer", status: str = "ok") -> run.Row:
-    case = job.case
-    key = {"cell": job.cell, "dtype": job.dtype, "case": case.name, "kind": case.kind}
-    return key | {"T": case.T, "H": case.H, "mode": mode, "status": status, "ratio": ratio}
-
-
-def test_gpu_goals_are_judged() -> None:
-    grid = gpu_grid.grid(tuple(cases.CLASSES), ("f32", "bf16", "tf32", "f16"))
-    rows = [gpu_row(job, 2.0) for job in grid]
-    assert all(line[1].endswith(" met") and line[2] == "" for line in gpu_grid.goal_lines(rows))
-    assert len(gpu_grid.goal_lines(rows)) == len(gpu_grid.GOALS)
-    small = next(row for row in rows if (row["cell"], row["dtype"]) == ("gru", "bf16"))
-    small["ratio"] = 1.9
-    (line,) = (x for x in gpu_grid.goal_lines(rows) if x[0].startswith("GRU bf16, H ≤ 128"))
-    assert line[1] == "1.99 / 1.90 (2.00) MISSED"
-    small["status"] = "WRONG"
-    (line,) = (x for x in gpu_grid.goal_lines(rows) if x[0].startswith("GRU bf16, H ≤ 128"))
-    assert line[1] == "2.00 / 2.00 (2.00) MISSED, 1 WRONG"
-    judged = [row for row in rows if any(goal.about(row) for goal in gpu_grid.GOALS)]
-    assert len(judged) == len(rows)
 
 
 def test_variants_are_what_their_loops_compute():

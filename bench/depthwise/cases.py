@@ -9,12 +9,6 @@ from typing import Any
 
 DTYPES = ("f32", "bf16")
 OPS = ("forward", "input", "weight", "train")
-WORDS = {
-    "forward": "forward",
-    "input": "input gradient",
-    "weight": "weight gradient",
-    "train": "training step",
-}
 LAYOUTS = ("first", "last")  # where the channels lie: [B, C, ..] or [B, .., C] seen as [B, C, ..]
 
 
@@ -121,9 +115,6 @@ class ConvJob:
     dtype: str
     layout: str
     B: int
-
-    def __str__(self) -> str:
-        return f"{self.dtype:4} {self.layout:5} B{self.B:<2} {self.case.name}"
 
 
 def jobs(

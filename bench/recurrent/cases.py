@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bench.store import Row
+
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 CLASSES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN"}
 DTYPES = {
@@ -84,6 +86,21 @@ class Job:
     cell: str
     dtype: str
     case: Case
+
+    def row(self) -> Row:
+        """What every row of it begins with."""
+        case = self.case
+        return {
+            "cell": self.cell,
+            "dtype": self.dtype,
+            "case": case.name,
+            "shape": str(case),
+            "kind": case.kind,
+            **{size: getattr(case, size) for size in "TBIH"},
+            "layers": case.num_layers,
+            "directions": case.directions,
+            "tokens": case.tokens,
+        }
 
 
 def jobs(

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.cases import GATES
+from bench.recurrent.cases import GATES
 
 Row = Mapping[str, Any]
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TIERS = ROOT / "csrc/recurrent/cuda/tiers.h"
 
 
@@ -38,10 +38,7 @@ CALIBRATED = {
     "exchange rate, words in L2, 2 x 64 blocks": ("grid_rate_of_all", 128.0),
 }
 L2_TBS = 5.5  # at which a kernel reads weights; an estimate
-TFLOPS = {
-    2: 650.0,
-    4: 330.0,
-}  # of large products, by the bytes of a number; assumed
+TFLOPS = {2: 650.0, 4: 330.0}  # of large products, by the bytes of a number; assumed
 
 
 @dataclass(frozen=True)

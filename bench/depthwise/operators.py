@@ -1,25 +1,35 @@
-"""Times the depthwise convolutions against torch's in one process, case by case.
+"""Depthwise convolutions against torch's: `python -m bench conv`.
 
-Every operator by itself, and a training step as autograd runs it. Each result is first compared, on
-some channels, with torch's convolution in double precision: a channel does not depend on others.
+Times every operator by itself (forward, gradient of the input, of weight and bias) and a training
+step as autograd runs it, ours and torch's in turns in one process. Every result is first compared,
+on some channels, with torch's in double precision: a channel does not depend on others. A wrong one
+is reported as WRONG, gets no speed-up and makes the exit status 1.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench import conv_blocks, gate, machine
-from bench.cases import DTYPES
-from bench.conv_cases import ConvJob, elements, flops
+from bench import gate, machine, options, report
+from bench.depthwise import blocks, cases
+from bench.depthwise.cases import LAYOUTS, OPS, ConvJob, elements, flops
+from bench.depthwise.goals import case_table, table
+from bench.measure import Budget, timed
 from bench.peak import Peak, Rates
-from bench.run import Row, Settings, timed
+from bench.recurrent.cases import DTYPES
+from bench.store import Content, Row
+
+HELP = "time depthwise and separable convolutions against torch's"
+EPILOG = f"Cases (channels@size kernel): {', '.join(f'{c.name} ({c})' for c in cases.CASES)}."
+FILE = "cpu-conv.json"
 
 CONVS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 FORMATS = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -129,21 +139,15 @@ def check(p: Problem, ops: Sequence[str]) -> dict[str, Row]:
         p.dy_torch[:, outs].double(),
     )
     truth = named(_exact(some, len(channels))(), "train")
+    at = {"y": (1, outs), "dx": (1, channels), "dweight": (0, outs), "dbias": (0, outs)}
 
-    def chosen(values: gate.Values) -> gate.Values:
-        at = {"y": (1, outs), "dx": (1, channels), "dweight": (0, outs), "dbias": (0, outs)}
-        return {k: v.index_select(*at[k]).double() for k, v in values.items()}
+    def chosen(call: Call, op: str) -> gate.Values:
+        return {name: t.index_select(*at[name]) for name, t in named(call(), op).items()}
 
     verdicts = {}
     for op in ops:
-        mine = chosen(named(ours(p, op)(), op))
-        theirs = chosen(named(torchs(p, op)(), op))
-        exact = {name: truth[name] for name in mine}
-        eps = torch.finfo(p.x.dtype).eps
-        worst = [_verdict(k, mine[k], theirs[k], exact[k], eps) for k in mine]
-        verdict = max(worst, key=lambda v: v.ours / v.limit)
-        status = "ok" if all(v.ok for v in worst) else "WRONG"
-        verdicts[op] = {"status": status, "check": str(verdict)}
+        theirs = gate.errors(chosen(torchs(p, op), op), truth)
+        verdicts[op] = gate.judge(chosen(ours(p, op), op), truth, theirs).row()
     return verdicts
 
 
@@ -156,77 +160,85 @@ def _exact(p: Problem, channels: int) -> Call:
     )
 
 
-def _verdict(name: str, mine: Tensor, theirs: Tensor, exact: Tensor, eps: float) -> gate.Verdict:
-    scale = exact.abs().max().clamp(min=1e-30)
-    own, other = (float((t - exact).abs().max() / scale) for t in (mine, theirs))
-    limit = gate.FACTOR * other + gate.FLOOR_ULPS * eps
-    return gate.Verdict(own <= limit, name, own, other, limit)
-
-
-def measure(jobs: Sequence[ConvJob], ops: Sequence[str], settings: Settings) -> Iterator[Row]:
+def measure(
+    jobs: Sequence[ConvJob], ops: Sequence[str], threads: Sequence[int], budget: Budget
+) -> Iterator[Row]:
     """Check and time everything that is asked for, one row per measurement."""
-    before = torch.get_num_threads()
-    try:
+    with machine.threads_kept():
         for job in jobs:
-            torch.set_num_threads(max(settings.threads))
+            torch.set_num_threads(max(threads))
             problem = build(job)
             checked = check(problem, ops)
-            for op in ops:
-                for threads in settings.threads:
-                    torch.set_num_threads(threads)
-                    yield _row(problem, op, threads, settings, checked[op])
-    finally:
-        torch.set_num_threads(before)
+            for op, n in product(ops, threads):
+                torch.set_num_threads(n)
+                yield _row(problem, op, n, budget, checked[op])
 
 
-def _row(p: Problem, op: str, threads: int, settings: Settings, checked: Row) -> Row:
+def _row(p: Problem, op: str, threads: int, budget: Budget, checked: Row) -> Row:
     job, case = p.job, p.job.case
     row: Row = {"case": case.name, "shape": str(case), "dtype": job.dtype, "layout": job.layout}
     row |= {"B": job.B, "op": op, "threads": threads, "malloc": machine.malloc()} | checked
-    size = p.x.element_size() * elements(case, job.B, op)
-    return row | timed(row, ours(p, op), torchs(p, op), settings, flops(case, job.B, op), size)
+    amounts = {
+        "gflops": 1e-9 * flops(case, job.B, op),
+        "gbytes": 1e-9 * p.x.element_size() * elements(case, job.B, op),
+    }
+    return timed(row, ours(p, op), torchs(p, op), budget, **amounts)
+
+
+# The command
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--cases", metavar="LIST", help="names of cases (default: all)")
+    options.add_list(command, "--dtypes", tuple(DTYPES), "those of each case")
+    options.add_list(command, "--ops", OPS)
+    options.add_list(command, "--layouts", LAYOUTS, more=": where the channels lie")
+    add("--batches", type=options.counts, metavar="LIST", help="sizes (default: of each case)")
+    add("--no-blocks", action="store_true", help="only the operators, no separable blocks")
+    options.add_timing(command, "0.5")
+    options.add_files(command, FILE, "and again without page faults")
+
+
+def main(asked: argparse.Namespace) -> int:
+    chosen = cases.jobs(asked.cases, asked.dtypes, asked.layouts, asked.batches)
+    facts = machine.facts(asked.words)
+    print(machine.line(facts))
+    # Whoever asks for a part of the grid wants no blocks.
+    whole = asked.cases is None and not asked.no_blocks
+    budget = options.budget(asked, Budget(0.5, (3, 200)))
+    arguments = (chosen, asked.ops, asked.threads, budget, whole)
+    rows, peaks = run(*arguments)
+    if asked.save and machine.malloc() == "plain":
+        rows += machine.without_page_faults(run, *arguments)[0]
+    content = {"machine": facts, "peak_gflops": peaks, "convolutions": rows}
+    print("", report.peak_line(peaks), table(rows), sep="\n\n")
+    return options.finish(asked, FILE, content, rows)
 
 
 def run(
-    jobs: Sequence[ConvJob], ops: Sequence[str], settings: Settings, blocks: bool
+    jobs: Sequence[ConvJob], ops: Sequence[str], threads: Sequence[int], budget: Budget, whole: bool
 ) -> tuple[list[Row], Rates]:
     """Print and return everything that is asked for, and the peak rates of the machine.
 
-    blocks: whether separable blocks and a MobileNet are measured after the grid.
+    whole: whether separable blocks and a MobileNet are measured after the grid.
     """
     peak = Peak()
-    for threads in settings.threads:
-        for dtype in {job.dtype for job in jobs}:
-            peak.measure(dtype, threads, 0.3)
-    print(HEADER)
-    found = []
-    for row in chain(measure(jobs, ops, settings), conv_blocks.measure(settings) if blocks else ()):
-        found.append(row)
-        print(line(row), flush=True)
-    return found, peak.rates
+    peak.measure_all({job.dtype for job in jobs}, threads)
+    print(report.header(f"{'case':24}{'dtype':>5} {'chan.':5} {'B':>3} {'op':8}thr", SHOWN))
+    more = blocks.measure(threads, budget) if whole else ()
+    rows = chain(measure(jobs, ops, threads, budget), more)
+    return report.printed(rows, line), peak.rates
 
 
-HEADER = (
-    f"{'case':24}{'dtype':>5} {'chan.':5} {'B':>3} {'op':8}{'thr':>3}{'ours ms':>11}{'±%':>4}"
-    f"{'torch ms':>11}{'±%':>4}{'ratio':>8}{'GFLOP/s':>9}{'':>7}{'GB/s':>7}{'':>6}{'faults':>8}"
-)
+SHOWN = ("gflops", "gbytes", "page_faults")
 
 
 def line(row: Row) -> str:
-    """One row of the table; a wrong result has no times and no ratio."""
     start = f"{row['case']:24}{row['dtype']:>5} {row['layout']:5} {row['B']:3} {row['op']:8}"
-    start += f"{row['threads']:3}"
-    if row["status"] != "ok":
-        return f"{start}   {row['status']}: {row['check']}"
-    a, b = row["ours"], row["torch"]
-    return (
-        f"{start}{_time(a)}{_time(b)}{row['ratio']:8.2f}{a['gflops']:9.1f}{b['gflops']:7.1f}"
-        f"{a['gbytes']:7.1f}{b['gbytes']:6.1f}{a['page_faults']:8.0f}{b['page_faults']:8.0f}"
-        + "  disturbed"
-        * row["disturbed"]
-    )
+    return report.line(f"{start}{row['threads']:3}", row, SHOWN)
 
 
-def _time(side: Row) -> str:
-    spread = 50 * (side["high_s"] - side["low_s"]) / side["median_s"]
-    return f"{1e3 * side['median_s']:11.4f}{spread:4.0f}"
+def markdown(content: Content) -> str:
+    rows = content["convolutions"]
+    return table(rows) + "\n\n" + case_table(rows)

@@ -6,11 +6,9 @@ Each prints lines of JSON, one per figure, with what the model predicts; `make g
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-from bench import gpu_model
-
-Row = dict[str, Any]
+from bench.gpu import model
+from bench.store import Content, Row
 
 
 def table(rows: Sequence[Row]) -> Iterator[str]:
@@ -26,10 +24,14 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
         yield (text + f" {row.get('note', '')}").rstrip()
 
 
+def markdown(content: Content) -> str:
+    return "\n".join(table(content["calibration"]))
+
+
 def cost_lines(rows: Sequence[Row]) -> Iterator[str]:
     """What the constants of csrc/recurrent/cuda/tiers.h, by which kernels are chosen, would be."""
-    for name, value in gpu_model.costs(rows).items():
-        yield f"Costs::{name}: measured {_number(value)}, assumed {gpu_model.assumed()[name]:g}"
+    for name, value in model.costs(rows).items():
+        yield f"Costs::{name}: measured {_number(value)}, assumed {model.assumed()[name]:g}"
 
 
 def _number(value: float) -> str:

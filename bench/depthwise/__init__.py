@@ -1,0 +1,1 @@
+"""Depthwise and separable convolutions on the CPU, against torch's."""

@@ -1,0 +1,1 @@
+"""Recurrent layers on the CPU, against torch.nn and against a loop over time in torch."""
