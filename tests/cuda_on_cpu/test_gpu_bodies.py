@@ -98,7 +98,8 @@ def test_selftest_of_every_tier(tf32: bool, monkeypatch: pytest.MonkeyPatch) -> 
     assert "lstm, float32, cudnn" in found and "lstm_coupled, float32, cudnn" not in found
 
 
-@pytest.mark.parametrize("cell", ["rnn_relu", *slow("lstm", "lstm_no_forget")])
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["lstm", "rnn_relu", "lstm_no_forget"])
 def test_tf32_in_as_many_steps_as_on_a_gpu(
     cell: str, tf32: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from lanes import slow
 from layers import Case, assert_layer_is_accurate, gradients, gradients_in_tf32, make, widened
 from test_extras import CHOOSERS, Asked, assert_as_defined
 from test_tiers import assert_the_same_in_pieces
@@ -71,8 +72,14 @@ def test_what_else_is_asked_for(asked, tier):
     assert_as_defined(asked)
 
 
-@pytest.mark.parametrize("cell", SERVED)
-@pytest.mark.parametrize("hidden_size", [40, 320])
+@pytest.mark.parametrize(
+    "hidden_size, cell",
+    [
+        *((40, cell) for cell in SERVED),
+        (320, "lstm"),
+        *slow(*((320, cell) for cell in SERVED if cell != "lstm")),
+    ],
+)
 def test_tf32(cell, hidden_size, tier, monkeypatch):
     monkeypatch.setenv("ADL_EMULATED_TF32", "1")
     # Few steps: errors of the gradients grow with each.
