@@ -133,6 +133,8 @@ def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> 
             report.left.append((path or "(model)", _name(original), why))
         elif original in classes:
             new = classes[original]
+            if isinstance(module, Recurrent):
+                module.unfreeze()  # a layer of torch's would not end the promise
             # Parametrized modules are of a class of their own, made from the one below.
             module.__class__ = type(cls.__name__, (new,), _namespace(cls)) if parametrized else new
             report.replaced.append((path or "(model)", _name(original), _name(new)))

@@ -34,6 +34,7 @@ _promises = itertools.count(1)
 
 # Options that decide which parameters there are.
 FIXED = ("forget_gate", "peephole", "layer_norm")
+OF_EVERY_LAYER = ("layer_norm", "zoneout", "recurrent_dropout", "weight_dropout", "bptt_steps")
 
 
 CELLS_OF_MODE = {name.upper(): cell for name, cell in CELLS.items()}
@@ -62,6 +63,8 @@ class Recurrent(nn.RNNBase):
     weight_dropout: float = 0.0
     bptt_steps: int = 0
     return_all_states: bool = False
+
+    _options: tuple[str, ...] = ()  # those of the class
 
     # What a call needs of these options, made anew when one is set. A layer that does as torch.nn
     # has none of its own: convert() makes it of torch.nn's by its class alone.
@@ -117,6 +120,8 @@ class Recurrent(nn.RNNBase):
         if name not in BEYOND_TORCH:
             return super().__setattr__(name, value)
         check_option(self._name(), name, value)
+        if name not in self._options and value != BEYOND_TORCH[name]:
+            raise AttributeError(f"{self._name()}: there is no option {name}")
         if name in FIXED and value != getattr(self, name):
             raise AttributeError(
                 f"{self._name()}: {name} decides which parameters there are, and is fixed when the "
@@ -380,7 +385,7 @@ class Recurrent(nn.RNNBase):
 
     def unfreeze(self) -> Recurrent:
         """Takes back the promise of :meth:`freeze`."""
-        self._frozen = 0
+        self.__dict__.pop("_frozen", None)
         self._read_options()
         return self
 
@@ -466,6 +471,8 @@ class LSTM(Recurrent):
     Equivalent to:
         ``torch.nn.LSTM(...)`` with the same state_dict and without the keywords not in torch.nn.
     """
+
+    _options = tuple(name for name in BEYOND_TORCH if name != "reset_after")
 
     def __init__(
         self,
@@ -565,6 +572,8 @@ class GRU(Recurrent):
         ``torch.nn.GRU(...)`` with the same state_dict and without the keywords not in torch.nn.
     """
 
+    _options = ("reset_after", *OF_EVERY_LAYER)
+
     def __init__(
         self,
         input_size: int,
@@ -645,6 +654,8 @@ class RNN(Recurrent):
     Equivalent to:
         ``torch.nn.RNN(...)`` with the same state_dict and without the keywords not in torch.nn.
     """
+
+    _options = OF_EVERY_LAYER
 
     def __init__(
         self,

@@ -106,7 +106,7 @@ def check_option(layer: str, name: str, value: Any) -> Any:
         if not (is_number(value) and 0 <= value < 1):
             raise ValueError(f"{layer}: {name} must be a number in [0, 1), got {value!r}")
     elif name == "bptt_steps":
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
             raise ValueError(f"{layer}: bptt_steps must be an integer of at least 0, got {value!r}")
     elif name == "forget_gate":
         if value not in FORGET_GATES:
@@ -125,6 +125,12 @@ def check_option(layer: str, name: str, value: Any) -> Any:
 
 def stack_options(layer: str, **given: Any) -> StackOptions:
     """The options of a stack of layers (LSTM, GRU, RNN) by name, those beyond torch.nn checked."""
+    layers = given["num_layers"]
+    if isinstance(layers, bool) or not isinstance(layers, int) or layers < 1:
+        raise ValueError(f"{layer}: num_layers must be a positive integer, got {layers!r}")
+    for name in ("batch_sizes", "lengths", "reset", "dropout_seed"):
+        if given[name] is not None and not isinstance(given[name], Tensor):
+            raise TypeError(f"{layer}: {name} must be a Tensor, got {type(given[name]).__name__}")
     checked = {
         name: check_option(layer, name, value) if name in BEYOND_TORCH else value
         for name, value in given.items()

@@ -59,7 +59,8 @@ py::object eager(int64_t index, const py::dict& parameters, const py::sequence& 
   for (const py::handle& name : names) {
     PyObject* weight = PyDict_GetItem(parameters.ptr(), name.ptr());
     if (!weight) return py::none();
-    if (weight != Py_None && !take_like(weight, x, weights)) return py::none();
+    if (weight == Py_None && step) continue;  // a cell without biases
+    if (!take_like(weight, x, weights)) return py::none();
   }
   if (weights.size() < 2 || weights[0].dim() != 2 || weights[1].dim() != 2) return py::none();
   if (step && weights.size() % 2) return py::none();  // one bias without the other

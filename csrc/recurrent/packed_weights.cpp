@@ -35,7 +35,8 @@ struct PackedWeights::Table {
 
   Kept* find(const Key& key) {
     for (auto it = all.begin(); it != all.end();) {
-      if (it->storage.expired()) {
+      const auto expired = [](const auto& storage) { return storage.expired(); };
+      if (std::any_of(it->storages.begin(), it->storages.end(), expired)) {
         it = all.erase(it);
       } else if (it->key == key) {
         all.splice(all.begin(), all, it);
@@ -64,13 +65,18 @@ PackedWeights::Key PackedWeights::key_of(const Layer& layer, int64_t d, const vo
           layer.s.P};
 }
 
-uint64_t PackedWeights::checksum() const {
+Tensors PackedWeights::weights() const {
   const WeightPlaces& at = layer_.s.at;
-  uint64_t all[3] = {};
-  const int places[] = {at.w_ih, at.w_hh, at.w_hr};
-  for (int k = 0; k < 3; ++k)
-    if (places[k] >= 0) all[k] = checksum_of(layer_.weights[direction_ * at.count + places[k]]);
-  return adl::checksum(all, sizeof all);
+  Tensors out;
+  for (const int place : {at.w_ih, at.w_hh, at.w_hr})
+    if (place >= 0) out.push_back(layer_.weights[direction_ * at.count + place]);
+  return out;
+}
+
+uint64_t PackedWeights::checksum() const {
+  std::vector<uint64_t> all;
+  for (const Tensor& weight : weights()) all.push_back(checksum_of(weight));
+  return adl::checksum(all.data(), all.size() * sizeof(uint64_t));
 }
 
 PackedWeights::PackedWeights(const Layer& layer, int64_t d, const void* kernel, int64_t bytes)
@@ -96,11 +102,12 @@ PackedWeights::PackedWeights(const Layer& layer, int64_t d, const void* kernel, 
 
 void PackedWeights::keep() {
   if (!is_packed_ && checksum() != checksum_) return;  // they were changed meanwhile
-  const Tensor& w_hh = layer_.weights[direction_ * layer_.s.at.count + layer_.s.at.w_hh];
+  std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages;
+  for (const Tensor& weight : weights()) storages.push_back(weight.storage().getWeakStorageImpl());
   const std::lock_guard lock(table().mutex);
   std::list<Kept>& all = table().all;
   if (table().find(key_)) all.pop_front();
-  all.push_front({key_, w_hh.storage().getWeakStorageImpl(), memory_, checksum_, layer_.options.frozen});
+  all.push_front({key_, std::move(storages), memory_, checksum_, layer_.options.frozen});
   int64_t bytes = 0;
   for (auto it = all.begin(); it != all.end();) {
     bytes += it->packed.nbytes();

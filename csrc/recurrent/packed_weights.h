@@ -34,7 +34,7 @@ class PackedWeights {
   };
   struct Kept {
     Key key;
-    c10::weak_intrusive_ptr<c10::StorageImpl> storage;  // of weight_hh: memory may be used again for another's
+    std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> storages;  // whose memory may be used again for others
     Tensor packed;
     uint64_t checksum;
     int64_t frozen;
@@ -42,6 +42,7 @@ class PackedWeights {
   struct Table;
   static Table& table();
   static Key key_of(const Layer& layer, int64_t d, const void* kernel);
+  std::vector<Tensor> weights() const;  // those that are packed
   uint64_t checksum() const;
 
   const Layer& layer_;

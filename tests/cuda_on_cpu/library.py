@@ -12,6 +12,9 @@ import torch
 from torch.utils import cpp_extension
 
 import build
+
+sys.path.insert(0, str(build.ROOT))
+
 from build_backend.compile import cuda_sources, is_cuda_source, torch_sources
 
 KERNELS = cuda_sources(build.ROOT)

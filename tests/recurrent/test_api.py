@@ -103,6 +103,21 @@ BAD_CALLS: dict[str, tuple[Any, type, str]] = {
         TypeError,
         "GRU: layer_norm must be True or False, got 1",
     ),
+    "no layers": (
+        lambda: functional.lstm(X, None, WEIGHTS, num_layers=0),
+        ValueError,
+        "LSTM: num_layers must be a positive integer, got 0",
+    ),
+    "lengths in a list": (
+        lambda: functional.gru(X, None, WEIGHTS, lengths=[1]),
+        TypeError,
+        "GRU: lengths must be a Tensor, got list",
+    ),
+    "too many steps": (
+        lambda: adl_kernels.GRU(3, 2, bptt_steps=2**70),
+        ValueError,
+        "GRU: bptt_steps must be an integer of at least 0, got 1180591620717411303424",
+    ),
     "steps": (
         lambda: functional.rnn(X, None, WEIGHTS, bptt_steps=-1),
         ValueError,
@@ -201,3 +216,29 @@ def test_every_option_takes_the_short_way(monkeypatch: pytest.MonkeyPatch):
             layer = adl_kernels.LSTM(3, 2, **given).train(training)
             y: Tensor = layer(X, lengths=lengths, reset=reset)[0]
             y.sum().backward()
+
+
+def test_layers_refuse_options_of_others():
+    for layer, name, value in (
+        (adl_kernels.RNN(3, 2), "reset_after", False),
+        (adl_kernels.GRU(3, 2), "return_all_states", True),
+        (adl_kernels.GRU(3, 2), "cell_activation", "relu"),
+        (adl_kernels.RNN(3, 2), "peephole", True),
+        (adl_kernels.LSTM(3, 2), "reset_after", False),
+    ):
+        with pytest.raises(AttributeError, match=f"there is no option {name}"):
+            setattr(layer, name, value)
+        setattr(layer, name, options.BEYOND_TORCH[name])  # which it has
+        layer(X)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_a_bias_that_was_taken_away_is_missed(kind: str):
+    for layers in (1, 2):
+        ours, theirs = (getattr(m, kind)(3, 2, layers) for m in (adl_kernels, nn))
+        for module in (ours, theirs):
+            for k in range(layers):
+                setattr(module, f"bias_ih_l{k}", None)
+                setattr(module, f"bias_hh_l{k}", None)
+            with pytest.raises(TypeError):
+                module(X)

@@ -183,3 +183,30 @@ def test_frozen_layers_train_and_copy():
     twin = copy.deepcopy(layer)
     twin.weight_hh_l0.data.neg_()  # of another memory
     assert torch.equal(run(twin, x), fresh(twin.unfreeze(), x))
+
+
+def test_a_promise_ends_where_a_layer_is_reverted():
+    model = torch.nn.Sequential(torch.nn.LSTM(19, 37)).eval()
+    adl_kernels.convert(model)
+    layer, x = model[0], torch.randn(40, 1, 19)
+    run(layer.freeze(), x)
+    adl_kernels.revert(model)
+    with torch.no_grad():
+        layer.weight_hh_l0.mul_(3)
+        expected = layer(x)[0]
+    adl_kernels.convert(model)
+    torch.testing.assert_close(run(layer, x), expected)
+    assert "_frozen" not in vars(layer)
+
+
+def test_frozen_weights_that_are_passed_for_a_call():
+    """Their memory is that of the call before, with other numbers in it."""
+    layer, x = make("lstm").freeze(), torch.randn(40, 1, 19)
+    for k in range(20):
+        weights = {"weight_ih_l0": torch.full((4 * 37, 19), 0.1 * k)}
+        with torch.no_grad():
+            y = torch.func.functional_call(layer, weights, (x,))[0]
+            twin = copy.deepcopy(layer).unfreeze()
+            expected = torch.func.functional_call(twin, weights, (x,))[0]
+        torch.testing.assert_close(y, expected)
+        del weights
