@@ -12,8 +12,9 @@ from ._devices import DEVICES, DTYPES
 from .depthwise.fuse import fuse as fuse_chains
 from .depthwise.fuse import unfuse
 from .depthwise.layers import Depthwise, DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
+from .recurrent.base import Recurrent
 from .recurrent.cells import GRUCell, LSTMCell, RNNCell
-from .recurrent.layers import GRU, LSTM, RNN, Recurrent
+from .recurrent.layers import GRU, LSTM, RNN
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.LSTM: LSTM,

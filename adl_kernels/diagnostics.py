@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ._transforms import recording
 from .conversion import convert
-from .recurrent.layers import Recurrent
+from .recurrent.base import Recurrent
 from .recurrent.reference import Record, Scan
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout, layer_norm, linear
 
-from adl_kernels.recurrent.layers import Recurrent
+from adl_kernels.recurrent.base import Recurrent
 from adl_kernels.recurrent.reference import SQUASH
 
 State = tuple[Tensor, ...]
