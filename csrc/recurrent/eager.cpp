@@ -4,7 +4,7 @@
 // times that. Here plain tensors skip all of it. Whatever is out of the ordinary (wrong arguments, a mode, a transform,
 // a device without kernels) gets None, and takes the usual way, which says what is wrong.
 #include <ATen/PythonTorchFunctionTLS.h>
-#include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
