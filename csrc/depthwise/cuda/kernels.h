@@ -1,9 +1,9 @@
 // Launches the depthwise convolutions: plain structs and a stream.
 #pragma once
 
+#include "common/cuda/launch.h"
 #include "common/cuda/types.h"
 #include "depthwise/params.h"
-#include "common/cuda/launch.h"
 
 namespace adl::cuda {
 

@@ -1,8 +1,8 @@
 // Every choice of threads and tiles of the depthwise convolutions, as functions of plain values. No CUDA here.
 #pragma once
 
-#include "depthwise/params.h"
 #include "common/cuda/launch.h"
+#include "depthwise/params.h"
 
 namespace adl {
 
