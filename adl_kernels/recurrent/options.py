@@ -73,7 +73,7 @@ class StackOptions(NamedTuple):
     def beyond_torch(self) -> bool:
         """Whether anything is asked for that torch.nn's layers do not have."""
         plain = self.layer._replace(batch_sizes=None, frozen=0) == PLAIN
-        return not (plain and self[5:9] == StackOptions()[5:9])
+        return not (plain and self[6:9] == StackOptions()[6:9])
 
 
 # Options of layers that torch.nn does not have, with their defaults.
