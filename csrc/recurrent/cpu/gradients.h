@@ -90,10 +90,17 @@ struct Gradients {
       deal(f.s.B, [&](int64_t b) { write_initial(b); });
       if (p.dx) deal(blocks(f.s.N, task_rows(f.s)), [&](int64_t k) { write_dx(k * task_rows(f.s)); });
       if (p.dw_ih) {
-        const auto x = [&](int64_t row) { return p.x + place_of(f.s, row) * f.w.I; };
-        deal(f.split_ih.tasks(), [&](int64_t k) {
-          write_dw(0, l.gates, f.split_ih.task(k), f.scan.of_x(), x, f.w.I, l.ih, l.first_ih, p.dw_ih);
-        });
+        const auto write = [&](auto x) {
+          deal(f.split_ih.tasks(), [&](int64_t k) {
+            write_dw(0, l.gates, f.split_ih.task(k), f.scan.of_x(), x, f.w.I, l.ih, l.first_ih, p.dw_ih);
+          });
+        };
+        // Not place_of: a choice per row becomes masked loads from null, on which emulators of processors fault.
+        if (f.s.places) {
+          write([&](int64_t row) { return p.x + f.s.places[row] * f.w.I; });
+        } else {
+          write([&](int64_t row) { return p.x + row * f.w.I; });
+        }
       }
       if (p.dw_hh) {
         const auto h = [&](int64_t row) { return f.scan.operand[row]; };
