@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 # Where layers leave a record of each direction, in the order in which they run (`Record` of
 # recurrent/reference.py). While it is set they run by their definitions.
@@ -27,3 +31,28 @@ def needs_reference_path(*tensors: Tensor | None) -> bool:
         return True
     dual = torch.autograd.forward_ad._current_level >= 0
     return dual or torch._C._are_functorch_transforms_active()
+
+
+def is_traced() -> bool:
+    """Whether torch.jit.trace runs, for which sizes of tensors are tensors."""
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
+
+
+def untraced(check: Callable[P, R]) -> Callable[P, R]:
+    """`check` with tracing paused: sizes are numbers in it, and none is written into the graph.
+
+    What it computes must not depend on sizes that may be others when the trace runs.
+    """
+
+    @functools.wraps(check)
+    def paused(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not is_traced():
+            return check(*args, **kwargs)
+        state = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)
+        try:
+            return check(*args, **kwargs)
+        finally:
+            torch._C._set_tracing_state(state)
+
+    return paused

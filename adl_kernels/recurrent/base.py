@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _C
+from .._transforms import untraced
 from . import engine, errors
 from .cell_facts import CELLS, Cell
 from .options import (
@@ -292,7 +293,7 @@ class Recurrent(nn.RNNBase):
         states = None
         if hx is not None:
             states = errors.check_states(self._name(), hx, self.mode == "LSTM")
-            self._check_state_sizes(states, int(batch_sizes[0]))
+            self._check_state_sizes(states, data, batch_sizes)
             if sorted_indices is not None:
                 states = tuple(h.index_select(1, sorted_indices) for h in states)
         output, finals, all_c = self._run(data, states, batch_sizes, None, None, seed)
@@ -341,14 +342,19 @@ class Recurrent(nn.RNNBase):
         name, packed = self._name(), batch_sizes is not None
         errors.check_sequence(name, input, weights[0], self.input_size, packed, self._layout())
         if states is not None and not packed:
-            self._check_state_sizes(states, input.size(0 if self.batch_first else 1))
+            self._check_state_sizes(states, input, None)
         errors.check_layer_tensors(name, input, states or (), weights)
-        errors.check_length(name, input.size(1 if self.batch_first and not packed else 0))
+        errors.check_length(name, input, 1 if self.batch_first and not packed else 0)
         options = self._stack_options(batch_sizes, lengths, reset, self.dropout_seed)
         output, *rest = engine.run(self._cell, input, states, weights, options, seed)
         return output, rest[: self._cell.states], rest[self._cell.states :]
 
-    def _check_state_sizes(self, states: tuple[Tensor, ...], batch: int) -> None:
+    @untraced
+    def _check_state_sizes(
+        self, states: tuple[Tensor, ...], input: Tensor, batch_sizes: Tensor | None
+    ) -> None:
+        batch_dim = 0 if self.batch_first else 1
+        batch = input.size(batch_dim) if batch_sizes is None else int(batch_sizes[0])
         count = self.num_layers * (2 if self.bidirectional else 1)
         widths = (self.proj_size or self.hidden_size, self.hidden_size)
         sizes = tuple((count, batch, width) for width in widths[: len(states)])

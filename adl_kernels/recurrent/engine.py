@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from .. import _C
 from .._devices import has_kernels
 from .._dropout import seeded_dropout, seeded_mask
-from .._transforms import needs_reference_path
+from .._transforms import is_traced, needs_reference_path, untraced
 from . import reference
 from .cell_facts import CELLS, Cell
 from .options import LayerOptions, StackOptions
@@ -63,11 +63,7 @@ def run(
     if transpose and layer.reset is not None:
         options = options._replace(layer=layer._replace(reset=layer.reset.transpose(0, 1)))
     states = _zeros(cell, x, weights, count, layer.batch_sizes) if hx is None else list(hx)
-    if states[0].size(0) != count:
-        raise RuntimeError(
-            f"{cell.name}: h_0 must be [{count}, ...] (layers x directions, batch, hidden), got "
-            f"{list(states[0].shape)}"
-        )
+    _check_count(cell, states[0], count)
     if has_kernels(x) or options.beyond_torch or not hasattr(_VF, cell.name):
         output, *rest = _layers(cell, x, states, list(weights), options, seed)
     else:
@@ -76,6 +72,15 @@ def run(
         output = output.transpose(0, 1)
         rest[cell.states :] = [c.transpose(0, 1) for c in rest[cell.states :]]
     return [output, *rest]
+
+
+@untraced
+def _check_count(cell: Cell, h_0: Tensor, count: int) -> None:
+    if h_0.size(0) != count:
+        raise RuntimeError(
+            f"{cell.name}: h_0 must be [{count}, ...] (layers x directions, batch, hidden), got "
+            f"{list(h_0.shape)}"
+        )
 
 
 def _layers(
@@ -172,7 +177,7 @@ def _is_one_call_of_cudnn(
     cell: Cell, x: Tensor, hx: list[Tensor], weights: list[Tensor], options: StackOptions
 ) -> bool:
     """Whether cuDNN computes all layers in one call. A graph that is traced has an op per layer."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if torch.compiler.is_compiling() or is_traced():
         return False
     if options.num_layers == 1 and not torch.is_inference_mode_enabled():
         return False  # the op of a single layer asks for itself, above its autograd
@@ -215,7 +220,10 @@ def _definition(
 def _zeros(
     cell: Cell, x: Tensor, weights: Sequence[Tensor], count: int, batch_sizes: Tensor | None
 ) -> list[Tensor]:
-    batch = x.size(1) if batch_sizes is None else int(batch_sizes[0])
+    if batch_sizes is None:
+        batch = x.size(1)
+    else:  # an int would be a constant of a trace
+        batch = batch_sizes[0] if is_traced() else int(batch_sizes[0])  # type: ignore[assignment]
     widths = [weights[1].size(1), weights[0].size(0) // cell.gates]
     return [
         torch.zeros(count, batch, width, dtype=x.dtype, device=x.device)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._transforms import untraced
+
 # What torch's own messages call the dtypes.
 SHORT_NAMES = {
     torch.float64: "Double",
@@ -76,6 +78,7 @@ def check_weights(name: str, names: list[str], weights: list[Any]) -> None:
             )
 
 
+@untraced
 def check_sequence(
     name: str, input: Tensor, weight: Tensor, input_size: int, packed: bool, layout: str
 ) -> None:
@@ -99,6 +102,7 @@ def check_sequence(
         )
 
 
+@untraced
 def check_state_sizes(
     name: str, states: tuple[Tensor, ...], expected: tuple[tuple[int, ...], ...]
 ) -> None:
@@ -139,13 +143,15 @@ def check_dtypes(name: str, input: Tensor, states: tuple[Tensor, ...], weight: T
             )
 
 
-def check_length(name: str, steps: int) -> None:
-    if steps == 0:
+@untraced
+def check_length(name: str, input: Tensor, dim: int) -> None:
+    if input.size(dim) == 0:
         raise RuntimeError(
             f"Expected sequence length to be larger than 0 in RNN. {name}: the input has 0 steps"
         )
 
 
+@untraced
 def check_rows(name: str, input: Tensor, lengths: Any, reset: Any, batch_dim: int) -> None:
     """lengths and reset of a padded input."""
     for what, value in (("lengths", lengths), ("reset", reset)):
@@ -209,6 +215,7 @@ def check_cell_states(name: str, hx: Any, has_c: bool) -> tuple[Tensor, ...]:
     return states
 
 
+@untraced
 def check_cell_sizes(
     name: str, input: Tensor, states: tuple[Tensor, ...], input_size: int, hidden_size: int
 ) -> None:
