@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._transforms import is_traced, untraced
+from .fakes import out_size
 from .reference import ACTIVATIONS, pairs
 
 Size = int | Sequence[int]  # a number, or one per dimension
@@ -47,7 +49,8 @@ def window(
     for k in range(n):
         padded = size[k] + before_after[k] + before_after[n + k]
         reach = dilations[k] * (kernel[k] - 1) + 1
-        if padded < reach:
+        # "same" fills up to where the last window ends, whatever the size.
+        if (padding != "same" or size[k] == 0) and padded < reach:
             raise RuntimeError(
                 f"{name}: the kernel must not be larger than the padded input, but in dimension "
                 f"{k} of {list(kernel)} reaches over {reach} where there are {padded}"
@@ -79,13 +82,17 @@ def pads(
         given: list[tuple[int, int]] = [(padding, padding)] * n
     elif isinstance(padding, str):
         reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        given = _named(name, padding, size, reach, stride)
+        return _before_after(_named(name, padding, size, reach, stride))
     else:
         if not isinstance(padding, (tuple, list)) or len(padding) != n:
             raise TypeError(_wanted_padding(name, n, padding))
         given = [(p, p) if _is_int(p) else _pair(name, n, p, padding) for p in padding]
     if min(min(pair) for pair in given) < 0:
         raise ValueError(f"{name}: padding must not be negative, got {padding!r}")
+    return _before_after(given)
+
+
+def _before_after(given: list[tuple[int, int]]) -> list[int]:
     return [low for low, _ in given] + [high for _, high in given]
 
 
@@ -96,7 +103,7 @@ def _named(
         return [(0, 0)] * len(reach)
     if padding == "same":  # as many outputs as ceil(size / stride); an odd zero lies after x
         total = [
-            r if s == 1 else max((-(-n // s) - 1) * s + r + 1 - n, 0)
+            r if s == 1 else _not_negative((n - 1) // s * s + r + 1 - n)
             for n, r, s in zip(size, reach, stride, strict=True)
         ]
         return [(t // 2, t - t // 2) for t in total]
@@ -106,6 +113,11 @@ def _named(
         f"{name}: padding must be numbers, 'valid' or 'same', or 'causal' in one dimension, got "
         f"{padding!r} in {len(reach)}"
     )
+
+
+def _not_negative(n: Any) -> Any:
+    """An int, a SymInt, or what torch.jit.trace has for an int."""
+    return n.clamp(min=0) if isinstance(n, Tensor) else torch.sym_max(n, 0)
 
 
 def _pair(name: str, n: int, pair: Any, padding: Any) -> tuple[int, int]:
@@ -129,22 +141,36 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
-def around(name: str, x: Tensor, window: Window, mode: str) -> tuple[Tensor, Window]:
-    """x with what padding_mode puts around it; zeros are left to the op."""
-    check_mode(name, mode)
-    if mode == "zeros" or not any(window.padding):
+def around(
+    name: str, x: Tensor, weight: Tensor, window: Window, padding: Any, mode: str
+) -> tuple[Tensor, Window]:
+    """x with what padding_mode puts around it; zeros are left to the op.
+
+    Not those that depend on the size of x where that is open, in a trace or in torch.export: as
+    arguments of the op they would be constants.
+    """
+    around = window.padding
+    if is_traced() and padding == "same" and max(window.stride) > 1:
+        around = pads(name, x.shape[2:], weight.shape[2:], window.stride, padding, window.dilation)
+    if all(isinstance(p, int) for p in around) and (mode == "zeros" or not any(around)):
         return x, window
-    n = len(window.stride)
+    padded = F.pad(x, pairs(around), MODES[mode])
+    return padded, window._replace(padding=[0] * len(around))
+
+
+def check_around(name: str, size: Sequence[int], window: Window, mode: str) -> None:
+    """What padding_mode puts around an input of this size."""
+    check_mode(name, mode)
     most = {"reflect": -1, "circular": 0}
-    for k, size in enumerate(x.shape[2:]):
-        pad = max(window.padding[k], window.padding[n + k])
-        if mode in most and pad > size + most[mode]:
+    if mode not in most:
+        return
+    for k, length in enumerate(size):
+        pad = max(window.padding[k], window.padding[len(size) + k])
+        if pad > length + most[mode]:
             raise RuntimeError(
-                f"{name}: padding_mode {mode!r} must not put more than {size + most[mode]} around "
-                f"a dimension of {size}, got {pad}"
+                f"{name}: padding_mode {mode!r} must not put more than {length + most[mode]} "
+                f"around a dimension of {length}, got {pad}"
             )
-    padded = F.pad(x, pairs(window.padding), MODES[mode])
-    return padded, window._replace(padding=[0] * (2 * n))
 
 
 def check_mode(name: str, mode: str) -> None:
@@ -173,6 +199,7 @@ def check_tensors(name: str, n: int, **tensors: Any) -> None:
         raise TypeError(f"{name}: x must be of a floating-point dtype, got {x.dtype}")
 
 
+@untraced
 def check_weight(name: str, n: int, x: Tensor, weight: Any, argument: str = "weight") -> None:
     """[M C, 1, kernel..] for x [B, C, ..]."""
     if weight is None:
@@ -207,11 +234,13 @@ def check_like(
             )
 
 
+@untraced
 def check_seq_idx(
-    name: str, x: Tensor, seq_idx: Tensor | None, window: Window, size: Sequence[int]
+    name: str, x: Tensor, weight: Tensor, seq_idx: Tensor | None, window: Window
 ) -> None:
     if seq_idx is None:
         return
+    size = out_size(x.shape[2:], weight.shape[2:], *window)
     if window.stride != [1] or size[0] != x.shape[2]:
         raise RuntimeError(
             f"{name}: seq_idx needs stride 1 and an output as long as x, got stride "

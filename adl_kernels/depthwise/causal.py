@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._transforms import untraced
 from . import arguments as args
 from . import functional as convolution
 
@@ -107,10 +108,8 @@ def causal_conv1d(
         )
         return (y[0], final[0]) if return_final_state else y[0]
     args.check_weight(name, 1, x, weight)
-    keep = (weight.shape[2] - 1) * dilation
-    sizes = [x.shape[0], x.shape[1], keep]
-    wanted = (initial_state, sizes, "batch, channels, (k - 1) dilation")
-    args.check_like(name, x, {"initial_state": wanted})
+    keep = _kept(weight, dilation)
+    _check_state(name, "initial_state", x, initial_state, keep)
     if lengths is not None:
         _check_lengths(name, x, lengths)
         runs = torch.arange(x.shape[2], device=x.device) < lengths.to(x.device)[:, None]
@@ -147,10 +146,11 @@ def causal_conv1d_step(
         raise RuntimeError(f"{name}: x must be a Tensor [B, C], got {got}")
     args.check_tensors(name, 1, x=x[..., None], state=state, weight=weight, bias=bias)
     args.check_weight(name, 1, x[..., None], weight)
-    sizes = [*x.shape, (weight.shape[2] - 1) * dilation]
+    keep = _kept(weight, dilation)
     if state is None:
+        sizes = [*x.shape, keep]
         raise TypeError(f"{name}: state must be a Tensor {sizes}, got None")
-    args.check_like(name, x, {"state": (state, sizes, "batch, channels, (k - 1) dilation")})
+    _check_state(name, "state", x, state, keep)
     seen = torch.cat([state.to(x.dtype), x[..., None]], 2)
     how: dict[str, Any] = {"dilation": dilation, "activation": activation}
     y = convolution.depthwise_conv1d(seen, weight, bias, **how)
@@ -198,6 +198,18 @@ def _final_state(
     return torch.where((ids.gather(1, at) == last)[:, None], final, 0)
 
 
+@untraced
+def _kept(weight: Tensor, dilation: int) -> int:
+    return (weight.shape[2] - 1) * dilation
+
+
+@untraced
+def _check_state(name: str, what: str, x: Tensor, state: Tensor | None, keep: int) -> None:
+    wanted = {what: (state, [*x.shape[:2], keep], "batch, channels, (k - 1) dilation")}
+    args.check_like(name, x, wanted)
+
+
+@untraced
 def _check_lengths(name: str, x: Tensor, lengths: Any) -> None:
     if not isinstance(lengths, Tensor):
         raise TypeError(f"{name}: lengths must be a Tensor, got {type(lengths).__name__}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._devices import has_kernels
-from .._transforms import needs_reference_path
+from .._transforms import is_traced, needs_reference_path, untraced
 from . import arguments as args
 from . import fakes as _conv_fake
 from . import reference as conv_reference
@@ -183,9 +183,31 @@ def depthwise(
         rows = (None if t is None else t[None] for t in (residual, seq_idx))
         how = (stride, padding, dilation, mode, activation)
         return depthwise(name, n, x[None], weight, bias, *how, *rows)[0]
+    window = _check_depthwise(
+        name, n, x, weight, bias, stride, padding, dilation, mode, residual
+    )
+    x, window = args.around(name, x, weight, window, padding, mode)
+    args.check_seq_idx(name, x, weight, seq_idx, window)
+    run = _depthwise_op if has_kernels(x) else conv_reference.depthwise_conv
+    return run(x, weight, bias, *window, seq_idx, activation, residual)
+
+
+@untraced
+def _check_depthwise(
+    name: str,
+    n: int,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
+    mode: str,
+    residual: Tensor | None,
+) -> Window:
     args.check_weight(name, n, x, weight)
     window = args.window(name, x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    x, window = args.around(name, x, window, mode)
+    args.check_around(name, x.shape[2:], window, mode)
     size = _conv_fake.out_size(x.shape[2:], weight.shape[2:], *window)
     channels = weight.shape[0]
     wanted = {
@@ -194,9 +216,7 @@ def depthwise(
         "residual": (residual, [x.shape[0], channels, *size], "as the result"),
     }
     args.check_like(name, x, wanted)
-    args.check_seq_idx(name, x, seq_idx, window, size)
-    run = _depthwise_op if has_kernels(x) else conv_reference.depthwise_conv
-    return run(x, weight, bias, *window, seq_idx, activation, residual)
+    return window
 
 
 def separable(
@@ -226,21 +246,23 @@ def separable(
         row = None if residual is None else residual[None]
         how = (stride, padding, dilation, mode, dw_activation, activation, row, packed)
         return separable(name, n, x[None], dw_weight, pw_weight, dw_bias, pw_bias, *how)[0]
-    args.check_weight(name, n, x, dw_weight, "dw_weight")
-    window = args.window(name, x.shape[2:], dw_weight.shape[2:], stride, padding, dilation)
-    x, window = args.around(name, x, window, mode)
-    size = _conv_fake.out_size(x.shape[2:], dw_weight.shape[2:], *window)
     if pw_weight is None:
         raise TypeError(f"{name}: pw_weight must be a Tensor, got None")
-    mid, outs = dw_weight.shape[0], pw_weight.shape[0] if pw_weight.dim() else 0
-    wanted = {
-        "dw_weight": (dw_weight, list(dw_weight.shape), ""),
-        "dw_bias": (dw_bias, [mid], "channels between the two"),
-        "pw_weight": (pw_weight, [outs, mid, *[1] * n], "channels after and before, ones"),
-        "pw_bias": (pw_bias, [outs], "channels of the result"),
-        "residual": (residual, [x.shape[0], outs, *size], "as the result"),
-    }
-    args.check_like(name, x, wanted)
+    window = _check_separable(
+        name,
+        n,
+        x,
+        dw_weight,
+        pw_weight,
+        dw_bias,
+        pw_bias,
+        stride,
+        padding,
+        dilation,
+        mode,
+        residual,
+    )
+    x, window = args.around(name, x, dw_weight, window, padding, mode)
     return run_separable(
         x,
         dw_weight,
@@ -255,6 +277,37 @@ def separable(
     )
 
 
+@untraced
+def _check_separable(
+    name: str,
+    n: int,
+    x: Tensor,
+    dw_weight: Tensor,
+    pw_weight: Tensor,
+    dw_bias: Tensor | None,
+    pw_bias: Tensor | None,
+    stride: Size,
+    padding: Padding,
+    dilation: Size,
+    mode: str,
+    residual: Tensor | None,
+) -> Window:
+    args.check_weight(name, n, x, dw_weight, "dw_weight")
+    window = args.window(name, x.shape[2:], dw_weight.shape[2:], stride, padding, dilation)
+    args.check_around(name, x.shape[2:], window, mode)
+    size = _conv_fake.out_size(x.shape[2:], dw_weight.shape[2:], *window)
+    mid, outs = dw_weight.shape[0], pw_weight.shape[0] if pw_weight.dim() else 0
+    wanted = {
+        "dw_weight": (dw_weight, list(dw_weight.shape), ""),
+        "dw_bias": (dw_bias, [mid], "channels between the two"),
+        "pw_weight": (pw_weight, [outs, mid, *[1] * n], "channels after and before, ones"),
+        "pw_bias": (pw_bias, [outs], "channels of the result"),
+        "residual": (residual, [x.shape[0], outs, *size], "as the result"),
+    }
+    args.check_like(name, x, wanted)
+    return window
+
+
 def run_separable(
     x: Tensor,
     dw_weight: Tensor,
@@ -267,12 +320,15 @@ def run_separable(
     activation: str,
     residual: Tensor | None,
 ) -> Tensor:
-    """One op where nothing is to be differentiated, else one for each convolution."""
+    """One op where nothing is to be differentiated, else one for each convolution.
+
+    A trace has two: whoever runs it may want gradients.
+    """
     tensors = (x, dw_weight, dw_bias, pw_weight, pw_bias, residual)
     wants_graph = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in tensors
     )
-    if not has_kernels(x) or wants_graph or needs_reference_path():
+    if not has_kernels(x) or wants_graph or is_traced() or needs_reference_path():
         run = _depthwise_op if has_kernels(x) else conv_reference.depthwise_conv
         mid = run(x, dw_weight, dw_bias, *window, None, dw_activation, None)
         y = ACTIVATIONS[activation](pointwise(mid, pw_weight, pw_bias))

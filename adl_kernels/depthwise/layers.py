@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._devices import has_kernels
+from .._transforms import untraced
 from . import arguments as args
 from . import causal
 from . import functional as convolution
@@ -67,21 +68,24 @@ class Depthwise(nn.modules.conv._ConvNd):
         """input [B, C, ..] or [C, ..]; see :func:`adl_kernels.functional.depthwise_conv2d`."""
         weight, pad, n = self.weight, self.padding, len(self.kernel_size)
         is_plain = self.padding_mode == "zeros" and all(isinstance(p, int) for p in pad)
-        if is_plain and input.dim() == n + 2 and input.shape[1] == self.in_channels:
+        if is_plain and input.dim() == n + 2 and self._fits(input):
             if has_kernels(input):  # nothing is left to find out; the op checks the rest
                 how = (self.stride, (*pad, *pad), self.dilation, None, self.activation)
                 return convolution._depthwise_op(input, weight, self.bias, *how)
         elif isinstance(input, Tensor) and input.dim() in (n + 1, n + 2):
-            channels = input.shape[-n - 1]
-            if channels != self.in_channels:
+            if not self._fits(input):
                 raise RuntimeError(
                     f"{type(self).__name__}: input must have {self.in_channels} channels, got "
-                    f"{channels} in {list(input.shape)}"
+                    f"{int(input.shape[-n - 1])} in {list(map(int, input.shape))}"
                 )
         window = (self.stride, pad, self.dilation, self.padding_mode)
         name = type(self).__name__
         more = (self.activation, None, None)
         return convolution.depthwise(name, n, input, weight, self.bias, *window, *more)
+
+    @untraced
+    def _fits(self, input: Tensor) -> bool:
+        return input.shape[-len(self.kernel_size) - 1] == self.in_channels
 
     def _beyond_torch(self) -> list[str]:
         """What torch.nn's class does not do."""
