@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._devices import DEVICES
-from ._transforms import needs_reference_path
+from ._transforms import is_traced, needs_reference_path
 
 
 def seeded_dropout(input: Tensor, p: float, seed: Tensor, stream: int = 0) -> Tensor:
@@ -38,6 +38,9 @@ def seeded_mask(like: Tensor, sizes: Sequence[int], p: float, seed: Tensor, stre
     """uint8 of these sizes on the device of `like`, 1 where seeded_dropout with p drops."""
     if needs_reference_path() or like.device.type not in DEVICES:
         return defined_mask(like, sizes, p, seed, stream)
+    if is_traced():  # a trace keeps no sizes that an op is called with
+        ones = torch.ones(sizes, dtype=like.dtype, device=like.device)
+        return (torch.ops.adl_kernels.dropout(ones, p, seed, stream) == 0).to(torch.uint8)
     return torch.ops.adl_kernels.mask(like, sizes, p, seed, stream)
 
 

@@ -103,7 +103,7 @@ def _named(
         return [(0, 0)] * len(reach)
     if padding == "same":  # as many outputs as ceil(size / stride); an odd zero lies after x
         total = [
-            r if s == 1 else _not_negative((n - 1) // s * s + r + 1 - n)
+            r if s == 1 else _at_least_0((n - 1) // s * s + r + 1 - n, s > r + 1)
             for n, r, s in zip(size, reach, stride, strict=True)
         ]
         return [(t // 2, t - t // 2) for t in total]
@@ -115,8 +115,10 @@ def _named(
     )
 
 
-def _not_negative(n: Any) -> Any:
-    """An int, a SymInt, or what torch.jit.trace has for an int."""
+def _at_least_0(n: Any, may_be_less: bool) -> Any:
+    """n is an int, a SymInt, of which torch.export must see what it is at least, or traced."""
+    if not may_be_less:
+        return n
     return n.clamp(min=0) if isinstance(n, Tensor) else torch.sym_max(n, 0)
 
 
@@ -149,20 +151,26 @@ def around(
     Not those that depend on the size of x where that is open, in a trace or in torch.export: as
     arguments of the op they would be constants.
     """
-    around = window.padding
-    if is_traced() and padding == "same" and max(window.stride) > 1:
-        around = pads(name, x.shape[2:], weight.shape[2:], window.stride, padding, window.dilation)
-    if all(isinstance(p, int) for p in around) and (mode == "zeros" or not any(around)):
+    around, is_open = window.padding, padding == "same" and max(window.stride) > 1
+    if is_open and is_traced():
+        kernel = kernel_size(weight)
+        around = pads(name, x.shape[2:], kernel, window.stride, padding, window.dilation)
+    elif not (is_open and torch.compiler.is_compiling()) and (mode == "zeros" or not any(around)):
         return x, window
     padded = F.pad(x, pairs(around), MODES[mode])
     return padded, window._replace(padding=[0] * len(around))
+
+
+@untraced
+def kernel_size(weight: Tensor) -> list[int]:
+    return list(weight.shape[2:])
 
 
 def check_around(name: str, size: Sequence[int], window: Window, mode: str) -> None:
     """What padding_mode puts around an input of this size."""
     check_mode(name, mode)
     most = {"reflect": -1, "circular": 0}
-    if mode not in most:
+    if mode not in most or torch.compiler.is_compiling():  # there F.pad checks
         return
     for k, length in enumerate(size):
         pad = max(window.padding[k], window.padding[len(size) + k])

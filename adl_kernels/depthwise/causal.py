@@ -108,7 +108,7 @@ def causal_conv1d(
         )
         return (y[0], final[0]) if return_final_state else y[0]
     args.check_weight(name, 1, x, weight)
-    keep = _kept(weight, dilation)
+    keep = (args.kernel_size(weight)[0] - 1) * dilation
     _check_state(name, "initial_state", x, initial_state, keep)
     if lengths is not None:
         _check_lengths(name, x, lengths)
@@ -146,7 +146,7 @@ def causal_conv1d_step(
         raise RuntimeError(f"{name}: x must be a Tensor [B, C], got {got}")
     args.check_tensors(name, 1, x=x[..., None], state=state, weight=weight, bias=bias)
     args.check_weight(name, 1, x[..., None], weight)
-    keep = _kept(weight, dilation)
+    keep = (args.kernel_size(weight)[0] - 1) * dilation
     if state is None:
         sizes = [*x.shape, keep]
         raise TypeError(f"{name}: state must be a Tensor {sizes}, got None")
@@ -196,11 +196,6 @@ def _final_state(
     ids = torch.cat([seq_idx[:, :1].expand(B, keep), seq_idx], 1)
     last = ids.gather(1, (ends.view(B, 1) + keep - 1).clamp(min=0))
     return torch.where((ids.gather(1, at) == last)[:, None], final, 0)
-
-
-@untraced
-def _kept(weight: Tensor, dilation: int) -> int:
-    return (weight.shape[2] - 1) * dilation
 
 
 @untraced

@@ -183,9 +183,7 @@ def depthwise(
         rows = (None if t is None else t[None] for t in (residual, seq_idx))
         how = (stride, padding, dilation, mode, activation)
         return depthwise(name, n, x[None], weight, bias, *how, *rows)[0]
-    window = _check_depthwise(
-        name, n, x, weight, bias, stride, padding, dilation, mode, residual
-    )
+    window = _check_depthwise(name, n, x, weight, bias, stride, padding, dilation, mode, residual)
     x, window = args.around(name, x, weight, window, padding, mode)
     args.check_seq_idx(name, x, weight, seq_idx, window)
     run = _depthwise_op if has_kernels(x) else conv_reference.depthwise_conv

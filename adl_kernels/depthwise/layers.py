@@ -73,11 +73,7 @@ class Depthwise(nn.modules.conv._ConvNd):
                 how = (self.stride, (*pad, *pad), self.dilation, None, self.activation)
                 return convolution._depthwise_op(input, weight, self.bias, *how)
         elif isinstance(input, Tensor) and input.dim() in (n + 1, n + 2):
-            if not self._fits(input):
-                raise RuntimeError(
-                    f"{type(self).__name__}: input must have {self.in_channels} channels, got "
-                    f"{int(input.shape[-n - 1])} in {list(map(int, input.shape))}"
-                )
+            self._check_channels(input)
         window = (self.stride, pad, self.dilation, self.padding_mode)
         name = type(self).__name__
         more = (self.activation, None, None)
@@ -86,6 +82,14 @@ class Depthwise(nn.modules.conv._ConvNd):
     @untraced
     def _fits(self, input: Tensor) -> bool:
         return input.shape[-len(self.kernel_size) - 1] == self.in_channels
+
+    @untraced
+    def _check_channels(self, input: Tensor) -> None:
+        if not self._fits(input):
+            raise RuntimeError(
+                f"{type(self).__name__}: input must have {self.in_channels} channels, got "
+                f"{input.shape[-len(self.kernel_size) - 1]} in {list(input.shape)}"
+            )
 
     def _beyond_torch(self) -> list[str]:
         """What torch.nn's class does not do."""
