@@ -11,7 +11,7 @@ _build_check.check(torch.__version__, torch.version.cuda)
 
 # ruff: noqa: E402 (the check above comes first)
 from . import _C as _C  # registers the ops
-from . import diagnostics, functional
+from . import diagnostics, flops, functional
 from ._build_info import VERSION as __version__
 from .conversion import Report, convert, revert
 from .depthwise import fakes as _fakes_of_convolutions  # noqa: F401
@@ -41,6 +41,7 @@ __all__ = [
     "__version__",
     "convert",
     "diagnostics",
+    "flops",
     "functional",
     "revert",
 ]

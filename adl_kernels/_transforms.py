@@ -10,7 +10,8 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Where layers leave a record of each direction, in the order in which they run (`Record` of
 # recurrent/reference.py). While it is set they run by their definitions.
@@ -49,10 +50,10 @@ def untraced(check: Callable[P, R]) -> Callable[P, R]:
         if not is_traced():
             return check(*args, **kwargs)
         state = torch._C._get_tracing_state()
-        torch._C._set_tracing_state(None)
+        torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
         try:
             return check(*args, **kwargs)
         finally:
-            torch._C._set_tracing_state(state)
+            torch._C._set_tracing_state(state)  # type: ignore[attr-defined]
 
     return paused
