@@ -8,7 +8,8 @@ from contextvars import ContextVar
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.fx import Proxy
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,6 +33,19 @@ def needs_reference_path(*tensors: Tensor | None) -> bool:
         return True
     dual = torch.autograd.forward_ad._current_level >= 0
     return dual or torch._C._are_functorch_transforms_active()
+
+
+def is_symbolic(input: Any, module: nn.Module) -> bool:
+    """Whether torch.fx.symbolic_trace runs the forward of a module in a model."""
+    return isinstance(input, Proxy) and getattr(input.tracer, "root", None) is not module
+
+
+def as_leaf(module: nn.Module, input: Any, hx: Any = None, **given: Any) -> Any:
+    """The module as one node of a symbolic trace, which is what torch.nn's modules are."""
+    args = (input,) if hx is None else (input, hx)
+    given = {name: value for name, value in given.items() if value is not None}
+    tracer = input.tracer
+    return tracer.create_proxy("call_module", tracer.path_of_module(module), args, given)
 
 
 def is_traced() -> bool:

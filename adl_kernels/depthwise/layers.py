@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._devices import has_kernels
-from .._transforms import untraced
+from .._transforms import as_leaf, is_symbolic, untraced
 from . import arguments as args
 from . import causal
 from . import functional as convolution
@@ -66,6 +66,8 @@ class Depthwise(nn.modules.conv._ConvNd):
 
     def forward(self, input: Tensor) -> Tensor:
         """input [B, C, ..] or [C, ..]; see :func:`adl_kernels.functional.depthwise_conv2d`."""
+        if is_symbolic(input, self):
+            return as_leaf(self, input)
         weight, pad, n = self.weight, self.padding, len(self.kernel_size)
         is_plain = self.padding_mode == "zeros" and all(isinstance(p, int) for p in pad)
         if is_plain and input.dim() == n + 2 and self._fits(input):
@@ -220,6 +222,8 @@ class CausalConv1d(DepthwiseConv1d):
         seq_idx: Tensor | None = None,
         state: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
+        if is_symbolic(input, self):
+            return as_leaf(self, input, lengths=lengths, seq_idx=seq_idx, state=state)
         return causal.causal_conv1d(
             input,
             self.weight,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import _C
-from .._transforms import untraced
+from .._transforms import as_leaf, is_symbolic, untraced
 from . import engine, errors
 from .cell_facts import CELLS, Cell
 from .options import (
@@ -231,6 +231,8 @@ class Recurrent(nn.RNNBase):
             )
             if result is not None:
                 return result
+        if is_symbolic(input, self):
+            return as_leaf(self, input, hx, lengths=lengths, reset=reset)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, seed)
         name = self._name()

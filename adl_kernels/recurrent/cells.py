@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _C
+from .._transforms import as_leaf, is_symbolic
 from . import engine, errors
 from .cell_facts import CELLS, Cell
 from .options import StackOptions
@@ -21,6 +22,8 @@ def _step(name: str, module: nn.RNNCellBase, cell: Cell, input: Tensor, hx: Any)
         state = _C.eager(cell.index, module._parameters, WEIGHTS, input, hx, 1, False, True, None)
         if state is not None:
             return state
+    if is_symbolic(input, module):
+        return as_leaf(module, input, hx)
     errors.check_input(name, input, 2, f"[B, {module.input_size}] or [{module.input_size}]")
     is_batched = input.dim() == 2
     states = None if hx is None else errors.check_cell_states(name, hx, cell.has_c)
