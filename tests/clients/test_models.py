@@ -1,0 +1,129 @@
+"""Models of public libraries, converted: outputs, gradients, checkpoints, copies, exports."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from lanes import slow
+from tolerance import assert_accurate
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+import adl_kernels as adl
+from bench.clients.models import CLIENTS, load_those_that_others_import
+
+pytestmark = pytest.mark.cpu_only
+every_client = pytest.mark.parametrize("client", slow(*CLIENTS), ids=str)
+
+
+def pair(client, dtype=torch.float32) -> tuple[nn.Module, nn.Module, tuple]:
+    """Torch's and the converted one, with the same weights, and arguments."""
+    pytest.importorskip(client.library, exc_type=ImportError)
+    theirs = client.make()
+    perturb(theirs)
+    ours = copy.deepcopy(theirs)
+    report = adl.convert(ours)
+    assert len(report.replaced) == client.replaced, report
+    return theirs.to(dtype).eval(), ours.to(dtype).eval(), to(dtype, client.small())
+
+
+def perturb(model: nn.Module) -> None:
+    """Statistics and zero-initialised weights as after some training."""
+    for name, t in (*model.named_parameters(), *model.named_buffers()):
+        if t.is_floating_point() and (name.endswith(("running_mean", "bias", "gamma"))):
+            t.data.add_(torch.randn_like(t) * 0.1)
+
+
+def to(dtype: torch.dtype, args: tuple) -> tuple:
+    return tuple(t.to(dtype) if t.is_floating_point() else t for t in args)
+
+
+def outputs(model: Any, args: tuple) -> list[Tensor]:
+    torch.manual_seed(1)  # some drop out in eval too
+    return [t for t in tree_leaves(model(*args)) if isinstance(t, Tensor)]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def libraries():
+    load_those_that_others_import()
+
+
+@every_client
+def test_outputs_and_gradients(client):
+    theirs, ours, args = pair(client)
+    with torch.no_grad():
+        found, torchs = outputs(ours, args), outputs(theirs, args)
+        exact = outputs(copy.deepcopy(theirs).double(), to(torch.float64, args))
+    for k, three in enumerate(zip(found, torchs, exact, strict=True)):
+        if three[0].is_floating_point():
+            assert_accurate(*three, f"output {k}")
+        else:
+            assert torch.equal(*three[:2])
+    # In double, where rounding turns no activation around.
+    gradients, args = [], to(torch.float64, args)
+    for model in (ours.double().train(), theirs.double().train()):
+        loss = sum(t.square().mean() for t in outputs(model, args) if t.requires_grad)
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    largest = max(g.abs().max().item() for g in gradients[1].values() if g is not None)
+    close = {"rtol": 1e-8, "atol": 1e-10 * largest}
+    assert [n for n, g in gradients[0].items() if g is None] == [
+        n for n, g in gradients[1].items() if g is None
+    ]
+    for name, expected in gradients[1].items():
+        if expected is not None:
+            torch.testing.assert_close(gradients[0][name], expected, **close)
+    for name, expected in theirs.named_buffers():  # statistics of batch norms
+        torch.testing.assert_close(ours.get_buffer(name), expected)
+
+
+@every_client
+def test_checkpoints_and_copies(client):
+    theirs, ours, args = pair(client)
+    with torch.no_grad():
+        expected = outputs(ours, args)
+        file = io.BytesIO()
+        torch.save(ours.state_dict(), file)
+        state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+        fresh = client.make().eval()
+        fresh.load_state_dict(state)  # into torch's
+        for found, wanted in zip(outputs(fresh, args), outputs(theirs, args), strict=True):
+            assert torch.equal(found, wanted)
+        adl.convert(fresh)
+        file = io.BytesIO()
+        torch.save(ours, file)
+        whole = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+        others = [fresh, copy.deepcopy(ours), whole]
+        for other in others:
+            assert [type(m) for m in other.modules()] == [type(m) for m in ours.modules()]
+            assert all(map(torch.equal, outputs(other, args), expected))
+        adl.revert(ours)
+        assert all(map(torch.equal, outputs(ours, args), outputs(theirs, args)))
+
+
+# What the code around the layers does not allow, with torch's layers neither. Tacotron2 is for
+# torch.jit.script, and that for torch's layers.
+NOT_EXPORTED, NOT_TRACED = ("Tacotron2", "Conformer"), ("Tacotron2",)
+
+
+@every_client
+def test_exports(client):
+    theirs, ours, args = pair(client)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected, programs = outputs(ours, args), []
+        if client.name not in NOT_EXPORTED:
+            programs.append(torch.export.export(ours, args).module())
+        if client.name not in NOT_TRACED:
+            programs.append(torch.jit.trace(ours, args, check_trace=False))
+        for program in programs:
+            torch.testing.assert_close(outputs(program, args), expected)
+        if client.name in NOT_TRACED:
+            adl.revert(ours)
+            scripted = torch.jit.script(ours)
+            torch.testing.assert_close(outputs(scripted, args), outputs(theirs, args))
