@@ -208,9 +208,13 @@ class Recurrent(nn.RNNBase):
         *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
+        mask: Tensor | None = None,
     ) -> Any:
         """Runs the layer; see the class for the shapes."""
         seed = self._draw_seed() if self.training and self._is_random else None
+        if mask is not None and not is_symbolic(input, self):
+            steps = 1 if self.batch_first else 0
+            lengths = errors.lengths_of(self._name(), input, lengths, mask, steps)
         short = self._takes_short_way and self.num_layers == 1 and not self.recompute
         if short and not torch.compiler.is_compiling():
             options, parameters = self._layer_options, self._parameters
@@ -232,7 +236,7 @@ class Recurrent(nn.RNNBase):
             if result is not None:
                 return result
         if is_symbolic(input, self):
-            return as_leaf(self, input, hx, lengths=lengths, reset=reset)
+            return as_leaf(self, input, hx, lengths=lengths, reset=reset, mask=mask)
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx, lengths, reset, seed)
         name = self._name()

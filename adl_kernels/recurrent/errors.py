@@ -184,6 +184,35 @@ def check_rows(name: str, input: Tensor, lengths: Any, reset: Any, batch_dim: in
             )
 
 
+def lengths_of(name: str, input: Any, lengths: Any, mask: Any, steps: int) -> Tensor:
+    """What a mask says; `steps` is the dimension of the steps."""
+    _check_mask(name, input, lengths, mask)
+    size = mask.size(steps) - 1
+    ends = (mask.narrow(steps, 1, size) <= mask.narrow(steps, 0, size)).all()
+    torch._assert_async(
+        ends,
+        f"{name}: mask must be true up to the end of each sequence and false past it; "
+        "instead of one with gaps give reset, or leave the steps out",
+    )
+    return mask.sum(steps)
+
+
+@untraced
+def _check_mask(name: str, input: Any, lengths: Any, mask: Any) -> None:
+    if lengths is not None:
+        raise ValueError(f"{name}: lengths and mask say the same; give one of them")
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name}: mask must be a Tensor, got {type(mask).__name__}")
+    if not isinstance(input, Tensor) or input.dim() != 3:
+        got = list(input.shape) if isinstance(input, Tensor) else type(input).__name__
+        raise RuntimeError(f"{name}: mask is for batched input, got {got}")
+    if mask.shape != input.shape[:2] or mask.dtype != torch.bool:
+        raise RuntimeError(
+            f"{name}: mask must be bool {list(input.shape[:2])} (input without its features), got "
+            f"{mask.dtype} {list(mask.shape)}"
+        )
+
+
 def check_packed(name: str, lengths: Any, reset: Any) -> None:
     """A PackedSequence has lengths of its own, and no place for resets."""
     if lengths is not None:

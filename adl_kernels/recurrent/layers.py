@@ -63,11 +63,13 @@ class LSTM(Recurrent):
     Shapes:
         input [T, B, I], [B, T, I] with batch_first, unbatched [T, I], or a PackedSequence;
         h_0, h_n [L D, B, P] and c_0, c_n [L D, B, H], or without B; output [T, B, D P].
-        ``forward(input, (h_0, c_0) = zeros, *, lengths=None, reset=None) -> output, (h_n, c_n)``.
+        ``forward(input, (h_0, c_0) = zeros, *, lengths=None, reset=None, mask=None) -> output,
+        (h_n, c_n)``.
         lengths [B], integers from 0 to T in any order, on any device: outputs past a sequence's end
         are zero, h_n and c_n come from its last step, the reverse direction starts there.
         reset bool [T, B] ([B, T] with batch_first): true where a new sequence begins; the state is
         zero there, in the reverse direction it is so for the step before, and no gradient crosses.
+        mask bool, as reset: true up to the end of each sequence; another way to give lengths.
 
     Raises:
         RuntimeError, ValueError: as torch.nn.LSTM does and with its text, then what was expected.
@@ -138,6 +140,7 @@ class LSTM(Recurrent):
             *,
             lengths: Tensor | None = None,
             reset: Tensor | None = None,
+            mask: Tensor | None = None,
         ) -> tuple[Tensor, Pair]: ...
 
         @overload
@@ -169,8 +172,9 @@ class GRU(Recurrent):
 
     Shapes:
         input [T, B, I], [B, T, I] with batch_first, unbatched [T, I], or a PackedSequence;
-        h_0, h_n [L D, B, H], or without B; output [T, B, D H]; lengths and reset as :class:`LSTM`.
-        ``forward(input, h_0 = zeros, *, lengths=None, reset=None) -> output, h_n``.
+        h_0, h_n [L D, B, H], or without B; output [T, B, D H]; lengths, reset,
+        mask as :class:`LSTM`.
+        ``forward(input, h_0 = zeros, *, lengths=None, reset=None, mask=None) -> output, h_n``.
 
     Equivalent to:
         ``torch.nn.GRU(...)`` with the same state_dict and without the keywords not in torch.nn.
@@ -231,6 +235,7 @@ class GRU(Recurrent):
             *,
             lengths: Tensor | None = None,
             reset: Tensor | None = None,
+            mask: Tensor | None = None,
         ) -> tuple[Tensor, Tensor]: ...
 
         @overload
@@ -252,8 +257,9 @@ class RNN(Recurrent):
 
     Shapes:
         input [T, B, I], [B, T, I] with batch_first, unbatched [T, I], or a PackedSequence;
-        h_0, h_n [L D, B, H], or without B; output [T, B, D H]; lengths and reset as :class:`LSTM`.
-        ``forward(input, h_0 = zeros, *, lengths=None, reset=None) -> output, h_n``.
+        h_0, h_n [L D, B, H], or without B; output [T, B, D H]; lengths, reset,
+        mask as :class:`LSTM`.
+        ``forward(input, h_0 = zeros, *, lengths=None, reset=None, mask=None) -> output, h_n``.
 
     Equivalent to:
         ``torch.nn.RNN(...)`` with the same state_dict and without the keywords not in torch.nn.
@@ -315,6 +321,7 @@ class RNN(Recurrent):
             *,
             lengths: Tensor | None = None,
             reset: Tensor | None = None,
+            mask: Tensor | None = None,
         ) -> tuple[Tensor, Tensor]: ...
 
         @overload
