@@ -300,9 +300,10 @@ def ptflops_hooks() -> dict[Any, Callable[..., Any]]:
             options = LayerOptions(*rest)
             rows, _ = _rows(x, hx, options)
             found = _directions(cell, hx[0].shape[0], weights, options)
-            added = [b for w in found for b in (w.b_ih, w.b_hh) if b is not None]
+            # As an addmm has it, which torch's layer calls for x only if that is contiguous.
+            added = [w.b_hh for w in found] + [w.b_ih for w in found] * x.is_contiguous()
             matrices = _matrices(cell, hx[0].shape[0], weights, options)
-            return rows * (matrices + sum(b.numel() for b in added))
+            return rows * (matrices + sum(b.numel() for b in added if b is not None))
 
         return count
 
