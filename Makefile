@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 # The stamp carries the torch asked for, so that `make test TORCH=...` sets up again.
 ENV_STAMP := $(VENV)/.stamp-env-$(subst /,_,$(TORCH))
 BUILD_STAMP := $(VENV)/.stamp-build
+CLIENTS_STAMP := $(VENV)/.stamp-clients
 VENV_CUDA := .venv-cuda
 CUDA_STAMP := $(VENV_CUDA)/.stamp-env-$(subst /,_,$(TORCH_CUDA))
 
@@ -20,7 +21,7 @@ CSRC := $(shell find csrc -type f)
 FORMATTED := $(filter %.h %.cpp %.cu %.cuh,$(CSRC) $(wildcard tests/cpu_driver/* tests/cuda_on_cpu/* bench/gpu/*))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench bench-conv bench-variants cuda-env cuda-check cuda-build gpu gpu-kit lint format clean
+.PHONY: help demo test test-all clients bench bench-conv bench-clients bench-variants cuda-env cuda-check cuda-build gpu gpu-kit lint format clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -32,10 +33,13 @@ test: $(BUILD_STAMP) ## run the fast tests, then the CUDA kernels on the CPU (4 
 	$(BIN)/python -m pytest -n 2 --durations 10 tests
 	$(BIN)/python tests/cuda_on_cpu/run.py
 
-test-all: $(BUILD_STAMP) ## the same with all tests, and cuda-check; before a change of kernels is done (40 minutes)
+test-all: $(BUILD_STAMP) $(CLIENTS_STAMP) ## the same with all tests, and cuda-check; before a change of kernels is done (40 minutes)
 	$(BIN)/python -m pytest -n 2 --all --durations 40 tests
 	$(BIN)/python tests/cuda_on_cpu/run.py --all
 	$(MAKE) cuda-check
+
+clients: $(BUILD_STAMP) $(CLIENTS_STAMP) ## install public libraries and try them on converted models (2 minutes)
+	$(BIN)/python -m pytest --all -ra tests/clients
 
 bench: $(BUILD_STAMP) ## measure against torch, results to bench/results (40 minutes)
 	$(BIN)/python -m bench rnn --grid full --save
@@ -45,6 +49,9 @@ bench-variants: $(BUILD_STAMP) ## measure cells and sequences that torch has not
 
 bench-conv: $(BUILD_STAMP) ## measure convolutions against torch, results with one thread (17 minutes)
 	$(BIN)/python -m bench conv --threads 1 --seconds-per-case 0.08 --save
+
+bench-clients: $(BUILD_STAMP) $(CLIENTS_STAMP) ## measure models of public libraries against torch's layers (3 minutes)
+	$(BIN)/python -m bench clients --save
 
 cuda-env: $(CUDA_STAMP) ## install a CUDA torch into .venv-cuda
 
@@ -93,4 +100,8 @@ $(CUDA_STAMP):
 
 $(BUILD_STAMP): $(ENV_STAMP) $(BUILD_SOURCES) $(CSRC)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[test,bench,dev]"
+	touch $@
+
+$(CLIENTS_STAMP): $(BUILD_STAMP) tests/clients/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps -r tests/clients/requirements.txt
 	touch $@

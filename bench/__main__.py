@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from bench import machine
+from bench.clients import timing as clients
 from bench.depthwise import operators
 from bench.gpu import calibrate, calibration
 from bench.gpu import layers as gpu_layers
@@ -24,12 +25,14 @@ BENCHMARKS = {
     "gpu": gpu_layers,
     "gpu-calibrate": calibrate,
     "recompute": recompute,
+    "clients": clients,
     "variants": variants,
 }
 # What is told of a file, by the first of these keys that it has.
 TABLES = {
     "calibration": calibration.markdown,
     "ceilings": gpu_report.markdown,
+    "clients": clients.markdown,
     "convolutions": operators.markdown,
     "variants": variants.markdown,
     "rows": report.markdown,

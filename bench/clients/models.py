@@ -58,6 +58,15 @@ class Client:
     args: Callable[[], Args]  # as in use, which is timed
     small: Callable[[], Args]  # for tests
     replaced: int
+    exports: tuple[str, ...] = ("export", "trace")  # what the code around the layers allows
+
+    def model(self) -> nn.Module:
+        """In eval, and with statistics and weights that begin as zeros as after some training."""
+        model = self.make().eval()
+        for name, t in (*model.named_parameters(), *model.named_buffers()):
+            if name.endswith(("running_mean", "bias", "gamma")):
+                t.data.add_(torch.randn_like(t) * 0.1)
+        return model
 
     def __str__(self) -> str:
         return f"{self.library}-{self.name}"
@@ -115,6 +124,49 @@ def _spectrogram(frames: int) -> Callable[[], Args]:
     return lambda: (torch.rand(1, 2, 513, frames),)
 
 
+class Trajectories(nn.Module):
+    """torchrl's layer over trajectories that begin anew in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        names = {"in_keys": ["x", "h", "c"], "out_keys": ["y", ("next", "h"), ("next", "c")]}
+        self.module = load("torchrl.modules").LSTMModule(
+            input_size=128, hidden_size=256, num_layers=1, **names
+        )
+
+    def forward(self, x: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
+        state = x.new_zeros(*x.shape[:2], 1, 256)
+        data = {"x": x, "is_init": begins[..., None], "h": state, "c": state}
+        with load("torchrl.modules").set_recurrent_mode(True):
+            return self.module(load("tensordict").TensorDict(data, x.shape[:2]))["y"]
+
+
+class Values(nn.Module):
+    """What RecurrentPPO's critic thinks of steps of many environments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        spaces = load("gymnasium.spaces")
+        policy = load("sb3_contrib.common.recurrent.policies").RecurrentActorCriticPolicy
+        observed = spaces.Box(-1, 1, (4,))
+        self.policy = policy(observed, spaces.Discrete(2), lambda _: 1e-3)
+
+    def forward(self, x: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
+        state = x.new_zeros(1, x.shape[0], 256)
+        flat = x.flatten(0, 1), (state, state), begins.flatten().to(x.dtype)
+        latent, _ = self.policy._process_sequence(*flat, self.policy.lstm_critic)
+        return self.policy.value_net(self.policy.mlp_extractor.forward_critic(latent))
+
+
+def _steps(batch: int, steps: int, features: int) -> Callable[[], Args]:
+    def make() -> Args:
+        begins = torch.zeros(batch, steps, dtype=torch.bool)
+        begins[:, 0] = begins[0, steps // 2] = begins[-1, steps // 3] = True
+        return torch.randn(batch, steps, features), begins
+
+    return make
+
+
 CLIENTS = [
     _timm("mobilenetv3_large_100", 15),
     _timm("mobilenetv4_conv_small", 15),
@@ -123,7 +175,11 @@ CLIENTS = [
     _timm("convnext_atto", 12),
     _torchvision("mobilenet_v2", 17),
     _torchvision("mnasnet1_0", 17),
-    Client("torchaudio", "Conformer", _conformer, _frames(8, 400), _frames(2, 30), 4),
-    Client("torchaudio", "Tacotron2", _tacotron, _speech(4, 60, 100), _speech(2, 9, 7), 3),
+    Client("torchaudio", "Conformer", _conformer, _frames(8, 400), _frames(2, 30), 4, ("trace",)),
+    Client(
+        "torchaudio", "Tacotron2", _tacotron, _speech(4, 60, 100), _speech(2, 9, 7), 3, ("script",)
+    ),
     Client("openunmix", "OpenUnmix", _unmix, _spectrogram(256), _spectrogram(11), 1),
+    Client("torchrl", "LSTMModule", Trajectories, _steps(16, 64, 128), _steps(3, 7, 128), 1, ()),
+    Client("sb3_contrib", "MlpLstmPolicy", Values, _steps(16, 64, 4), _steps(3, 7, 4), 2, ()),
 ]
