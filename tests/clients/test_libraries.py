@@ -313,8 +313,8 @@ def test_torchrl_splits_trajectories(kind, recurrent):
     same(found[1], found[0])
 
 
-def test_recurrent_ppo_earns_the_same():
-    """A hundred updates from one seed."""
+def test_recurrent_ppo_earns_the_same(tmp_path):
+    """A hundred updates from one seed; and an agent that was saved acts as before."""
     sb3, gymnasium = library("sb3_contrib"), library("gymnasium")
     rewards = []
     for convert in (False, True):
@@ -334,4 +334,13 @@ def test_recurrent_ppo_earns_the_same():
         agent.learn(32 * 100)
         assert agent._n_updates == 200  # two epochs each
         rewards.append([episode["r"] for episode in agent.ep_info_buffer])
+        agent.save(tmp_path / "agent")
+        loaded = sb3.RecurrentPPO.load(tmp_path / "agent", device="cpu")
+        adl.convert(loaded.policy)
+        seen = env.observation_space.sample()
+        for acting in (agent, loaded):
+            acting.policy.set_training_mode(False)
+        actions = [a.predict(seen, deterministic=True) for a in (agent, loaded)]
+        same(torch.tensor(actions[1][1][0]), torch.tensor(actions[0][1][0]))
+        assert actions[0][0] == actions[1][0]
     assert rewards[1] == rewards[0] and len(rewards[0]) > 10
