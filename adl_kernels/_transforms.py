@@ -50,7 +50,7 @@ def as_leaf(module: nn.Module, input: Any, hx: Any = None, **given: Any) -> Any:
 
 def is_traced() -> bool:
     """Whether torch.jit.trace runs, for which sizes of tensors are tensors."""
-    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
+    return torch._C._get_tracing_state() is not None
 
 
 def untraced(check: Callable[P, R]) -> Callable[P, R]:
@@ -61,9 +61,9 @@ def untraced(check: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(check)
     def paused(*args: P.args, **kwargs: P.kwargs) -> R:
-        if not is_traced():
-            return check(*args, **kwargs)
         state = torch._C._get_tracing_state()
+        if state is None:
+            return check(*args, **kwargs)
         torch._C._set_tracing_state(None)  # type: ignore[attr-defined]
         try:
             return check(*args, **kwargs)

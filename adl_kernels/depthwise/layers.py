@@ -66,11 +66,12 @@ class Depthwise(nn.modules.conv._ConvNd):
 
     def forward(self, input: Tensor) -> Tensor:
         """input [B, C, ..] or [C, ..]; see :func:`adl_kernels.functional.depthwise_conv2d`."""
-        if is_symbolic(input, self):
-            return as_leaf(self, input)
         weight, pad, n = self.weight, self.padding, len(self.kernel_size)
         is_plain = self.padding_mode == "zeros" and all(isinstance(p, int) for p in pad)
-        if is_plain and input.dim() == n + 2 and self._fits(input):
+        if is_symbolic(input, self):
+            return as_leaf(self, input)
+        # Is True: in a trace sizes are tensors, and comparing them is no branch to take.
+        if is_plain and input.dim() == n + 2 and (input.shape[1] == self.in_channels) is True:
             if has_kernels(input):  # nothing is left to find out; the op checks the rest
                 how = (self.stride, (*pad, *pad), self.dilation, None, self.activation)
                 return convolution._depthwise_op(input, weight, self.bias, *how)
@@ -82,15 +83,12 @@ class Depthwise(nn.modules.conv._ConvNd):
         return convolution.depthwise(name, n, input, weight, self.bias, *window, *more)
 
     @untraced
-    def _fits(self, input: Tensor) -> bool:
-        return input.shape[-len(self.kernel_size) - 1] == self.in_channels
-
-    @untraced
     def _check_channels(self, input: Tensor) -> None:
-        if not self._fits(input):
+        channels = input.shape[-len(self.kernel_size) - 1]
+        if channels != self.in_channels:
             raise RuntimeError(
                 f"{type(self).__name__}: input must have {self.in_channels} channels, got "
-                f"{input.shape[-len(self.kernel_size) - 1]} in {list(input.shape)}"
+                f"{channels} in {list(input.shape)}"
             )
 
     def _beyond_torch(self) -> list[str]:
