@@ -66,10 +66,10 @@ class Depthwise(nn.modules.conv._ConvNd):
 
     def forward(self, input: Tensor) -> Tensor:
         """input [B, C, ..] or [C, ..]; see :func:`adl_kernels.functional.depthwise_conv2d`."""
-        weight, pad, n = self.weight, self.padding, len(self.kernel_size)
-        is_plain = self.padding_mode == "zeros" and all(isinstance(p, int) for p in pad)
         if is_symbolic(input, self):
             return as_leaf(self, input)
+        weight, pad, n = self.weight, self.padding, len(self.kernel_size)
+        is_plain = self.padding_mode == "zeros" and all(isinstance(p, int) for p in pad)
         # Is True: in a trace sizes are tensors, and comparing them is no branch to take.
         if is_plain and input.dim() == n + 2 and (input.shape[1] == self.in_channels) is True:
             if has_kernels(input):  # nothing is left to find out; the op checks the rest
