@@ -307,7 +307,12 @@ def ptflops_hooks() -> dict[Any, Callable[..., Any]]:
 
         return count
 
+    def cudnn(args: Any, outputs: Any) -> int:
+        index, _, *rest = args
+        return layer(CELL_LIST[index])(rest, outputs)
+
     hooks: dict[Any, Callable[..., Any]] = dict.fromkeys(classes, as_torchs)
+    hooks |= dict.fromkeys((_ops.cudnn, _ops.cudnn_forward), cudnn)
     hooks |= {_ops.depthwise_conv: conv, _ops.separable_conv: separable}
     for cell in CELL_LIST:
         for name in (cell.name, f"{cell.name}_forward"):

@@ -120,6 +120,21 @@ def test_frozen_weights_cost_nothing_in_backward(frozen):
     assert_counted_as_torchs(model, lambda: (sequence(5, 3, 8),))
 
 
+@pytest.mark.parametrize("name", ["gru-all", "lstm-projection", "conv2d", "net"])
+def test_without_numbers(name):
+    """On meta tensors, which count as any."""
+    model, make = MODELS[name]
+    model = model().to(DEVICE)
+    adl.convert(model)
+    args = make()
+    expected = counted(model, args)
+    meta = [t.detach().to("meta").requires_grad_(t.requires_grad) for t in args]
+    assert counted(model.to("meta"), meta) == expected
+    layer, x = adl.GRU(8, 6, device="meta"), torch.empty(5, 3, 8, device="meta")
+    lengths = torch.empty(3, dtype=torch.int64, device="meta")  # each may be the longest
+    assert counted(lambda x: layer(x, lengths=lengths), (x,)) == counted(layer, (x,))
+
+
 def test_an_lstm_counts_what_its_equations_multiply():
     x = sequence(5, 3, 8)
     gates = {adl.LSTM: 4, adl.GRU: 3, adl.RNN: 1}
