@@ -18,7 +18,7 @@ import adl_kernels as adl
 from bench import machine, options, store
 from bench.clients.models import CLIENTS, load_those_that_others_import
 from bench.measure import Budget, timed
-from bench.report import printed
+from bench.report import printed, spread_out
 from bench.store import Content, Row
 
 HELP = "models of public libraries against themselves with torch's layers (3 minutes)"
@@ -81,24 +81,24 @@ def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def line(row: Row) -> str:
-    ratio = f"{row['ratio']:.2f}" if row["status"] == "ok" else row["status"]
-    return f"{row['library']:12} {row['model']:24} {row['threads']} {row['error']:.1e} {ratio}"
+    return (
+        f"{row['library']:12} {row['model']:24} {row['threads']} {row['error']:.1e} {_ratio(row)}"
+    )
+
+
+def _ratio(row: Row) -> str:
+    return f"{row['ratio']:.2f}{'*' * row['disturbed']}" if row["status"] == "ok" else row["status"]
 
 
 def markdown(content: Content) -> str:
-    rows: list[Row] = content["clients"]
-    threads = sorted({row["threads"] for row in rows})
-    heads = [f"torch's time / ours, {n} thread{'s' * (n > 1)}" for n in threads]
-    lines = [
-        "| library | model | input | layers replaced | largest difference | "
-        + " | ".join(heads)
-        + " |",
-        "|---" * (5 + len(threads)) + "|",
-    ]
-    for first in rows[:: len(threads)]:
-        same = [r for r in rows if all(r[k] == first[k] for k in ("library", "model"))]
-        ratios = [f"{r['ratio']:.2f}" if r["status"] == "ok" else r["status"] for r in same]
-        cells = [f"{first['library']} {first['version']}", first["model"], first["input"]]
-        cells += [str(first["replaced"]), f"{first['error']:.1e}", *ratios]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    names = ["library", "model", "input", "layers replaced", "largest difference"]
+    entries = []
+    for row in content["clients"]:
+        key = [f"{row['library']} {row['version']}", row["model"], row["input"]]
+        key += [str(row["replaced"]), f"{row['error']:.1e}"]
+        threads = f"torch's time / ours, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+        entries.append((key, threads, _ratio(row)))
+    found = spread_out(names, entries)
+    if any(row.get("disturbed") for row in content["clients"]):
+        found += "\n\n\\*: other programs took cores that were needed; measure again"
+    return found
