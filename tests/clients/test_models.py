@@ -13,6 +13,7 @@ from lanes import slow
 from tolerance import assert_accurate
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 import adl_kernels as adl
 from bench.clients.models import CLIENTS, load_those_that_others_import
@@ -114,3 +115,16 @@ def test_exports(client):
             adl.revert(ours)
             scripted = torch.jit.script(ours)
             torch.testing.assert_close(outputs(scripted, args), outputs(theirs, args))
+
+
+@every_client
+def test_counted_operations(client):
+    """Of a training step; torch counts none of its fused LSTM on the CPU."""
+    theirs, ours, args = pair(client)
+    counts = []
+    for model in (theirs.train(), ours.train()):
+        with FlopCounterMode(display=False) as counter:
+            sum(t.sum() for t in outputs(model, args) if t.requires_grad).backward()
+        counts.append(counter.get_total_flops())
+    has_fused_lstm = client.name in ("OpenUnmix", "MlpLstmPolicy")  # not packed, no projection
+    assert counts[1] > counts[0] if has_fused_lstm else counts[1] == counts[0]

@@ -449,7 +449,7 @@ def test_compile_and_export(make, training):
             assert all(p.grad is not None for p in module.parameters())
             return
     with torch.no_grad():
-        dims = {0: torch.export.Dim("B", min=2)} if "same" not in str(module) else None
+        dims = {0: torch.export.Dim("B", min=2)}
         program = torch.export.export(module, (x,), dynamic_shapes=(dims,))
         torch.testing.assert_close(program.module()(x), expected)
 
