@@ -195,8 +195,17 @@ def depthwise(
     }
     args.check_like(name, x, wanted)
     args.check_seq_idx(name, x, seq_idx, window, size)
-    run = _depthwise_op if has_kernels(x) else conv_reference.depthwise_conv
+    run = _depthwise_op if runs_ops(x, n) else conv_reference.depthwise_conv
     return run(x, weight, bias, *window, seq_idx, activation, residual)
+
+
+def runs_ops(x: Tensor, n: int) -> bool:
+    """Whether a convolution over n dimensions is an op of this package, or torch's own.
+
+    torch.compile and torch.export get torch's two-dimensional convolutions: Inductor chooses their
+    layouts, folds norms into them and fuses what follows, which an op that it does not know stops.
+    """
+    return has_kernels(x) and not (n == 2 and torch.compiler.is_compiling())
 
 
 def separable(
@@ -272,8 +281,9 @@ def run_separable(
     wants_graph = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in tensors
     )
-    if not has_kernels(x) or wants_graph or needs_reference_path():
-        run = _depthwise_op if has_kernels(x) else conv_reference.depthwise_conv
+    with_ops = runs_ops(x, len(window.stride))
+    if not with_ops or wants_graph or needs_reference_path():
+        run = _depthwise_op if with_ops else conv_reference.depthwise_conv
         mid = run(x, dw_weight, dw_bias, *window, None, dw_activation, None)
         y = ACTIVATIONS[activation](pointwise(mid, pw_weight, pw_bias))
         return y if residual is None else y + residual
