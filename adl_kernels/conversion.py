@@ -255,7 +255,8 @@ class Combined:
     _adl_parts: tuple[Class, Class]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _restore, self._adl_parts, dict(vars(self))
+        getstate = getattr(self, "__getstate__", None)  # every object has one from Python 3.11 on
+        return _restore, self._adl_parts, getstate() if getstate else dict(vars(self))
 
 
 _made: dict[tuple[Class, Class], Class] = {}
@@ -349,17 +350,18 @@ def _copy(model: nn.Module) -> nn.Module:
 def _run(model: nn.Module, example: Any, training: bool) -> dict[str, Tensor]:
     """Outputs, and in training mode the gradients of all that has one, by name."""
     args = example if isinstance(example, tuple) else (example,)
-    args = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), args)
-    floats = [
-        t for t in pytree.tree_leaves(args) if isinstance(t, Tensor) and t.is_floating_point()
-    ]
+    leaves, spec = pytree.tree_flatten(args)
+    leaves = [t.detach().clone() if isinstance(t, Tensor) else t for t in leaves]
+    floats = [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
     devices = {t.device for t in (*model.parameters(), *floats) if t.device.type == "cuda"}
     model.train(training)
     with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(training):
         torch.manual_seed(0)
         for t in floats if training else ():
             t.requires_grad_()
-        outputs = [t for t in pytree.tree_leaves(model(*args)) if isinstance(t, Tensor)]
+        given = [t.clone() if isinstance(t, Tensor) else t for t in leaves]  # may be written to
+        result = model(*pytree.tree_unflatten(given, spec))
+        outputs = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
         found = {f"output {k}": t.detach() for k, t in enumerate(outputs)}
         of = {f"input {k}": t for k, t in enumerate(floats)} | dict(model.named_parameters())
         of = {name: t for name, t in of.items() if t.requires_grad}

@@ -124,7 +124,9 @@ def test_whole_chains_are_one_op(net):
         report = adl.convert(net, fuse="inference", verify=X)
         assert {path: text for path, text, _ in report.fused} == CHAINS
         assert "6 replaced, 0 left, 5 fused" in str(report)
-        assert report.not_fused == [("timm.conv_dw", "is not in an nn.Sequential, whose order is known")]
+        assert report.not_fused == [
+            ("timm.conv_dw", "is not in an nn.Sequential, whose order is known")
+        ]
         assert list(net.state_dict()) == keys
         torch.testing.assert_close(net(X), expected, rtol=1e-4, atol=1e-4)
         assert sorted(ops_in(lambda: net(X))) == ["depthwise_conv", *["separable_conv"] * 5]
