@@ -226,5 +226,6 @@ def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor | None]:
     offset = offset * scale
     if norm.bias is not None:
         offset = offset + norm.bias
-    wide = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
-    return wide.to(weight.dtype), offset.to(weight.dtype)
+    folded = torch.empty_like(weight)  # lies as the weight does, which the result follows
+    folded.copy_(weight.double() * scale.view(-1, *[1] * (weight.dim() - 1)))
+    return folded, offset.to(weight.dtype)

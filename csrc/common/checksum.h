@@ -6,7 +6,7 @@
 
 namespace adl {
 
-// Of the numbers, their type and the sizes. A change of one number is always noticed, any other with a probability of
+// Of the numbers, their type, the sizes and strides. A change of one number is always noticed, any other with a probability of
 // 1 - 2^-64.
 uint64_t checksum_of(const at::Tensor& t);
 uint64_t checksum_of(const std::vector<at::Tensor>& tensors);
