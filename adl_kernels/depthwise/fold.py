@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import _C
 from .._devices import has_kernels
 from .._transforms import needs_reference_path
 from . import functional as convolution
-from .layers import DepthwiseConv1d, DepthwiseConv2d
+from .layers import Depthwise, DepthwiseConv1d, DepthwiseConv2d
 
 Weights = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]
 
@@ -33,14 +32,15 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.Sigmoid: "sigmoid",
     nn.Tanh: "tanh",
 }
+PLAIN_TENSORS = (nn.Parameter, Tensor)
 NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
-# What a call runs, by class: whoever puts something else there wants it to run.
-_METHODS = ("forward", "_conv_forward", "_call_impl")
+_CALL = nn.Module.__call__
 
 
-def _methods(cls: type[nn.Module]) -> list[Any]:
-    return [getattr(cls, name, None) for name in _METHODS]
+def _methods(cls: Any) -> tuple[Any, Any]:
+    """What a call runs: whoever puts something else there, or on an object, wants it to run."""
+    return cls.forward, getattr(cls, "_conv_forward", None)
 
 
 _KNOWN = {cls: _methods(cls) for cls in (*DEPTHWISE, *NORMS, *ACTIVATIONS, *NOTHING_IN_EVAL)}
@@ -59,7 +59,8 @@ class Chain(NamedTuple):
     @property
     def own_activation(self) -> str:
         """Of the depthwise convolution itself, before its norm."""
-        return getattr(self.depthwise, "activation", "none")
+        own = self.depthwise.__dict__.get("activation", "none")
+        return own if isinstance(self.depthwise, Depthwise) else "none"
 
     def __str__(self) -> str:
         dw_norm, norm = ("batch norm" if n else "none" for n in (self.dw_norm, self.norm))
@@ -122,7 +123,7 @@ class Folder:
 def is_plain(module: nn.Module) -> bool:
     """Whether a call runs the forward of one of the classes known here, and nothing else."""
     known = _KNOWN.get(type(module))
-    return known == _methods(type(module)) and is_untouched(module)
+    return known is not None and known == _methods(type(module)) and is_untouched(module)
 
 
 def is_untouched(module: nn.Module) -> bool:
@@ -133,8 +134,10 @@ def is_untouched(module: nn.Module) -> bool:
         or own["_forward_pre_hooks"]
         or own["_backward_hooks"]
         or own["_backward_pre_hooks"]
-        or module._compiled_call_impl is not None
-        or any(name in own for name in _METHODS)
+        or own.get("_compiled_call_impl") is not None
+        or "forward" in own
+        or "_conv_forward" in own
+        or "_call_impl" in own
     )
 
 
@@ -161,43 +164,45 @@ def is_one_op(chain: Chain, x: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._is_tracing() or needs_reference_path():
         return False
-    if type(x) not in (Tensor, nn.Parameter) or x.layout != torch.strided or not has_kernels(x):
-        return False
     if _has_any_global_hook() or torch._C._len_torch_function_stack():
         return False
-    dw, pw = chain.depthwise, chain.pointwise
-    dims = len(dw.kernel_size) if is_depthwise(dw) else 0
-    if not dims or not is_pointwise(pw, dims) or not is_plain(dw) or not is_plain(pw):
+    if type(x) not in PLAIN_TENSORS or x.layout != torch.strided or not has_kernels(x):
         return False
-    norms = [(c, n) for c, n in ((dw, chain.dw_norm), (pw, chain.norm)) if n is not None]
+    dw, pw = chain.depthwise, chain.pointwise
+    if not is_depthwise(dw) or not is_pointwise(pw, len(dw.kernel_size)):
+        return False
+    if not is_plain(dw) or not is_plain(pw) or nn.Module.__call__ is not _CALL:
+        return False
     if chain.own_activation != "none" and (chain.dw_norm or chain.dw_activation != "none"):
         return False
-    if norms and x.dim() != dims + 2:
-        return False
-    wide = (x.dtype, torch.float32)  # of batch norms after convolutions in half precision
-    for conv, norm in norms:
-        if type(norm) not in NORMS or not is_plain(norm) or norm.training or not foldable(norm):
-            return False
-        tensors = [norm.running_mean, norm.running_var, norm.weight, norm.bias]
-        if any(
-            t is not None and (t.shape != (conv.out_channels,) or t.dtype not in wide)
-            for t in tensors
+    dtype, device, graph = x.dtype, x.device, torch.is_grad_enabled()
+    for conv, norm in ((dw, chain.dw_norm), (pw, chain.norm)):
+        if norm is not None and not (
+            is_foldable(norm, conv, dtype) and x.dim() == conv.weight.dim()
         ):
             return False
-        if x.dtype == torch.float64 and norm.running_var.dtype != x.dtype:
+        if conv.weight.dtype != dtype and not torch._C._is_any_autocast_enabled():
             return False
-    sources = [t for t in _sources(chain) if t is not None]
-    autocast = torch._C._is_any_autocast_enabled()
-    if not autocast and (dw.weight.dtype != x.dtype or pw.weight.dtype != x.dtype):
-        return False
-    if any(type(t) not in (Tensor, nn.Parameter) or t.device != x.device for t in sources):
-        return False
-    graph = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *sources))
-    return not graph
+    for t in _sources(chain):
+        if t is not None and (type(t) not in PLAIN_TENSORS or t.device != device):
+            return False
+        if graph and t is not None and t.requires_grad:
+            return False
+    return not (graph and x.requires_grad)
 
 
-def foldable(norm: Any) -> bool:
-    return isinstance(norm, _BatchNorm) and None not in (norm.running_mean, norm.running_var)
+def is_foldable(norm: Any, conv: Any, dtype: torch.dtype) -> bool:
+    """Whether a module is a batch norm in eval, with statistics of the convolution's channels."""
+    if type(norm) not in NORMS or not is_plain(norm) or norm.training:
+        return False
+    mean, var = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
+    if mean is None or var is None or (dtype == torch.float64 and var.dtype != dtype):
+        return False
+    size = (conv.out_channels,)
+    return all(
+        t is None or (t.shape == size and t.dtype in (dtype, torch.float32))
+        for t in (mean, var, norm.weight, norm.bias)
+    )
 
 
 def _sources(chain: Chain) -> list[Tensor | None]:

@@ -19,7 +19,6 @@ from .fold import (
     NOTHING_IN_EVAL,
     Chain,
     Folder,
-    foldable,
     is_depthwise,
     is_one_op,
     is_plain,
@@ -78,13 +77,15 @@ def _norm_and_activation(modules: list[nn.Module], k: int) -> tuple[Any, str, in
     norm, activation = None, "none"
     for module in modules[k:]:
         cls = type(module)
-        if not is_plain(module):
-            break
-        if cls in NORMS and foldable(module) and norm is None and activation == "none":
+        if cls in NORMS and norm is None and activation == "none":
+            if module._buffers.get("running_mean") is None:
+                break
             norm = module
-        elif cls in ACTIVATIONS and activation == "none" and not _is_changed(module):
+        elif cls in ACTIVATIONS and activation == "none" and is_plain(module):
+            if _is_changed(module):
+                break
             activation = ACTIVATIONS[cls]
-        elif cls not in NOTHING_IN_EVAL or module.training:
+        elif cls not in NOTHING_IN_EVAL or module.training or not is_plain(module):
             break
         k += 1
     return norm, activation, k

@@ -118,8 +118,9 @@ class Separable(nn.Module):
         return y + input if self.residual else y
 
     def chain(self) -> Chain:
-        dw = (self.depthwise, self.dw_norm, self.dw_activation)
-        return Chain(*dw, self.pointwise, self.norm, self.activation)
+        of = self._modules  # at once: attributes of modules are found the long way
+        dw = (of["depthwise"], of["dw_norm"], self.dw_activation)
+        return Chain(*dw, of["pointwise"], of["norm"], self.activation)
 
     def cost(self, input_size: int | tuple[int, ...]) -> Cost:
         """Multiplications and parameters of the convolutions for an input of so many places.
