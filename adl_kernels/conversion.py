@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from ._devices import DEVICES, DTYPES
 from .depthwise.fuse import fuse as fuse_chains
@@ -15,8 +18,11 @@ from .depthwise.layers import Depthwise, DepthwiseConv1d, DepthwiseConv2d, Depth
 from .recurrent.base import Recurrent
 from .recurrent.cells import GRUCell, LSTMCell, RNNCell
 from .recurrent.layers import GRU, LSTM, RNN
+from .recurrent.options import BEYOND_TORCH
 
-OURS: dict[type[nn.Module], type[nn.Module]] = {
+Class = type[nn.Module]
+
+OURS: dict[Class, Class] = {
     nn.LSTM: LSTM,
     nn.GRU: GRU,
     nn.RNN: RNN,
@@ -28,8 +34,13 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv3d: DepthwiseConv3d,
 }
 KNOWN = (nn.RNNBase, nn.RNNCellBase, nn.modules.conv._ConvNd)
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TORCHS = {ours: torchs for torchs, ours in OURS.items()}
+
+# What a subclass may define without a call computing something else.
+HARMLESS = {"__init__", "__repr__", "extra_repr", "reset_parameters", "__doc__", "__module__"}
+HARMLESS |= {"__qualname__", "__annotations__", "__annotate_func__", "__annotations_cache__"}
+HARMLESS |= {"__firstlineno__", "__static_attributes__", "__orig_bases__", "__parameters__"}
+HARMLESS |= {"__abstractmethods__", "_abc_impl", "__dict__", "__weakref__", "__slots__"}
 
 
 @dataclass
@@ -40,13 +51,18 @@ class Report:
     left: list[tuple[str, str, str]] = field(default_factory=list)  # path, class, why
     # Path of the depthwise convolution, what is one operator with it, when.
     fused: list[tuple[str, str, str]] = field(default_factory=list)
+    # Of depthwise convolutions that `fuse` left alone: path and why.
+    not_fused: list[tuple[str, str]] = field(default_factory=list)
     # What runs for a replaced module, by its path.
     kernels: dict[str, str] = field(default_factory=dict)
+    # Paths of replaced modules that the model did not call on the examples of `verify`.
+    uncalled: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         rows = [(path, old, f"-> {new}{self._kernel(path)}") for path, old, new in self.replaced]
         rows += [(path, cls, f"left: {why}") for path, cls, why in self.left]
         rows += [(path, what, f"fused: {when}") for path, what, when in self.fused]
+        rows += [(path, "depthwise", f"not fused: {why}") for path, why in self.not_fused]
         if not rows:
             return "nothing to convert found"
         header = ("module", "class", "result")
@@ -57,17 +73,28 @@ class Report:
         ]
         counts = f"{len(self.replaced)} replaced, {len(self.left)} left"
         counts += f", {len(self.fused)} fused" if self.fused else ""
+        counts += f", {len(self.uncalled)} not called" if self.uncalled else ""
         return "\n".join([*lines, counts])
 
     def _kernel(self, path: str) -> str:
-        return f": {self.kernels[path]}" if path in self.kernels else ""
+        kernel = f": {self.kernels[path]}" if path in self.kernels else ""
+        unused = "; not called on the example: the model may read its weights itself"
+        return kernel + (unused if path in self.uncalled else "")
 
 
-def convert(model: nn.Module, *, fuse: str = "none", verify: Any = None) -> Report:
+def convert(
+    model: nn.Module,
+    *,
+    fuse: str = "none",
+    keep: Iterable[str | Class] = (),
+    verify: Any = None,
+    verify_training: bool = False,
+) -> Report:
     """Replaces supported torch.nn layers in `model`, in place.
 
     These are recurrent layers and cells, and convolutions of each channel by itself (``groups`` as
-    many as ``in_channels``).
+    many as ``in_channels``); of torch.nn's classes, or of subclasses that change nothing but how
+    they are made.
 
     Each module stays the same object with another class: its parameters, hooks, training flag,
     device, and whatever else refers to it go on working, such as an optimizer made before.
@@ -75,19 +102,26 @@ def convert(model: nn.Module, *, fuse: str = "none", verify: Any = None) -> Repo
     Args:
         model: any module; may itself be such a layer.
         fuse: "inference" also makes one operator of each depthwise convolution and the 1x1
-            convolution after it, with the batch norms, activations and addition around them, for
-            eval without gradients. The model must be in eval. Its submodules and state_dict stay as
-            they are, and in training it runs as before.
-        verify: an example input (a tensor, or a tuple of arguments) on which the model is run
-            before and after, in eval mode without gradients. Where the outputs differ by more
-            than rounding, everything is undone.
+            convolution after it in an ``nn.Sequential``, with the batch norms and activations
+            after each, for eval without gradients. The model must be in eval. Its submodules and
+            state_dict stay as they are, and in training it runs as before.
+        keep: what to leave alone: paths (with all that lies below them) and classes. For code
+            that asks for a class of torch's by name, such as ``isinstance(m, nn.LSTM)``.
+        verify: an example input: a tensor, or a tuple of arguments; or a list of such examples,
+            of other sizes for instance. Copies of the model run on each before and after, in eval
+            without gradients. Where they differ by more than rounding, or one raises, the model
+            is left as it was. Nothing but the copies runs.
+        verify_training: whether to compare outputs and gradients in training mode too.
 
     Returns:
-        A report that prints as a table: what was replaced, what was left and why.
+        A report that prints as a table: what was replaced, what was left and why; with `verify`,
+        also what the model never called.
 
     Raises:
-        RuntimeError: the outputs differ on `verify`; the model is as before.
-        ValueError: `fuse` is neither "none" nor "inference", or the model is in training.
+        RuntimeError: the outputs or gradients differ on `verify`, or the model cannot be copied;
+            the model is as before.
+        ValueError: `fuse` is neither "none" nor "inference", the model is in training, or `keep`
+            names no module.
 
     Equivalent to:
         replacing ``nn.LSTM(...)`` by ``adl_kernels.LSTM(...)`` and loading the same state_dict.
@@ -96,15 +130,15 @@ def convert(model: nn.Module, *, fuse: str = "none", verify: Any = None) -> Repo
         raise ValueError(f"convert: fuse must be 'none' or 'inference', got {fuse!r}")
     if fuse == "inference" and model.training:
         raise ValueError("convert: fuse='inference' needs a model in eval; call model.eval() first")
-    before = None if verify is None else _run(model, verify)
-    report = _swap(model, OURS)
-    if fuse == "inference":
-        report.fused = fuse_chains(model)
+    kept = _kept(model, keep)
+    called: set[str] = set()
     if verify is not None:
-        problem = _difference(before, _run(model, verify))
-        if problem:
-            revert(model)
-            raise RuntimeError(f"convert: {problem}; all layers are torch.nn's again")
+        examples = verify if isinstance(verify, list) else [verify]
+        for training in (False, True) if verify_training else (False,):
+            called |= _verify(model, lambda m: _convert(m, fuse, kept), examples, training)
+    report = _convert(model, fuse, kept)
+    if verify is not None:
+        report.uncalled = [path for path, *_ in report.replaced if path not in called]
     return report
 
 
@@ -114,49 +148,136 @@ def revert(model: nn.Module) -> Report:
     For what knows torch.nn's own classes only: quantization, ONNX export, TorchScript.
     """
     blocks = unfuse(model)
-    report = _swap(model, TORCHS)
+    report = _swap(model, _torchs)
     report.fused = [(path or "(model)", "block", "no longer") for path in blocks]
     return report
 
 
-def _swap(model: nn.Module, classes: dict[type[nn.Module], type[nn.Module]]) -> Report:
+def _convert(model: nn.Module, fuse: str, kept: set[str]) -> Report:
+    report = _swap(model, _ours, kept)
+    if fuse == "inference":
+        fused, report.not_fused = fuse_chains(model)
+        when = "one separable_conv op in eval without gradients"
+        report.fused = [(*row, when) for row in fused]
+    return report
+
+
+def _kept(model: nn.Module, keep: Iterable[str | Class]) -> set[str]:
+    """Paths of the modules that `keep` names."""
+    given = [keep] if isinstance(keep, (str, type)) else list(keep)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for what in given:
+        if not isinstance(what, (str, type)):
+            raise ValueError(f"convert: keep takes paths and classes, got {what!r}")
+        if isinstance(what, str) and what not in modules:
+            raise ValueError(f"convert: keep names {what!r}, but the model has no such module")
+    classes = tuple(what for what in given if isinstance(what, type))
+    tops = [m for path, m in modules.items() if path in given or isinstance(m, classes)]
+    ids = {id(m) for top in tops for m in top.modules()}
+    return {path for path, module in modules.items() if id(module) in ids}
+
+
+New = tuple[Class | None, str]  # a class to take, or why there is none; neither: not asked about
+
+
+def _swap(
+    model: nn.Module, new_class: Callable[[nn.Module, Class], New], kept: Iterable[str] = ()
+) -> Report:
     report = Report()
     for path, module in model.named_modules():
-        cls = type(module)
-        parametrized = nn.utils.parametrize.is_parametrized(module)
-        original = cls.__mro__[1] if parametrized else cls
-        beyond = isinstance(module, (Recurrent, Depthwise))
-        extras = module._beyond_torch() if beyond else {}
-        if isinstance(module, nn.modules.conv._ConvNd) and not _is_depthwise(module):
+        if path in kept:
             continue
-        if extras and (original in classes or (classes is TORCHS and original not in OURS)):
-            why = f"torch.nn has no {', '.join(extras)}"
-            report.left.append((path or "(model)", _name(original), why))
-        elif original in classes:
-            new = classes[original]
-            if isinstance(module, Recurrent):
-                module.unfreeze()  # a layer of torch's would not end the promise
-            # Parametrized modules are of a class of their own, made from the one below.
-            module.__class__ = type(cls.__name__, (new,), _namespace(cls)) if parametrized else new
-            report.replaced.append((path or "(model)", _name(original), _name(new)))
-            if classes is OURS and isinstance(module, Depthwise):
-                report.kernels[path or "(model)"] = _kernel(module)
-        elif isinstance(module, KNOWN) and not _is_ours(module, original, classes):
-            why = "a subclass may compute something else; convert it by hand if it does not"
-            report.left.append((path or "(model)", _name(original), why))
-        elif isinstance(module, torch.jit.ScriptModule) and hasattr(module, "hidden_size"):
-            report.left.append(
-                (path or "(model)", _name(original), "TorchScript is compiled already")
-            )
+        # Parametrized modules are of a class of their own, made from the one below.
+        parametrized = nn.utils.parametrize.is_parametrized(module)
+        cls = type(module).__mro__[1] if parametrized else type(module)
+        new, why = new_class(module, cls)
+        row = path or "(model)", _name(cls)
+        if why:
+            report.left.append((*row, why))
+        if new is None:
+            continue
+        if isinstance(module, Recurrent):
+            module.unfreeze()  # a layer of torch's would not end the promise
+        name = type(module).__name__
+        module.__class__ = type(name, (new,), _namespace(type(module))) if parametrized else new
+        report.replaced.append((*row, _name(new)))
+        if new is not cls and isinstance(module, Depthwise):
+            report.kernels[row[0]] = _kernel(module)
     return report
+
+
+def _torchs(module: nn.Module, cls: Class) -> New:
+    """The class of torch.nn for one of ours."""
+    if not isinstance(module, tuple(TORCHS)):
+        return None, ""
+    extras = module._beyond_torch() if isinstance(module, (Recurrent, Depthwise)) else ()
+    if extras:
+        return None, f"torch.nn has no {', '.join(extras)}"
+    if issubclass(cls, Combined):
+        return cls._adl_parts[1], ""
+    return TORCHS.get(cls), "" if cls in TORCHS else "a subclass may compute something else"
+
+
+def _ours(module: nn.Module, cls: Class) -> New:
+    """Our class for one of torch.nn."""
+    if isinstance(module, torch.jit.ScriptModule) and hasattr(module, "hidden_size"):
+        return None, "TorchScript is compiled already"
+    if not isinstance(module, KNOWN) or isinstance(module, tuple(TORCHS)):
+        return None, ""
+    if isinstance(module, nn.modules.conv._ConvNd) and not _is_depthwise(module):
+        return None, ""
+    base = next((c for c in cls.__mro__ if c in OURS), None)
+    if base is None:
+        return None, "its class is not made from one of torch.nn's layers"
+    ours = OURS[base]
+    changes = _changes(module, cls, base, ours)
+    if changes:
+        return None, f"has its own {changes}; convert it by hand if it computes the same"
+    return ours if cls is base else _combined(ours, cls), ""
+
+
+def _changes(module: nn.Module, cls: Class, base: Class, ours: Class) -> str:
+    """What a call may run or read that is not as in `base`, by name."""
+    own: set[str] = {*vars(module), *module._parameters, *module._buffers, *module._modules}
+    defined = {n for c in cls.__mro__[: cls.__mro__.index(base)] for n in vars(c)} - HARMLESS
+    found = defined & (own | set(dir(base)))
+    found |= {name for name in own if callable(getattr(base, name, None))}
+    options = {"activation", *BEYOND_TORCH} & set(dir(ours))
+    found |= {
+        name for name in (own | defined) & options if getattr(module, name) != getattr(ours, name)
+    }
+    return ", ".join(sorted(found))
+
+
+class Combined:
+    """What a class made of ours and a subclass of torch.nn's has beside both."""
+
+    _adl_parts: tuple[Class, Class]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        getstate = getattr(self, "__getstate__", None)  # every object has one from Python 3.11 on
+        return _restore, self._adl_parts, getstate() if getstate else dict(vars(self))
+
+
+_made: dict[tuple[Class, Class], Class] = {}
+
+
+def _combined(ours: Class, theirs: Class) -> Class:
+    parts = ours, theirs
+    if parts not in _made:
+        names: dict[str, Any] = {"_adl_parts": parts, "__module__": theirs.__module__}
+        names["__qualname__"] = theirs.__qualname__
+        _made[parts] = type(theirs.__name__, (Combined, *parts), names)
+    return _made[parts]
+
+
+def _restore(ours: Class, theirs: Class) -> nn.Module:
+    cls = _combined(ours, theirs)
+    return cls.__new__(cls)
 
 
 def _is_depthwise(conv: Any) -> bool:
     return conv.groups == conv.in_channels > 1 and not conv.transposed
-
-
-def _is_ours(module: nn.Module, cls: type, classes: dict[type[nn.Module], type[nn.Module]]) -> bool:
-    return cls in classes.values() or (classes is OURS and isinstance(module, Depthwise))
 
 
 def _kernel(conv: Depthwise) -> str:
@@ -177,40 +298,95 @@ def _namespace(cls: type) -> dict[str, Any]:
 
 
 def _name(cls: type) -> str:
+    cls = cls._adl_parts[0] if issubclass(cls, Combined) else cls
     module = "torch.nn" if cls.__module__.startswith("torch.nn.") else cls.__module__.split(".")[0]
     return f"{module}.{cls.__qualname__}"
 
 
-def _run(model: nn.Module, example: Any) -> list[Tensor]:
-    args = example if isinstance(example, tuple) else (example,)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+def _verify(
+    model: nn.Module, change: Callable[[nn.Module], Any], examples: list[Any], training: bool
+) -> set[str]:
+    """Compares copies of the model before and after `change`; paths of the modules that ran.
+
+    The model itself is never called: its buffers, gradients, caches and the random numbers that
+    come next are as they were.
+    """
+    called: set[str] = set()
+    before = _copy(model)
+    handles = [
+        module.register_forward_pre_hook(lambda *_, path=path: called.add(path or "(model)"))
+        for path, module in before.named_modules()
+    ]
+    expected = [_run(before, example, training) for example in examples]
+    for handle in handles:
+        handle.remove()
+    after = _copy(model)
+    change(after)
+    for k, example in enumerate(examples):
+        try:
+            got = _run(after, example, training)
+        except Exception as error:
+            raise RuntimeError(
+                f"convert: the converted model raises {type(error).__name__}: {error}; the model "
+                "is as before"
+            ) from error
+        problem = _difference(expected[k], got)
+        if problem:
+            where = f"example {k}, " * (len(examples) > 1) + "in training, " * training
+            raise RuntimeError(f"convert: {where}{problem}; the model is as before")
+    return called
+
+
+def _copy(model: nn.Module) -> nn.Module:
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            leaves, _ = torch.utils._pytree.tree_flatten(model(*args))
-            return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    finally:
-        for module, training in modes:
-            module.training = training
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise RuntimeError(
+            f"convert: verify runs copies of the model, but copy.deepcopy raises "
+            f"{type(error).__name__}: {error}; the model is as before"
+        ) from error
 
 
-def _difference(before: list[Tensor] | None, after: list[Tensor]) -> str | None:
-    """Says where two lists of outputs differ by more than rounding, or None."""
-    for k, (old, new) in enumerate(zip(before or [], after, strict=True)):
+def _run(model: nn.Module, example: Any, training: bool) -> dict[str, Tensor]:
+    """Outputs, and in training mode the gradients of all that has one, by name."""
+    args = example if isinstance(example, tuple) else (example,)
+    leaves, spec = pytree.tree_flatten(args)
+    leaves = [t.detach().clone() if isinstance(t, Tensor) else t for t in leaves]
+    floats = [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+    devices = {t.device for t in (*model.parameters(), *floats) if t.device.type == "cuda"}
+    model.train(training)
+    with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(training):
+        torch.manual_seed(0)
+        for t in floats if training else ():
+            t.requires_grad_()
+        given = [t.clone() if isinstance(t, Tensor) else t for t in leaves]  # may be written to
+        result = model(*pytree.tree_unflatten(given, spec))
+        outputs = [t for t in pytree.tree_leaves(result) if isinstance(t, Tensor)]
+        found = {f"output {k}": t.detach() for k, t in enumerate(outputs)}
+        of = {f"input {k}": t for k, t in enumerate(floats)} | dict(model.named_parameters())
+        of = {name: t for name, t in of.items() if t.requires_grad}
+        sums = [t.double().square().sum() for t in outputs if t.requires_grad]
+        if training and of and sums:
+            loss = torch.stack([s.to(sums[0].device) for s in sums]).sum()
+            grads = torch.autograd.grad(loss, list(of.values()), allow_unused=True)
+            pairs = zip(of, grads, strict=True)
+            found |= {f"the gradient of {name}": g for name, g in pairs if g is not None}
+    return found
+
+
+def _difference(before: dict[str, Tensor], after: dict[str, Tensor]) -> str | None:
+    """Says where two results differ by more than rounding, or None."""
+    if before.keys() != after.keys():
+        return f"there are {', '.join(before)}, and then {', '.join(after)}"
+    for name, old in before.items():
+        new = after[name]
         if old.shape != new.shape or old.dtype != new.dtype:
-            return (
-                f"output {k} was {list(old.shape)} {old.dtype} and is {list(new.shape)} {new.dtype}"
-            )
-        if not old.is_floating_point():
+            return f"{name} was {list(old.shape)} {old.dtype} and is {list(new.shape)} {new.dtype}"
+        if not old.is_floating_point() or not old.numel():
             continue
-        # A few hundred roundings of the dtype, relative to the largest output.
-        bound = (
-            512
-            * torch.finfo(old.dtype).eps
-            * max(1.0, old.abs().max().item() if old.numel() else 0.0)
-        )
-        difference = (old.double() - new.double()).abs().max().item() if old.numel() else 0.0
+        # A few hundred roundings of the dtype, relative to the largest number.
+        bound = 512 * torch.finfo(old.dtype).eps * max(1.0, old.abs().max().item())
+        difference = (old.double() - new.double()).abs().max().item()
         if not difference <= bound:
-            return f"output {k} differs by {difference:.2e}, more than {bound:.2e}"
+            return f"{name} differs by {difference:.2e}, more than {bound:.2e}"
     return None

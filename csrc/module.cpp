@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/checksum.h"
 #include "common/cpu/ceilings.h"
 #include "recurrent/cuda/tiers.h"
 #include "recurrent/python.h"
@@ -73,6 +74,10 @@ PYBIND11_MODULE(_C, m) {
         "What a call of a layer may ask for: (name, type in the ops' schemas, default, what it is), in order.");
   m.attr("tiers") = py::cast(std::vector<std::string>(std::begin(adl::kTierNames), std::end(adl::kTierNames)));
   m.def("cells", &cells, "The cells of this build, with the facts that fix the shapes of their ops.");
+  m.def(
+      "checksum", py::overload_cast<const std::vector<at::Tensor>&>(&adl::checksum_of),
+      py::call_guard<py::gil_scoped_release>(),
+      "Of the numbers, types, sizes and strides of tensors on the CPU, for one read of them: csrc/common/checksum.h.");
   m.def("isa", &adl::instruction_set, "The CPU instruction set in use: default, avx2, avx512 or avx512bf16.");
   m.def("cuda_plan", &cuda_plan, py::kw_only(), py::arg("gates"), py::arg("pre_activations"), py::arg("hidden_size"),
         py::arg("sequences"), py::arg("steps"), py::arg("directions"), py::arg("layers") = 1, py::arg("input_size") = 0,

@@ -64,7 +64,7 @@ def each(name: str, what: str, value: Any, n: int) -> list[int]:
     if not isinstance(given, (tuple, list)) or len(given) != n or not all(map(_is_int, given)):
         raise TypeError(f"{name}: {what} must be an int or {_count(n)}, got {value!r}")
     if min(given) < 1:
-        raise ValueError(f"{name}: {what} must be positive, got {value!r}")
+        raise RuntimeError(f"{name}: {what} must be positive, got {value!r}")
     return list(given)
 
 
@@ -88,7 +88,7 @@ def pads(
             raise TypeError(_wanted_padding(name, n, padding))
         given = [(p, p) if _is_int(p) else _pair(name, n, p, padding) for p in padding]
     if min(min(pair) for pair in given) < 0:
-        raise ValueError(f"{name}: padding must not be negative, got {padding!r}")
+        raise RuntimeError(f"{name}: padding must not be negative, got {padding!r}")
     return _before_after(given)
 
 

@@ -29,15 +29,19 @@ def out_size(
 def is_channels_last(t: Tensor) -> bool:
     """As csrc/depthwise/ops.h has it: whether the channels lie side by side."""
     if t.is_contiguous():
-        return all(n == 1 for n in t.shape[2:]) or any(n == 0 for n in t.shape[:2])
+        return False
     if t.movedim(1, -1).is_contiguous():
         return True
     return t.dim() > 3 and torch._prims_common.suggest_memory_format(t) != torch.contiguous_format
 
 
-def empty_laid_out(like: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Of these sizes, channels first or last as they are in `like`."""
-    if not is_channels_last(like):
+def empty_laid_out(like: Tensor, sizes: Sequence[int], *weights: Tensor) -> Tensor:
+    """Of these sizes, channels last if they are so in `like` or if a weight was put so."""
+    put_last = any(
+        w.dim() > 3 and torch._prims_common.suggest_memory_format(w) != torch.contiguous_format
+        for w in weights
+    )
+    if not put_last and not is_channels_last(like):
         return like.new_empty(sizes)
     return like.new_empty([sizes[0], *sizes[2:], sizes[1]]).movedim(-1, 1)
 
@@ -54,12 +58,12 @@ def _(
     **more: Any,
 ) -> Tensor:
     size = out_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    return empty_laid_out(x, [x.shape[0], weight.shape[0], *size])
+    return empty_laid_out(x, [x.shape[0], weight.shape[0], *size], weight)
 
 
 @torch.library.register_fake("adl_kernels::depthwise_conv_input_grad")
 def _(grad: Tensor, weight: Tensor, input_size: list[int], *rest: Any, **more: Any) -> Tensor:
-    return empty_laid_out(grad, input_size)
+    return empty_laid_out(grad, input_size, weight)
 
 
 @torch.library.register_fake("adl_kernels::depthwise_conv_weight_grad")
@@ -92,7 +96,7 @@ def _(
     **more: Any,
 ) -> Tensor:
     size = out_size(x.shape[2:], dw_weight.shape[2:], stride, padding, dilation)
-    return empty_laid_out(x, [x.shape[0], pw_weight.shape[0], *size])
+    return empty_laid_out(x, [x.shape[0], pw_weight.shape[0], *size], dw_weight, pw_weight)
 
 
 @torch.library.register_fake("adl_kernels::pack_pointwise")

@@ -1,7 +1,8 @@
 """A depthwise convolution, a 1x1 convolution and the batch norms after them as one op.
 
 In eval a batch norm is a multiplication and an addition per channel, which the convolution before
-it can do: its weights and bias are folded. They are kept until a tensor they come from changes.
+it can do: its weights and bias are folded. That reads the modules' tensors instead of calling the
+modules, so it is done only where a call would do nothing else.
 """
 
 from __future__ import annotations
@@ -10,68 +11,95 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import _has_any_global_hook
 
+from .. import _C
 from .._devices import has_kernels
 from .._transforms import needs_reference_path
 from . import functional as convolution
+from .layers import Depthwise, DepthwiseConv1d, DepthwiseConv2d
 
 Weights = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]
+
+DEPTHWISE = (nn.Conv1d, nn.Conv2d, DepthwiseConv1d, DepthwiseConv2d)
+POINTWISE = (nn.Conv1d, nn.Conv2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+ACTIVATIONS: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.Hardswish: "hardswish",
+    nn.SiLU: "silu",
+    nn.Sigmoid: "sigmoid",
+    nn.Tanh: "tanh",
+}
+PLAIN_TENSORS = (nn.Parameter, Tensor)
+NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+
+_CALL = nn.Module.__call__
+
+
+def _methods(cls: Any) -> tuple[Any, Any]:
+    """What a call runs: whoever puts something else there, or on an object, wants it to run."""
+    return cls.forward, getattr(cls, "_conv_forward", None)
+
+
+_KNOWN = {cls: _methods(cls) for cls in (*DEPTHWISE, *NORMS, *ACTIVATIONS, *NOTHING_IN_EVAL)}
 
 
 class Chain(NamedTuple):
     """dw -[norm]-[activation]- 1x1 -[norm]-[activation]."""
 
-    depthwise: nn.Module
-    dw_norm: nn.Module | None
+    depthwise: Any
+    dw_norm: Any
     dw_activation: str
-    pointwise: nn.Module
-    norm: nn.Module | None
+    pointwise: Any
+    norm: Any
     activation: str
 
     @property
-    def modules(self) -> list[nn.Module]:
-        found = (self.depthwise, self.dw_norm, self.pointwise, self.norm)
-        return [m for m in found if m is not None]
+    def own_activation(self) -> str:
+        """Of the depthwise convolution itself, before its norm."""
+        own = self.depthwise.__dict__.get("activation", "none")
+        return own if isinstance(self.depthwise, Depthwise) else "none"
 
-
-class _Kept(NamedTuple):
-    sources: list[Tensor | None]  # aliases: while they are held, no other tensor lies there
-    versions: list[int]
-    weights: Weights
+    def __str__(self) -> str:
+        dw_norm, norm = ("batch norm" if n else "none" for n in (self.dw_norm, self.norm))
+        parts = ("depthwise", self.own_activation, dw_norm, self.dw_activation)
+        return " + ".join(p for p in (*parts, "1x1", norm, self.activation) if p != "none")
 
 
 class Folder:
-    """Folds the weights of a chain, once for as long as they stay what they are."""
+    """Folds the weights of a chain, once for as long as the numbers they come from are the same.
+
+    No version counter sees every change of a tensor (``.data``, shared memory, NumPy's views); a
+    checksum of the numbers does, for one read of them.
+    """
 
     def __init__(self) -> None:
-        self.kept: _Kept | None = None
+        self.kept: tuple[Any, Weights] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"kept": None}  # copies and pickles fold anew
 
     def weights(self, chain: Chain) -> Weights:
-        """dw_weight, dw_bias, pw_weight, pw_bias and pw_weight packed for the op."""
-        if torch.compiler.is_compiling():
+        """dw_weight, dw_bias, pw_weight, pw_bias and pw_weight packed for the op, if it is kept."""
+        if chain.depthwise.weight.device.type != "cpu":
             return (*_fold(chain), None)
-        sources = _sources(chain)
-        present = [t for t in sources if t is not None]
-        norms = [n for n in (chain.dw_norm, chain.norm) if n is not None]
-        uncounted = any(n.num_batches_tracked is None for n in norms)
-        if uncounted or any(t.is_inference() for t in present):
-            return (*_fold(chain), None)
+        places = _sources(chain)
+        sources = [t for t in places if t is not None]
+        eps = [norm and norm.eps for norm in (chain.dw_norm, chain.norm)]
+        key = _C.checksum(sources), [t is None for t in places], eps
         kept = self.kept
-        if kept is None or not _same(kept, sources):
+        if kept is None or kept[0] != key:
             with torch.no_grad(), torch.inference_mode(False):
                 folded = _fold(chain)
-                packed = torch.ops.adl_kernels.pack_pointwise(folded[2])
-            held = [None if t is None else t.detach() for t in sources]
-            kept = _Kept(held, [t._version for t in present], (*folded, packed))
-            self.kept = kept
-        return kept.weights
+                kept = key, (*folded, torch.ops.adl_kernels.pack_pointwise(folded[2]))
+            # Not kept if another thread or process wrote meanwhile.
+            self.kept = kept if _C.checksum(sources) == key[0] else None
+        return kept[1]
 
-    def run(self, name: str, chain: Chain, x: Tensor, residual: Tensor | None) -> Tensor:
-        dw: Any = chain.depthwise
+    def run(self, name: str, chain: Chain, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        dw = chain.depthwise
         dw_weight, dw_bias, pw_weight, pw_bias, packed = self.weights(chain)
         return convolution.separable(
             name,
@@ -85,73 +113,105 @@ class Folder:
             dw.padding,
             dw.dilation,
             dw.padding_mode,
-            chain.dw_activation,
+            chain.dw_activation if chain.own_activation == "none" else chain.own_activation,
             chain.activation,
             residual,
             packed,
         )
 
 
-def fusion_blocker(chain: Chain, x: Tensor) -> str | None:
-    """What stands against running the chain as one op on x, or None."""
-    if needs_reference_path() or not has_kernels(x):
-        return "a transform, or a device or dtype without kernels"
-    for norm in (chain.dw_norm, chain.norm):
-        if norm is not None and not foldable(norm):
-            return f"{type(norm).__name__} has no running statistics to fold"
-        if norm is not None and norm.training:
-            return "a batch norm is in training"
-    if any(_has_hooks(m) for m in chain.modules):
-        return "a hook wants to see what lies between"
-    if torch.is_grad_enabled():
-        wanted = (t is not None and t.requires_grad for t in (x, *_sources(chain)))
-        if any(wanted):
-            return "gradients are wanted"
-    return None
+def is_plain(module: nn.Module) -> bool:
+    """Whether a call runs the forward of one of the classes known here, and nothing else."""
+    known = _KNOWN.get(type(module))
+    return known is not None and known == _methods(type(module)) and is_untouched(module)
 
 
-def foldable(norm: nn.Module) -> bool:
-    return isinstance(norm, _BatchNorm) and norm.running_mean is not None
+def is_untouched(module: nn.Module) -> bool:
+    """Whether a call runs what the class has: no hooks, and no method put on the object."""
+    own = module.__dict__
+    return not (
+        own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or own.get("_compiled_call_impl") is not None
+        or "forward" in own
+        or "_conv_forward" in own
+        or "_call_impl" in own
+    )
 
 
-def is_pointwise(conv: Any) -> bool:
-    """Whether a convolution multiplies the channels of each place, and does nothing else."""
-    ones = all(k == 1 for k in (*conv.kernel_size, *conv.stride))
-    none = conv.padding == "valid" or all(p == 0 for p in conv.padding)
-    return ones and none and conv.groups == 1
+def is_depthwise(module: Any) -> bool:
+    return type(module) in DEPTHWISE and module.groups == module.in_channels > 1
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def is_pointwise(module: Any, dims: int) -> bool:
+    """Whether a module multiplies the channels of each place of so many dimensions."""
+    return (
+        type(module) in POINTWISE
+        and len(module.kernel_size) == dims
+        and all(n == 1 for n in (*module.kernel_size, *module.stride))
+        and (module.padding == "valid" or all(n == 0 for n in module.padding))
+        and module.groups == 1
+    )
+
+
+def is_one_op(chain: Chain, x: Tensor) -> bool:
+    """Whether one op computes for x what calls of the modules would.
+
+    Not for who traces, transforms or differentiates the call, and not where a module is of a class
+    of its own (with adapters, quantized, parametrized), has hooks, or lies on another device.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or needs_reference_path():
+        return False
+    if _has_any_global_hook() or torch._C._len_torch_function_stack():
+        return False
+    if type(x) not in PLAIN_TENSORS or x.layout != torch.strided or not has_kernels(x):
+        return False
+    dw, pw = chain.depthwise, chain.pointwise
+    if not is_depthwise(dw) or not is_pointwise(pw, len(dw.kernel_size)):
+        return False
+    if not is_plain(dw) or not is_plain(pw) or nn.Module.__call__ is not _CALL:
+        return False
+    if chain.own_activation != "none" and (chain.dw_norm or chain.dw_activation != "none"):
+        return False
+    dtype, device, graph = x.dtype, x.device, torch.is_grad_enabled()
+    for conv, norm in ((dw, chain.dw_norm), (pw, chain.norm)):
+        if norm is not None and not (
+            is_foldable(norm, conv, dtype) and x.dim() == conv.weight.dim()
+        ):
+            return False
+        if conv.weight.dtype != dtype and not torch._C._is_any_autocast_enabled():
+            return False
+    for t in _sources(chain):
+        if t is not None and (type(t) not in PLAIN_TENSORS or t.device != device):
+            return False
+        if graph and t is not None and t.requires_grad:
+            return False
+    return not (graph and x.requires_grad)
+
+
+def is_foldable(norm: Any, conv: Any, dtype: torch.dtype) -> bool:
+    """Whether a module is a batch norm in eval, with statistics of the convolution's channels."""
+    if type(norm) not in NORMS or not is_plain(norm) or norm.training:
+        return False
+    mean, var = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
+    if mean is None or var is None or (dtype == torch.float64 and var.dtype != dtype):
+        return False
+    size = (conv.out_channels,)
+    return all(
+        t is None or (t.shape == size and t.dtype in (dtype, torch.float32))
+        for t in (mean, var, norm.weight, norm.bias)
+    )
 
 
 def _sources(chain: Chain) -> list[Tensor | None]:
-    found: list[Tensor | None] = []
+    found = []
     for conv, norm in ((chain.depthwise, chain.dw_norm), (chain.pointwise, chain.norm)):
-        found += [conv.weight, conv.bias]  # type: ignore[list-item]
+        found += [conv.weight, conv.bias]
         if norm is not None:
-            # In training torch changes the statistics without counting that; but it counts batches.
-            names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-            found += [getattr(norm, name) for name in names]
+            found += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
     return found
-
-
-def _same(kept: _Kept, sources: list[Tensor | None]) -> bool:
-    if len(kept.sources) != len(sources):
-        return False
-    versions = iter(kept.versions)
-    for old, new in zip(kept.sources, sources, strict=True):
-        if old is None or new is None:
-            if old is not new:
-                return False
-        elif (
-            old.data_ptr() != new.data_ptr()
-            or next(versions) != new._version
-            or (old.dtype, old.device, old.shape) != (new.dtype, new.device, new.shape)
-            or old.stride() != new.stride()
-        ):
-            return False
-    return True
 
 
 def _fold(chain: Chain) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
@@ -171,5 +231,6 @@ def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor | None]:
     offset = offset * scale
     if norm.bias is not None:
         offset = offset + norm.bias
-    wide = weight.double() * scale.view(-1, *[1] * (weight.dim() - 1))
-    return wide.to(weight.dtype), offset.to(weight.dtype)
+    folded = torch.empty_like(weight)  # lies as the weight does, which the result follows
+    folded.copy_(weight.double() * scale.view(-1, *[1] * (weight.dim() - 1)))
+    return folded, offset.to(weight.dtype)

@@ -186,7 +186,7 @@ def depthwise(
     window = _check_depthwise(name, n, x, weight, bias, stride, padding, dilation, mode, residual)
     x, window = args.around(name, x, weight, window, padding, mode)
     args.check_seq_idx(name, x, weight, seq_idx, window)
-    run = _depthwise_op if has_kernels(x) else conv_reference.depthwise_conv
+    run = _depthwise_op if runs_ops(x, n) else conv_reference.depthwise_conv
     return run(x, weight, bias, *window, seq_idx, activation, residual)
 
 
@@ -215,6 +215,15 @@ def _check_depthwise(
     }
     args.check_like(name, x, wanted)
     return window
+
+
+def runs_ops(x: Tensor, n: int) -> bool:
+    """Whether a convolution over n dimensions is an op of this package, or torch's own.
+
+    torch.compile and torch.export get torch's two-dimensional convolutions: Inductor chooses their
+    layouts, folds norms into them and fuses what follows, which an op that it does not know stops.
+    """
+    return has_kernels(x) and not (n == 2 and torch.compiler.is_compiling())
 
 
 def separable(
@@ -326,8 +335,9 @@ def run_separable(
     wants_graph = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in tensors
     )
-    if not has_kernels(x) or wants_graph or is_traced() or needs_reference_path():
-        run = _depthwise_op if has_kernels(x) else conv_reference.depthwise_conv
+    with_ops = runs_ops(x, len(window.stride))
+    if not with_ops or wants_graph or is_traced() or needs_reference_path():
+        run = _depthwise_op if with_ops else conv_reference.depthwise_conv
         mid = run(x, dw_weight, dw_bias, *window, None, dw_activation, None)
         y = ACTIVATIONS[activation](pointwise(mid, pw_weight, pw_bias))
         return y if residual is None else y + residual

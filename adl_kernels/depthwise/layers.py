@@ -11,7 +11,6 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from .._devices import has_kernels
 from .._transforms import as_leaf, is_symbolic, untraced
 from . import arguments as args
 from . import causal
@@ -72,7 +71,7 @@ class Depthwise(nn.modules.conv._ConvNd):
         is_plain = self.padding_mode == "zeros" and all(isinstance(p, int) for p in pad)
         # Is True: in a trace sizes are tensors, and comparing them is no branch to take.
         if is_plain and input.dim() == n + 2 and (input.shape[1] == self.in_channels) is True:
-            if has_kernels(input):  # nothing is left to find out; the op checks the rest
+            if convolution.runs_ops(input, n):  # the op checks the rest
                 how = (self.stride, (*pad, *pad), self.dilation, None, self.activation)
                 return convolution._depthwise_op(input, weight, self.bias, *how)
         elif isinstance(input, Tensor) and input.dim() in (n + 1, n + 2):

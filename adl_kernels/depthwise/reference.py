@@ -36,9 +36,11 @@ def depthwise_conv(
     """What ``torch.ops.adl_kernels.depthwise_conv`` computes: the arguments are its own."""
     around = pairs(padding)
     if seq_idx is None:
-        conv = _CONVS[len(stride)]
-        padded = F.pad(x, around) if any(around) else x
-        y = conv(padded, weight, bias, stride, 0, dilation, x.shape[1])
+        n = len(stride)
+        conv, low, high = _CONVS[n], padding[:n], padding[n:]
+        if low != high or 0 in x.shape[2:]:  # torch's convolutions want places before the padding
+            x, low = F.pad(x, around), [0] * n
+        y = conv(x, weight, bias, stride, low, dilation, x.shape[1])
     else:
         y = _per_document(x, weight, around, dilation[0], seq_idx)
         y = y if bias is None else y + bias[:, None]

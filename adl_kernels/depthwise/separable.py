@@ -12,7 +12,7 @@ from . import arguments as args
 from . import keys as _conv_keys
 from .arguments import Padding, Size
 from .fakes import out_size
-from .fold import Chain, Folder, fusion_blocker
+from .fold import Chain, Folder, is_one_op
 from .layers import DepthwiseConv1d, DepthwiseConv2d
 from .reference import ACTIVATIONS
 
@@ -104,9 +104,11 @@ class Separable(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """input [B, C, ..] or [C, ..]."""
+        if isinstance(input, Tensor) and input.dim() == self._n + 1:
+            return self.forward(input[None])[0]
         if not self.training:
             chain = self.chain()
-            if fusion_blocker(chain, input) is None:
+            if is_one_op(chain, input):
                 residual = input if self.residual else None
                 return self._folder.run(type(self).__name__, chain, input, residual)
         y = self.depthwise(input)
@@ -115,13 +117,10 @@ class Separable(nn.Module):
         y = ACTIVATIONS[self.activation](y if self.norm is None else self.norm(y))
         return y + input if self.residual else y
 
-    def train(self, mode: bool = True) -> Separable:
-        self._folder.kept = None
-        return super().train(mode)
-
     def chain(self) -> Chain:
-        dw = (self.depthwise, self.dw_norm, self.dw_activation)
-        return Chain(*dw, self.pointwise, self.norm, self.activation)
+        of = self._modules  # at once: attributes of modules are found the long way
+        dw = (of["depthwise"], of["dw_norm"], self.dw_activation)
+        return Chain(*dw, of["pointwise"], of["norm"], self.activation)
 
     def cost(self, input_size: int | tuple[int, ...]) -> Cost:
         """Multiplications and parameters of the convolutions for an input of so many places.
@@ -176,8 +175,8 @@ class SeparableConv2d(Separable):
     depthwise, [dw_norm], [dw_activation], pointwise, [norm], [activation], [+ input] (Sifre 2014;
     Howard et al. 2017). In eval without gradients all of it is one operator: the running
     statistics of batch norms are folded into the weights, and what lies between the convolutions
-    stays in the cache. Folded weights are kept until a tensor that they come from changes in a way
-    that torch counts (not through ``.data``).
+    stays in the cache. Where a submodule is not of torch's or this package's own class (with an
+    adapter, quantized), has hooks, or lies on another device, each is called by itself.
 
     Args:
         in_channels, out_channels: C and N.

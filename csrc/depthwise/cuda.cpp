@@ -31,7 +31,8 @@ struct GpuConv {
     const Device device(on);
     const Tensor sums = at::empty({cuda::conv_sums(g, device.facts())},
                                   on.options().dtype(type_of<Acc<T>>()).memory_format(at::MemoryFormat::Contiguous));
-    check_launch("depthwise_conv_weight_grad", cuda::convolve(g, data<Acc<T>>(sums), device.facts(), device.stream()));
+    check_launch("depthwise_conv_weight_grad",
+                 cuda::convolve(g, pointer<Acc<T>>(sums), device.facts(), device.stream()));
   }
 
   template <class T>

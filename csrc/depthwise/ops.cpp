@@ -1,6 +1,7 @@
 // Depthwise convolutions: the schemas, and the ops on the CPU.
 //
 //   x         [B, C, spatial..], one to three dimensions; results lie in memory as it does, channels first or last
+//             (last too where the weight was put so)
 //   weight    [M C, 1, kernel..]; channel o of the output sees channel o / M of x
 //   padding   zeros before x in every dimension, then those after it in every dimension
 //   seq_idx   int [B, length]: ids of documents that lie one after the other in each row; each is convolved alone
@@ -122,13 +123,14 @@ using Ops = DepthwiseOps<CpuEngine>;
 Tensor pack_pointwise(const Tensor& weight) {
   TORCH_CHECK(weight.dim() >= 2 && weight.numel() == weight.size(0) * weight.size(1),
               "pack_pointwise: weight must be [N, K] or that with kernel sizes of 1, got ", weight.sizes());
+  check_type("pack_pointwise", "weight", weight);
   const auto type = CpuEngine::compute_type(weight.scalar_type());
   const Tensor w = weight.to(type).contiguous();
   const int64_t N = w.size(0), K = w.size(1);
   const Tensor packed = host_memory(CpuEngine::packed_sizes(N, K, type), type);
   if (packed.numel() > 0)
     CpuEngine::with_number(
-        type, [&]<class T>(T*) { conv_kernels<T>().pack_pointwise(data<T>(w), N, K, packed.mutable_data_ptr()); });
+        type, [&]<class T>(T*) { conv_kernels<T>().pack_pointwise(pointer<T>(w), N, K, packed.mutable_data_ptr()); });
   return packed;
 }
 

@@ -17,6 +17,7 @@
 #include <string>
 #include <string_view>
 
+#include "common/pointer.h"
 #include "depthwise/params.h"
 
 namespace adl {
@@ -46,8 +47,18 @@ inline Activation activation_of(const char* op, std::string_view name) {
 
 // Whether the channels lie side by side. What is both ways, or neither, is taken as torch's contiguous tensors.
 inline bool is_channels_last(const Tensor& t) {
-  if (t.is_contiguous()) return t.numel() == t.size(0) * t.size(1);  // one place per channel
+  if (t.is_contiguous()) return false;
   return t.movedim(1, -1).is_contiguous() || (t.dim() > 3 && t.suggest_memory_format() != at::MemoryFormat::Contiguous);
+}
+
+// The layout of a result, as torch has it: that of x, or channels last if the weight was put so (Module.to).
+inline bool goes_channels_last(const Tensor& x, const Tensor& weight) {
+  return is_channels_last(x) || (weight.dim() > 3 && weight.suggest_memory_format() != at::MemoryFormat::Contiguous);
+}
+
+// Where there is one place per channel, both layouts are the same, and the kernels of this one faster.
+inline bool computes_channels_last(const Conv& c, bool lies_so) {
+  return lies_so || (c.in_size() == 1 && c.out_size() == 1);
 }
 
 // The tensor as [B, spatial.., channels] or [B, channels, spatial..] lies in memory, copied only where it does not.
@@ -65,6 +76,7 @@ inline Tensor empty_laid_out(IntArrayRef sizes, at::TensorOptions options, bool 
 }
 
 inline void check_like(const char* op, const char* name, const Tensor& t, const Tensor& x) {
+  with_memory(t);
   TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " must have the dtype of x, ", x.scalar_type(),
               ", got ", t.scalar_type());
   TORCH_CHECK(t.device() == x.device(), op, ": ", name, " must be on the device of x, ", x.device(), ", got ",
@@ -133,8 +145,15 @@ inline Tensor set_documents(const char* op, Conv& c, const MaybeTensor& given, c
   TORCH_CHECK(given->device() == x.device(), op, ": seq_idx must be on the device of x, ", x.device(), ", got ",
               given->device());
   const Tensor ids = given->to(at::kInt).contiguous();
-  c.documents = ids.const_data_ptr<int32_t>();
+  c.documents = pointer<int32_t>(ids);
   return ids;
+}
+
+// The kernels know no other numbers.
+inline void check_type(const char* op, const char* name, const Tensor& t) {
+  const auto type = with_memory(t).scalar_type();
+  TORCH_CHECK(type == at::kDouble || type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, op, ": ", name,
+              " must be of dtype double, float, bfloat16 or half, got ", type);
 }
 
 inline void check_weight(const char* op, const Tensor& x, const Tensor& weight) {
@@ -142,14 +161,7 @@ inline void check_weight(const char* op, const Tensor& x, const Tensor& weight) 
               ": weight must be [channels, 1, kernel..] with one to three dimensions of the kernel, got ",
               weight.sizes());
   check_like(op, "weight", weight, x);
-  const auto type = x.scalar_type();
-  TORCH_CHECK(type == at::kDouble || type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, op,
-              ": x must be of dtype double, float, bfloat16 or half, got ", type);
-}
-
-template <class T>
-T* data(const Tensor& t) {
-  return t.defined() && t.numel() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
+  check_type(op, "x", x);
 }
 
 // Whether torch computes the same, and the engine says that it is faster.
@@ -176,21 +188,23 @@ struct DepthwiseOps {
     if (residual) check_sizes(kOp, "residual", *residual, sizes, "as the output", x_in);
     const Tensor documents = set_documents(kOp, conv, seq_idx, x_in);
     const Activation act = activation_of(kOp, activation);
-    conv.channels_last = is_channels_last(x_in);
+    const bool last = goes_channels_last(x_in, weight);
+    conv.channels_last = computes_channels_last(conv, last);
     if (act == Activation::kNone && !residual && goes_to_torch<Engine>(conv, padding, x_in.scalar_type(), false)) {
       const size_t dims = stride.size();
       const Tensor y = at::convolution(x_in, weight, bias, stride, padding.slice(0, dims), dilation, false,
                                        std::vector<int64_t>(dims, 0), conv.C);
-      return lay_out(y, conv.channels_last, y.scalar_type());
+      return lay_out(y, last, y.scalar_type());
     }
     const auto type = Engine::compute_type(x_in.scalar_type());
     const Tensor x = lay_out(x_in, conv.channels_last, type), w = weight.to(type).contiguous();
     const Tensor b = bias ? bias->to(type).contiguous() : Tensor();
     const Tensor r = residual ? lay_out(*residual, conv.channels_last, type) : Tensor();
-    const Tensor y = empty_laid_out(sizes, x.options(), conv.channels_last);
+    const Tensor y = empty_laid_out(sizes, x.options(), last);
     if (y.numel() > 0) {
       Engine::with_number(type, [&]<class T>(T*) {
-        Engine::run(x, ConvForward<T>{conv, data<T>(x), data<T>(w), data<T>(b), data<T>(r), data<T>(y), act});
+        Engine::run(
+            x, ConvForward<T>{conv, pointer<T>(x), pointer<T>(w), pointer<T>(b), pointer<T>(r), pointer<T>(y), act});
       });
     }
     return y.to(x_in.scalar_type());
@@ -203,23 +217,25 @@ struct DepthwiseOps {
     Conv conv = conv_of(kOp, input_size, weight.size(0), weight.sizes().slice(2), stride, padding, dilation);
     check_sizes(kOp, "grad", grad, out_sizes(conv, conv.channels(), weight.dim() - 2), "as the output", weight);
     const Tensor documents = set_documents(kOp, conv, seq_idx, grad);
-    conv.channels_last = is_channels_last(grad);
+    const bool last = goes_channels_last(grad, weight);
+    conv.channels_last = computes_channels_last(conv, last);
     if (goes_to_torch<Engine>(conv, padding, grad.scalar_type(), true)) {
       const size_t dims = stride.size();
-      const Tensor like = empty_laid_out(input_size, grad.options(), conv.channels_last);
+      const Tensor like = empty_laid_out(input_size, grad.options(), last);
       const Tensor dx = std::get<0>(
           at::convolution_backward(grad, like, weight, std::nullopt, stride, padding.slice(0, dims), dilation, false,
                                    std::vector<int64_t>(dims, 0), conv.C, {true, false, false}));
-      return lay_out(dx, conv.channels_last, dx.scalar_type());
+      return lay_out(dx, last, dx.scalar_type());
     }
     const auto type = Engine::compute_type(grad.scalar_type());
     const Tensor dy = lay_out(grad, conv.channels_last, type), w = weight.to(type).contiguous();
-    const Tensor dx = empty_laid_out(input_size, dy.options(), conv.channels_last);
+    const Tensor dx = empty_laid_out(input_size, dy.options(), last);
     if (dy.numel() == 0) {
       dx.zero_();
     } else if (dx.numel() > 0) {
-      Engine::with_number(
-          type, [&]<class T>(T*) { Engine::run(dy, ConvInputGrad<T>{conv, data<T>(dy), data<T>(w), data<T>(dx)}); });
+      Engine::with_number(type, [&]<class T>(T*) {
+        Engine::run(dy, ConvInputGrad<T>{conv, pointer<T>(dy), pointer<T>(w), pointer<T>(dx)});
+      });
     }
     return dx.to(grad.scalar_type());
   }
@@ -229,10 +245,11 @@ struct DepthwiseOps {
                                                 const MaybeTensor& seq_idx, bool bias) {
     constexpr const char* kOp = "depthwise_conv_weight_grad";
     TORCH_CHECK(grad.dim() == x_in.dim() && grad.dim() >= 3, op_dims(kOp), grad.sizes(), " and x ", x_in.sizes());
+    check_type(kOp, "x", x_in);
     Conv conv = conv_of(kOp, x_in.sizes(), grad.size(1), kernel_size, stride, padding, dilation);
     check_sizes(kOp, "grad", grad, out_sizes(conv, conv.channels(), kernel_size.size()), "as the output", x_in);
     const Tensor documents = set_documents(kOp, conv, seq_idx, x_in);
-    conv.channels_last = is_channels_last(x_in);
+    conv.channels_last = computes_channels_last(conv, is_channels_last(x_in));
     const auto type = Engine::compute_type(x_in.scalar_type());
     const Tensor dy = lay_out(grad, conv.channels_last, type), x = lay_out(x_in, conv.channels_last, type);
     std::vector<int64_t> sizes{conv.channels(), 1};
@@ -243,7 +260,7 @@ struct DepthwiseOps {
       dw.zero_(), db.zero_();
     } else if (dw.numel() > 0) {
       Engine::with_number(type, [&]<class T>(T*) {
-        Engine::run(x, ConvWeightGrad<T>{conv, data<T>(dy), data<T>(x), data<T>(dw), data<T>(db)});
+        Engine::run(x, ConvWeightGrad<T>{conv, pointer<T>(dy), pointer<T>(x), pointer<T>(dw), pointer<T>(db)});
       });
     }
     return {dw.to(x_in.scalar_type()), db.to(x_in.scalar_type())};

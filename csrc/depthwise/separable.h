@@ -29,21 +29,23 @@ Tensor separable_conv(const Tensor& x_in, const Tensor& dw_weight, const MaybeTe
   if (pw_bias) check_sizes(kOp, "pw_bias", *pw_bias, {N}, "channels of the output", x_in);
   if (residual) check_sizes(kOp, "residual", *residual, sizes, "as the output", x_in);
   const Activation dw_act = activation_of(kOp, dw_activation), act = activation_of(kOp, activation);
-  conv.channels_last = is_channels_last(x_in);
+  const bool last = goes_channels_last(x_in, dw_weight) || goes_channels_last(x_in, pw_weight);
+  conv.channels_last = computes_channels_last(conv, last);
   const auto type = Engine::compute_type(x_in.scalar_type());
   const auto of_type = [&](const MaybeTensor& t) { return t ? t->to(type).contiguous() : Tensor(); };
   const Tensor x = lay_out(x_in, conv.channels_last, type);
   const Tensor w = of_type(dw_weight), b = of_type(dw_bias), pw = of_type(pw_weight), pb = of_type(pw_bias);
   const Tensor r = residual ? lay_out(*residual, conv.channels_last, type) : Tensor();
-  const Tensor y = empty_laid_out(sizes, x.options(), conv.channels_last);
+  const Tensor y = empty_laid_out(sizes, x.options(), last);
   TORCH_CHECK(!packed || packed->scalar_type() == type, kOp,
               ": packed must be what pack_pointwise makes of a pw_weight ", "of this dtype, ", type, ", got ",
               packed ? packed->scalar_type() : type);
   if (y.numel() > 0) {
     const void* const ready = packed ? Engine::packed_data(kOp, *packed, N, K) : nullptr;
     Engine::with_number(type, [&]<class T>(T*) {
-      const ConvForward<T> depthwise{conv, data<T>(x), data<T>(w), data<T>(b), nullptr, nullptr, dw_act};
-      Engine::run(x, SeparableForward<T>{depthwise, N, data<T>(pw), ready, data<T>(pb), data<T>(r), data<T>(y), act});
+      const ConvForward<T> depthwise{conv, pointer<T>(x), pointer<T>(w), pointer<T>(b), nullptr, nullptr, dw_act};
+      Engine::run(x, SeparableForward<T>{depthwise, N, pointer<T>(pw), ready, pointer<T>(pb), pointer<T>(r),
+                                         pointer<T>(y), act});
     });
   }
   return y.to(x_in.scalar_type());

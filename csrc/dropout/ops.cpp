@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "common/pointer.h"
 #include "dropout/cpu/draw.h"
 #include "dropout/dropout.h"
 
@@ -16,12 +17,12 @@ constexpr int64_t kGrain = 1 << 13;  // blocks of four elements for a thread
 Tensor dropout(const Tensor& x_in, double p, const Tensor& seed_in, int64_t stream) {
   check_dropout(x_in, p, seed_in);
   const Tensor x = x_in.contiguous(), y = at::empty(x.sizes(), x.options());
-  const uint64_t seed = *seed_in.const_data_ptr<int64_t>();
+  const uint64_t seed = *pointer<int64_t>(seed_in);
   const Dropout d = Dropout::of(p, stream);
   const int64_t count = x.numel();
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, x.scalar_type(), "dropout", [&] {
     using A = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-    const scalar_t* from = x.const_data_ptr<scalar_t>();
+    const scalar_t* from = pointer<scalar_t>(x);
     scalar_t* to = y.mutable_data_ptr<scalar_t>();
     const A scale = d.scale;
     at::parallel_for(0, (count + 3) / 4, kGrain, [&](int64_t begin, int64_t end) {
@@ -40,7 +41,7 @@ Tensor dropout(const Tensor& x_in, double p, const Tensor& seed_in, int64_t stre
 Tensor mask(const Tensor& like, at::IntArrayRef sizes, double p, const Tensor& seed_in, int64_t stream) {
   check_dropout(like, p, seed_in);
   const Tensor y = at::empty(sizes, like.options().dtype(at::kByte));
-  const uint64_t seed = *seed_in.const_data_ptr<int64_t>();
+  const uint64_t seed = *pointer<int64_t>(seed_in);
   const Dropout d = Dropout::of(p, stream);
   const int64_t count = y.numel();
   uint8_t* to = y.mutable_data_ptr<uint8_t>();

@@ -26,7 +26,7 @@ struct Rows {
   explicit Rows(const Layer& given) : layer(given) {
     if (!layer.lengths.defined()) return;
     const LayerShape& s = layer.s;
-    const int64_t* lengths = layer.lengths.const_data_ptr<int64_t>();
+    const int64_t* lengths = pointer<int64_t>(layer.lengths);
     for (int64_t b = 0; b < s.B; ++b)
       if (lengths[b] > 0) order.push_back(b);
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return lengths[a] > lengths[b]; });

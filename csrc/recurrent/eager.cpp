@@ -17,13 +17,17 @@ namespace {
 
 namespace py = pybind11;
 
-// No mode, transform or other extension has a say in what happens to this tensor.
+// Strided numbers in memory that no mode, transform or other extension has a say in: only what is known here counts, so
+// that ZeroTensors, negated and conjugated views, fake and functional tensors, and kinds to come take the usual way.
 bool is_plain(const Tensor& t) {
+  using enum c10::DispatchKey;
+  static constexpr c10::DispatchKeySet kCpu({CPU, ADInplaceOrView, AutogradCPU, AutocastCPU});
+  static constexpr c10::DispatchKeySet kCuda({CUDA, ADInplaceOrView, AutogradCUDA, AutocastCUDA});
+  if (!(t.is_cuda() ? kCuda : kCpu).has_all(t.key_set())) return false;
   const c10::impl::LocalDispatchKeySet local = c10::impl::tls_local_dispatch_key_set();
   const auto key = ((t.key_set() | local.included_) - local.excluded_).highestPriorityTypeId();
-  return key == c10::DispatchKey::ADInplaceOrView ||
-         key == (t.is_cuda() ? c10::DispatchKey::CUDA : c10::DispatchKey::CPU) ||
-         key == (t.is_cuda() ? c10::DispatchKey::AutogradCUDA : c10::DispatchKey::AutogradCPU);
+  return key == ADInplaceOrView || key == (t.is_cuda() ? CUDA : CPU) ||
+         key == (t.is_cuda() ? AutogradCUDA : AutogradCPU);
 }
 
 // Appends a tensor if it is plain; whether it was.

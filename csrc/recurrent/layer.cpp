@@ -21,7 +21,7 @@ void check_tensor(const char* op, const char* what, const Tensor& t, at::IntArra
 
 // Of lengths on the CPU; those on a GPU are not looked at, which would take waiting for it.
 void check_lengths(const char* op, const Tensor& lengths, int64_t T) {
-  const int64_t* p = lengths.const_data_ptr<int64_t>();
+  const int64_t* p = pointer<int64_t>(lengths);
   for (int64_t b = 0; b < lengths.numel(); ++b) {
     TORCH_CHECK(p[b] >= 0, op, ": lengths[", b, "] = ", p[b], " is negative");
     TORCH_CHECK(p[b] <= T, op, ": lengths[", b, "] = ", p[b], " exceeds T = ", T);
@@ -98,7 +98,7 @@ std::vector<int64_t> check_batch_sizes(const char* op, const Tensor& x, const Te
     return std::vector<int64_t>(x.size(0), B);
   }
   const Tensor sizes = given->contiguous();
-  const int64_t* p = sizes.const_data_ptr<int64_t>();
+  const int64_t* p = pointer<int64_t>(sizes);
   const std::vector<int64_t> out(p, p + sizes.numel());
   TORCH_CHECK(out.empty() || out[0] == B, op, ": batch_sizes must start with the batch size of h_0, ", B, ", got ",
               out[0]);

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include "common/pointer.h"
 #include "recurrent/results.h"
 
 namespace adl {
@@ -23,13 +24,7 @@ std::vector<int64_t> check_batch_sizes(const char* op, const Tensor& x, const Te
 
 // Every trip through the dispatcher counts in a call of one step: none that changes nothing.
 inline Tensor to_type(const Tensor& t, at::ScalarType type) { return t.scalar_type() == type ? t : t.to(type); }
-inline Tensor prepare(const Tensor& t, at::ScalarType type) { return to_type(t, type).contiguous(); }
-
-// Null for a tensor without elements: what is not wanted is passed as an empty tensor.
-template <class T>
-T* pointer(const Tensor& t) {
-  return t.defined() && t.numel() ? static_cast<T*>(t.mutable_data_ptr()) : nullptr;
-}
+inline Tensor prepare(const Tensor& t, at::ScalarType type) { return to_type(with_memory(t), type).contiguous(); }
 
 template <class T>
 T* pointer(const Tensor& t, int64_t direction) {

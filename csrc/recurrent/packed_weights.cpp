@@ -1,30 +1,16 @@
 #include "recurrent/packed_weights.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <list>
 #include <mutex>
 
+#include "common/checksum.h"
 #include "common/host_memory.h"
-#include "recurrent/cpu/checksum.h"
 
 namespace adl {
 namespace {
 
 constexpr int64_t kMostBytes = int64_t(1) << 28;  // of all that is kept; the least recently used goes first
-
-uint64_t checksum_of(const Tensor& t) {
-  constexpr int64_t kPart = 1 << 20;  // for a thread
-  const char* from = static_cast<const char*>(t.const_data_ptr());
-  const int64_t bytes = t.nbytes(), parts = (bytes + kPart - 1) / kPart;
-  if (parts <= 1) return adl::checksum(from, bytes);
-  std::vector<uint64_t> sums(parts);
-  at::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t k = begin; k < end; ++k) sums[k] = adl::checksum(from + k * kPart, std::min(kPart, bytes - k * kPart));
-  });
-  return adl::checksum(sums.data(), parts * sizeof(uint64_t));
-}
 
 }  // namespace
 
@@ -73,11 +59,7 @@ Tensors PackedWeights::weights() const {
   return out;
 }
 
-uint64_t PackedWeights::checksum() const {
-  std::vector<uint64_t> all;
-  for (const Tensor& weight : weights()) all.push_back(checksum_of(weight));
-  return adl::checksum(all.data(), all.size() * sizeof(uint64_t));
-}
+uint64_t PackedWeights::checksum() const { return checksum_of(weights()); }
 
 PackedWeights::PackedWeights(const Layer& layer, int64_t d, const void* kernel, int64_t bytes)
     : layer_(layer), direction_(d), key_(key_of(layer, d, kernel)) {

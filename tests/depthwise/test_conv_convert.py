@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import adl_kernels as adl
-from adl_kernels.depthwise.fuse import Fused
+from adl_kernels.depthwise.fuse import FusedSequential
 
 pytestmark = pytest.mark.cpu_only
 
@@ -52,8 +52,8 @@ class Timm(nn.Module):
         return self.drop_path(self.bn2(self.conv_pw(y))) + x
 
 
-class Untraceable(nn.Module):
-    """torch.fx cannot follow a decision by numbers."""
+class Deciding(nn.Module):
+    """A decision by numbers, which no trace could follow."""
 
     def __init__(self, c):
         super().__init__()
@@ -71,7 +71,7 @@ class Net(nn.Module):
         self.flat = nn.Sequential(*layers(8, 8, 3, 1, 8, nn.ReLU), *layers(8, 16, 1, act=nn.ReLU),
                                   *layers(16, 16, 3, 2, 16), *layers(16, 16, 1))  # fmt: skip
         self.inverted = nn.Sequential(Inverted(16, 16, 1), Inverted(16, 24, 2))
-        self.timm, self.odd = Timm(24), Untraceable(24)
+        self.timm, self.odd = Timm(24), Deciding(24)
         self.head = nn.Linear(24, 5)
 
     def forward(self, x):
@@ -88,17 +88,16 @@ X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 CHAINS = {
     "flat.0": "depthwise + batch norm + relu + 1x1 + batch norm + relu",
     "flat.6": "depthwise + batch norm + relu6 + 1x1 + batch norm + relu6",
-    "inverted.0.conv.1.0": "depthwise + batch norm + relu6 + 1x1 + batch norm + addition",
+    "inverted.0.conv.1.0": "depthwise + batch norm + relu6 + 1x1 + batch norm",
     "inverted.1.conv.1.0": "depthwise + batch norm + relu6 + 1x1 + batch norm",
     "odd.body.0": "depthwise + batch norm + hardswish + 1x1 + batch norm",
-    "timm.conv_dw": "depthwise + batch norm + silu + 1x1 + batch norm + addition",
 }
 
 
 def test_every_depthwise_convolution_is_replaced(net):
     expected, keys = net(X), list(net.state_dict())
     report = adl.convert(net)
-    assert sorted(path for path, *_ in report.replaced) == sorted(CHAINS)
+    assert sorted(path for path, *_ in report.replaced) == sorted([*CHAINS, "timm.conv_dw"])
     assert list(net.state_dict()) == keys and isinstance(net.flat[0], adl.DepthwiseConv2d)
     assert type(net.stem[0]) is nn.Conv2d and type(net.flat[3]) is nn.Conv2d
     torch.testing.assert_close(net(X), expected, rtol=1e-4, atol=1e-5)
@@ -124,10 +123,13 @@ def test_whole_chains_are_one_op(net):
         expected, keys = net(X), list(net.state_dict())
         report = adl.convert(net, fuse="inference", verify=X)
         assert {path: text for path, text, _ in report.fused} == CHAINS
-        assert "6 replaced, 0 left, 6 fused" in str(report)
+        assert "6 replaced, 0 left, 5 fused" in str(report)
+        assert report.not_fused == [
+            ("timm.conv_dw", "is not in an nn.Sequential, whose order is known")
+        ]
         assert list(net.state_dict()) == keys
         torch.testing.assert_close(net(X), expected, rtol=1e-4, atol=1e-4)
-        assert ops_in(lambda: net(X)) == ["separable_conv"] * 6
+        assert sorted(ops_in(lambda: net(X))) == ["depthwise_conv", *["separable_conv"] * 5]
         assert ops_in(lambda: net.flat[:3](torch.randn(1, 8, 5, 5))) == ["depthwise_conv"]
 
 
@@ -162,10 +164,12 @@ def test_gradients_in_eval_take_the_modules_one_by_one(net):
 def test_revert_undoes_it(net):
     classes = [type(m) for m in net.modules()]
     adl.convert(net, fuse="inference")
-    assert sum(isinstance(m, Fused) for m in net.modules()) == 5
+    assert sum(isinstance(m, FusedSequential) for m in net.modules()) == 4
+    with torch.no_grad():
+        net(X)
     adl.revert(net)
     assert [type(m) for m in net.modules()] == classes
-    assert not any("_adl_plan" in vars(m) for m in net.modules())
+    assert not any("_folders" in vars(m) for m in net.modules())
 
 
 @pytest.mark.parametrize(
@@ -184,7 +188,7 @@ def test_copies_are_fused_and_independent(net, way):
 
 def test_compile_and_export_of_a_fused_model():
     torch._dynamo.reset()
-    net = trained(nn.Sequential(Inverted(8, 8, 1), Timm(8)), torch.randn(4, 8, 9, 9))
+    net = trained(nn.Sequential(Inverted(8, 8, 1), Inverted(8, 9, 2)), torch.randn(4, 8, 9, 9))
     adl.convert(net, fuse="inference")
     x = torch.randn(2, 8, 9, 9)
     with torch.no_grad():
@@ -193,7 +197,8 @@ def test_compile_and_export_of_a_fused_model():
         torch.testing.assert_close(compiled(x), expected)
         program = torch.export.export(net, (x,))
         torch.testing.assert_close(program.module()(x), expected)
-    assert sum("separable_conv" in str(node.target) for node in program.graph.nodes) == 2
+    # torch's own operators, which Inductor fuses, and which run where this package is not installed
+    assert not any("adl_kernels" in str(node.target) for node in program.graph.nodes)
 
 
 def test_hooks_and_exchanged_modules_are_respected(net):
@@ -230,9 +235,9 @@ def test_what_is_no_chain_is_left():
 
 
 def test_converting_twice_changes_nothing(net):
-    adl.convert(net, fuse="inference")
+    first = adl.convert(net, fuse="inference")
     report = adl.convert(net, fuse="inference")
-    assert str(report) == "nothing to convert found"
+    assert not report.replaced and report.fused == first.fused
 
 
 def test_wrong_calls():
@@ -257,7 +262,8 @@ def test_verify_undoes_fusion(net, monkeypatch):
 
 def test_others_are_left_and_reported():
     class Mine(nn.Conv2d):
-        pass
+        def _conv_forward(self, input, weight, bias):
+            return super()._conv_forward(input, weight - weight.mean(), bias)
 
     model = nn.Sequential(Mine(4, 4, 3, groups=4), nn.Conv2d(4, 4, 3), nn.Conv2d(1, 1, 3))
     report = adl.convert(model)

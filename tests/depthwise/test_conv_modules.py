@@ -461,3 +461,44 @@ def test_meta_tensors_have_the_layout_of_the_result():
     assert y.shape == (2, 8, 5, 4) and y.is_contiguous(memory_format=torch.channels_last)
     y.sum().backward()
     assert conv.weight.grad.shape == conv.weight.shape
+
+
+# Layouts
+
+
+# Not in three dimensions in double, where torch's own kernel forgets the layout.
+LAID_OUT = [(2, k, t) for k in (1, 3) for t in (torch.float32, torch.float64, torch.bfloat16)]
+LAID_OUT += [(3, 3, torch.float32), (3, 3, torch.bfloat16)]
+
+
+@pytest.mark.parametrize("n, kernel, dtype", LAID_OUT)
+@pytest.mark.parametrize("put", ["x", "weight", "both", "neither"])
+def test_results_lie_as_torchs(put, kernel, n, dtype):
+    """Channels last where the input or the weight is, for the fake op too."""
+    last = {2: torch.channels_last, 3: torch.channels_last_3d}[n]
+    theirs = {2: nn.Conv2d, 3: nn.Conv3d}[n](8, 8, kernel, groups=8, device=DEVICE, dtype=dtype)
+    x = randn(2, 8, *[6] * n).to(dtype)
+    if put in ("weight", "both"):
+        theirs = theirs.to(memory_format=last)
+    if put in ("x", "both"):
+        x = x.to(memory_format=last)
+    ours = copy.deepcopy(theirs)
+    adl.convert(ours)
+    expected, found = theirs(x), ours(x)
+    is_last = [t.is_contiguous(memory_format=last) for t in (found, expected)]
+    assert is_last[0] == is_last[1]
+    fake = copy.deepcopy(ours)
+    with torch._subclasses.FakeTensorMode() as mode:
+        for name, p in ours.named_parameters():
+            fake._parameters[name] = mode.from_tensor(p)
+        assert fake(mode.from_tensor(x)).stride() == found.stride()
+
+
+def test_separable_blocks_lie_as_torchs():
+    block, x = block_and_input()
+    parts = nn.Sequential(*block.children())
+    with torch.no_grad():
+        for where in (lambda t: t, lambda t: t.to(memory_format=torch.channels_last)):
+            for given in (x, x.to(memory_format=torch.channels_last)):
+                block, parts = where(block), where(parts)
+                assert block(given).stride() == parts(given).stride()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -151,25 +152,217 @@ def test_shared_layers_are_converted_once():
     assert type(model.a) is adl.GRU and model.a is model.b
 
 
-def test_verify_accepts_a_good_conversion_and_leaves_no_trace():
-    model = Model()
+class Traces(Model):
+    """Counts its calls, keeps what it has seen, and has a norm with statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.calls, self.seen = nn.BatchNorm1d(5), 0, []
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen.append(x.add_(0))
+        return super().forward(self.norm(x.flatten(0, 1)).view_as(x))
+
+
+EXAMPLES = [torch.randn(7, 3, 5), (torch.randn(2, 4, 5),)]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_verify_leaves_no_trace(training):
+    model = Traces()
     model.head.eval()
+    other, x = copy.deepcopy(model), EXAMPLES[0].clone()
+    attributes = [list(vars(m)) for m in model.modules()]
     state = torch.get_rng_state()
-    adl.convert(model, verify=torch.randn(7, 3, 5))
-    assert classes(model)[0] is adl.LSTM
+    report = adl.convert(model, verify=EXAMPLES, verify_training=training)
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(EXAMPLES[0], x)
+    assert len(report.replaced) == 4 and not report.uncalled
     assert model.training and not model.head.training
-    torch.randn(7 * 3 * 5)
-    assert model.head.weight.grad is None and state is not None
+    assert (model.calls, model.seen) == (0, []) and all(p.grad is None for p in model.parameters())
+    for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    adl.revert(model)
+    assert [list(vars(m)) for m in model.modules()] == attributes
 
 
-def test_verify_undoes_everything_on_a_mismatch(monkeypatch):
-    model, x = Model(), torch.randn(7, 3, 5)
-    before = classes(model)
+def broken(which):
+    """A GRU that fails in one way only."""
     honest = adl.GRU.forward
-    monkeypatch.setattr(adl.GRU, "forward", lambda *a: tuple(t * 1.01 for t in honest(*a)))
-    with pytest.raises(RuntimeError, match=r"output 0 differs by .* torch.nn's again"):
-        adl.convert(model, verify=(x,))
+
+    def forward(self, x, hx=None):
+        y, h = honest(self, x, hx)
+        if which == "raises":
+            raise KeyError("a bug")
+        if which == "always" or (which == "other size" and x.size(1) == 4):
+            y = y * 1.01
+        if which == "in training" and self.training:
+            y = y * 1.01
+        if which == "gradients":
+            y = y.detach() + (y - y.detach()) * 1.01
+        return (y[:-1] if which == "shape" else y), h
+
+    return forward
+
+
+PROBLEMS = {
+    "always": r"example 0, output 0 differs by",
+    "raises": r"the converted model raises KeyError: 'a bug'",
+    "other size": r"example 1, output 0 differs by",
+    "in training": r"example 0, in training, output 0 differs by",
+    "gradients": r"in training, the gradient of .* differs by",
+    "shape": r"output 0 (differs|was)",
+}
+
+
+@pytest.mark.parametrize("which", PROBLEMS)
+def test_verify_leaves_the_model_alone_where_anything_differs(monkeypatch, which):
+    model = Model()
+    model.encoder.dropout = 0.0
+    before = classes(model)
+    monkeypatch.setattr(adl.GRU, "forward", broken(which))
+    with pytest.raises(RuntimeError, match=PROBLEMS[which] + ".*; the model is as before"):
+        adl.convert(model, verify=EXAMPLES, verify_training=True)
     assert classes(model) == before
+    if which in ("in training", "gradients"):
+        adl.convert(model, verify=EXAMPLES)  # not asked about
+
+
+def test_verify_lets_errors_of_the_model_through_and_needs_copies():
+    model = Model()
+    with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
+        adl.convert(model, verify=torch.randn(7, 3, 6))
+    model.cache = torch.ones(2, requires_grad=True) * 2  # torch refuses to copy it
+    with pytest.raises(RuntimeError, match=r"copy.deepcopy raises .*; the model is as before"):
+        adl.convert(model, verify=EXAMPLES)
+    assert not any(type(m).__module__.startswith("adl") for m in model.modules())
+
+
+def test_layers_that_are_read_and_not_called_are_named():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.rnn = nn.Conv1d(4, 4, 3, groups=4), nn.GRU(4, 4)
+
+        def forward(self, x):
+            y = nn.functional.conv1d(x, self.conv.weight, self.conv.bias, groups=4)
+            return self.rnn(y.movedim(2, 0))[0]
+
+    model, x = Reads(), torch.randn(2, 4, 9)
+    report = adl.convert(model, verify=x)
+    assert report.uncalled == ["conv"] and "not called on the example" in str(report)
+    assert "2 replaced, 0 left, 1 not called" in str(report)
+    assert not adl.convert(Reads()).uncalled  # nothing is known
+
+
+def test_keep_leaves_paths_and_classes_alone():
+    for keep, kept in {
+        "encoder": ["encoder"],
+        "stack": ["stack.0", "stack.1"],
+        ("stack.0", nn.LSTM): ["encoder", "stack.0"],
+        (nn.RNNCellBase, "head"): ["cell"],
+        nn.RNNBase: ["encoder", "stack.0", "stack.1"],
+        "": ["encoder", "stack.0", "stack.1", "cell"],
+    }.items():
+        model = Model()
+        replaced = {path for path, *_ in adl.convert(model, keep=keep).replaced}
+        assert replaced == {"encoder", "stack.0", "stack.1", "cell"} - set(kept)
+    shared = nn.Sequential(nn.GRU(3, 3))
+    shared.add_module("again", shared[0])
+    assert not adl.convert(shared, keep=["again"]).replaced
+    with pytest.raises(ValueError, match="keep names 'decoder', but the model has no such module"):
+        adl.convert(Model(), keep=["decoder"])
+    with pytest.raises(ValueError, match="keep takes paths and classes, got 3"):
+        adl.convert(Model(), keep=[3])
+
+
+class Sized(nn.LSTM):
+    """Changes how it is made, and can do more."""
+
+    def __init__(self, size):
+        super().__init__(size, size, batch_first=True)
+        self.size = size
+
+    def reset_parameters(self):
+        for p in self.parameters():
+            nn.init.constant_(p, 0.1)
+
+    def zeros(self, B):
+        return (torch.zeros(1, B, self.size),) * 2
+
+
+class SameConv(nn.Conv2d):
+    def __init__(self, c, k):
+        super().__init__(c, c, k, padding=k // 2, groups=c)
+
+
+class Cell(nn.GRUCell):
+    pass
+
+
+SUBCLASSES = {
+    "lstm": (lambda: Sized(5), (2, 3, 5), adl.LSTM),
+    "conv": (lambda: SameConv(4, 3), (2, 4, 6, 6), adl.DepthwiseConv2d),
+    "cell": (lambda: Cell(4, 6), (3, 4), adl.GRUCell),
+}
+
+
+@pytest.mark.parametrize("kind", SUBCLASSES)
+def test_subclasses_that_change_nothing_of_a_call_are_converted(kind):
+    make, size, ours = SUBCLASSES[kind]
+    model, x = nn.Sequential(make()), torch.randn(size)
+    theirs, expected = type(model[0]), model(x)
+    report = adl.convert(model, verify=x, verify_training=True)
+    assert len(report.replaced) == 1 and ours.__name__ in str(report)
+    assert isinstance(model[0], ours) and isinstance(model[0], theirs)
+    assert type(model[0]).forward is ours.forward and repr(model).count(theirs.__name__) == 1
+    torch.testing.assert_close(model(x), expected)
+    for again in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(again[0]) is type(model[0])
+        torch.testing.assert_close(again(x), expected)
+    if kind == "lstm":
+        torch.testing.assert_close(model[0](x, model[0].zeros(2)), expected)
+    assert not adl.convert(model).replaced
+    assert len(adl.revert(model).replaced) == 1 and type(model[0]) is theirs
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
+
+
+def with_attribute(name, value):
+    layer = nn.Conv1d(4, 4, 3, groups=4) if name == "activation" else nn.LSTM(4, 4)
+    setattr(layer, name, value)
+    return layer
+
+
+class Weight(nn.Conv1d):
+    @property
+    def weight(self):
+        if "weight" in self._parameters:
+            return self._parameters["weight"].tanh()
+        raise AttributeError
+
+
+class Called(nn.GRU):
+    def __call__(self, *args):
+        return super().__call__(*args)[0]
+
+
+DIFFERENT = {
+    "a property": (lambda: Weight(4, 4, 3, groups=4), "weight"),
+    "__call__": (lambda: Called(4, 4), "__call__"),
+    "patched": (lambda: with_attribute("forward", lambda x: x), "forward"),
+    "an option of ours": (lambda: with_attribute("activation", nn.ReLU()), "activation"),
+    "another option": (lambda: with_attribute("zoneout", 0.5), "zoneout"),
+}
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_what_may_compute_something_else_is_left(kind):
+    make, name = DIFFERENT[kind]
+    model = nn.Sequential(make())
+    before = type(model[0])
+    report = adl.convert(model)
+    assert not report.replaced and type(model[0]) is before
+    assert f"has its own {name};" in report.left[0][2]
 
 
 def test_functional_is_what_the_modules_call():

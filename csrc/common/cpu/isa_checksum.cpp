@@ -6,8 +6,8 @@
 
 #include <cstring>
 
+#include "common/cpu/checksum.h"
 #include "common/cpu/simd.h"
-#include "recurrent/cpu/checksum.h"
 
 namespace adl::ADL_ISA_NAMESPACE {
 namespace {

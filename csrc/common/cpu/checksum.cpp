@@ -1,5 +1,5 @@
 // The checksum with the instruction set in use.
-#include "recurrent/cpu/checksum.h"
+#include "common/cpu/checksum.h"
 
 namespace adl {
 
