@@ -109,8 +109,10 @@ def test_exports(client):
             programs.append(torch.export.export(ours, args).module())
         if "trace" in client.exports:
             programs.append(torch.jit.trace(ours, args, check_trace=False))
-        for program in programs:
-            torch.testing.assert_close(outputs(program, args), expected)
+        for program in programs:  # torch.export has torch's own convolutions, other roundings
+            for found, wanted in zip(outputs(program, args), expected, strict=True):
+                bound = 1e-5 * wanted.abs().max().item()
+                torch.testing.assert_close(found, wanted, rtol=0, atol=bound)
         if "script" in client.exports:  # which is for torch's own layers
             adl.revert(ours)
             scripted = torch.jit.script(ours)
