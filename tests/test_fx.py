@@ -116,3 +116,15 @@ def test_fuse_modules_takes_torchs_layers():
     fused = quantization.fuse_modules(net, names)
     assert "conv.0" in {path for path, *_ in adl.convert(fused).replaced}
     torch.testing.assert_close(fused(x), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_blocks_are_seen_through(training):
+    block = adl.SeparableConv2d(4, 6, 3, norm=True, dw_activation="relu")
+    net = nn.Sequential(block, adl.SpatiallySeparableConv2d(6, 3)).train(training)
+    graph = torch.fx.symbolic_trace(net)
+    called = [str(n.target) for n in graph.graph.nodes if n.op == "call_module"]
+    assert called == ["0.depthwise", "0.pointwise", "0.norm", "1.column", "1.row"]
+    x = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x), net(x), rtol=1e-4, atol=1e-5)
