@@ -24,6 +24,7 @@ from bench.store import Content, Row
 HELP = "models of public libraries against themselves with torch's layers (3 minutes)"
 # Of the largest output: what a few hundred roundings add up to.
 MOST_WRONG = 1e-4
+TRIES = 3  # of a row that other programs disturb
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -60,12 +61,16 @@ def measure(threads: list[int], budget: Budget) -> Iterator[Row]:
         }
         for count in threads:
             torch.set_num_threads(count)
-            yield timed(
-                row | {"threads": count},
-                lambda ours=ours, args=args: ours(*args),
-                lambda theirs=theirs, args=args: theirs(*args),
-                budget,
-            )
+            for _ in range(TRIES):
+                found = timed(
+                    row | {"threads": count},
+                    lambda ours=ours, args=args: ours(*args),
+                    lambda theirs=theirs, args=args: theirs(*args),
+                    budget,
+                )
+                if not found.get("disturbed"):
+                    break
+            yield found
 
 
 def _outputs(model: torch.nn.Module, args: tuple) -> list[Tensor]:
