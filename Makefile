@@ -50,7 +50,7 @@ bench-variants: $(BUILD_STAMP) ## measure cells and sequences that torch has not
 bench-conv: $(BUILD_STAMP) ## measure convolutions against torch, results with one thread (17 minutes)
 	$(BIN)/python -m bench conv --threads 1 --seconds-per-case 0.08 --save
 
-bench-clients: $(BUILD_STAMP) $(CLIENTS_STAMP) ## measure models of public libraries against torch's layers (3 minutes)
+bench-clients: $(BUILD_STAMP) $(CLIENTS_STAMP) ## measure models of public libraries against torch's layers (2 minutes)
 	$(BIN)/python -m bench clients --save
 
 cuda-env: $(CUDA_STAMP) ## install a CUDA torch into .venv-cuda

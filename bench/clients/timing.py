@@ -21,7 +21,7 @@ from bench.measure import Budget, timed
 from bench.report import printed, spread_out
 from bench.store import Content, Row
 
-HELP = "models of public libraries against themselves with torch's layers (3 minutes)"
+HELP = "models of public libraries against themselves with torch's layers (2 minutes)"
 # Of the largest output: what a few hundred roundings add up to.
 MOST_WRONG = 1e-4
 TRIES = 3  # of a row that other programs disturb
