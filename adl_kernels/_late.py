@@ -1,0 +1,40 @@
+"""Imports what is for DTensors once torch.distributed.tensor is imported."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+DTENSOR = "torch.distributed.tensor"
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds DTENSOR as the other finders do, and has the rules follow it."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != DTENSOR:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                importlib.import_module(".distributed", __package__)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+if DTENSOR in sys.modules:
+    importlib.import_module(".distributed", __package__)
+else:
+    sys.meta_path.insert(0, Finder())
