@@ -244,6 +244,12 @@ def check_ops() -> None:
     assert [t.placements[0] for t in found[:2]] == [Shard(1), Shard(1)]
     same(found[:3], wanted[:3])
     assert_accurate(found[3].full_tensor(), wanted[3], wanted[3].double(), "weight_hh")
+    whole = place(x), [place(h)], given[2]
+    kept = ops.gru_forward(*whole)
+    sharded = [place(g, 1) for g in grads]
+    found = ops.gru_backward(sharded, *whole, *rest, kept[0], kept[2:], needs)
+    assert all(t.placements[0] == Replicate() for t in found)
+    same([*found[:2], found[3]], [*wanted[:2], wanted[3]])
     found = ops.gru_backward([None, place(grads[1])], *given, *rest, shared[0], shared[2:], needs)
     wanted = ops.gru_backward([None, grads[1]], x, [h], weights, *rest, *outputs[:1], outputs[2:], needs)
     same(found[:2], wanted[:2])
