@@ -170,7 +170,9 @@ def strategy(rule: Rule, schema: OpSchema) -> OpStrategy:
     kept = [k for k, name in enumerate(names) if name in KEPT]
     lie = [t.strategies[0].output_spec.placements for t in schema.args_strategy]
     found.strategies = [
-        each for each in found.strategies if all(each.input_specs[k].placements == lie[k] for k in kept)
+        each
+        for each in found.strategies
+        if all(each.input_specs[k].placements == lie[k] for k in kept)
     ]
     return found
 
@@ -192,7 +194,9 @@ def _register() -> None:
     propagator = DTensor._op_dispatcher.sharding_propagator
     for name, rule in RULES.items():
         op = getattr(torch.ops.adl_kernels, name).default
-        has_lists = any("Tensor" in str(a.type) and "List" in str(a.type) for a in op._schema.arguments)
+        has_lists = any(
+            "Tensor" in str(a.type) and "List" in str(a.type) for a in op._schema.arguments
+        )
         info = RuntimeSchemaInfo(static_argnum=0, needs_pytree=has_lists)
         propagator.register_op_strategy(op, functools.partial(strategy, rule), info)
     # The size of the result is the third argument: each device is to get that of its part.

@@ -59,7 +59,9 @@ def check_ddp() -> None:
     for rank in range(2):
         single = network()
         for seed in (5, 6, 4):
-            loss(single(half(batch(seed=seed)[0], rank)), half(batch(seed=seed)[1], rank)).backward()
+            loss(
+                single(half(batch(seed=seed)[0], rank)), half(batch(seed=seed)[1], rank)
+            ).backward()
         sums.append(grads(single))
     assert_equal(grads(model), mean(sums))
 
@@ -84,7 +86,9 @@ def check_join() -> None:
     optimizer = torch.optim.SGD(single.parameters(), lr=0.1)
     for seed in (5, 6, 7):
         x, target = batch(seed=seed)
-        found = [gradients(single, half(x, k), half(target, k)) for k in range(2 if seed < 7 else 1)]
+        found = [
+            gradients(single, half(x, k), half(target, k)) for k in range(2 if seed < 7 else 1)
+        ]
         found = [[g.clone() for g in each] for each in found]
         for p, *parts in zip(single.parameters(), *found, strict=True):
             p.grad = sum(parts) / 2

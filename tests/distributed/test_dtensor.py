@@ -64,64 +64,144 @@ def batch_cases() -> list[Case]:
     same = {"padding": "same", "bias": False}
     return [
         Case("lstm", lambda: adl.LSTM(6, 8), {"input": (x, 1)}),
-        Case("gru given h", lambda: adl.GRU(6, 8), {"input": (x, 1), "hx": (states(1, 1, B, 8), 1)}),
+        Case(
+            "gru given h", lambda: adl.GRU(6, 8), {"input": (x, 1), "hx": (states(1, 1, B, 8), 1)}
+        ),
         Case(
             "lstm given states, two directions, projection",
             lambda: adl.LSTM(6, 8, 2, bidirectional=True, proj_size=3),
             {"input": (x, 1), "hx": (tuple(torch.randn(4, B, w) for w in (3, 8)), 1)},
         ),
         Case("rnn", lambda: adl.RNN(6, 8), {"input": (x, 1)}),
-        Case("rnn relu, batch first", lambda: adl.RNN(6, 8, nonlinearity="relu", batch_first=True),
-             {"input": (x.transpose(0, 1), 0)}),
+        Case(
+            "rnn relu, batch first",
+            lambda: adl.RNN(6, 8, nonlinearity="relu", batch_first=True),
+            {"input": (x.transpose(0, 1), 0)},
+        ),
         Case("rnn sigmoid", lambda: adl.RNN(6, 8, nonlinearity="sigmoid"), {"input": (x, 1)}),
         Case("reset before", lambda: adl.GRU(6, 8, reset_after=False), {"input": (x, 1)}),
-        Case("coupled, all states", lambda: adl.LSTM(6, 8, forget_gate="coupled", peephole=True,
-             return_all_states=True), {"input": (x, 1)}),
-        Case("layer norm", lambda: adl.LSTM(6, 8, layer_norm=True, bptt_steps=4), {"input": (x, 1)}),
+        Case(
+            "coupled, all states",
+            lambda: adl.LSTM(6, 8, forget_gate="coupled", peephole=True, return_all_states=True),
+            {"input": (x, 1)},
+        ),
+        Case(
+            "layer norm", lambda: adl.LSTM(6, 8, layer_norm=True, bptt_steps=4), {"input": (x, 1)}
+        ),
         Case("no forget gate", lambda: adl.LSTM(6, 8, forget_gate="none"), {"input": (x, 1)}),
         Case("activations", lambda: adl.LSTM(6, 8, hidden_activation="relu"), {"input": (x, 1)}),
-        Case("lengths, reset", lambda: adl.LSTM(6, 8),
-             {"input": (x, 1), "lengths": (lengths, 0), "reset": (reset, 1)}),
+        Case(
+            "lengths, reset",
+            lambda: adl.LSTM(6, 8),
+            {"input": (x, 1), "lengths": (lengths, 0), "reset": (reset, 1)},
+        ),
         Case("uneven", lambda: adl.GRU(6, 8), {"input": (small, 1)}),
-        Case("masks of a seed", lambda: with_seed(adl.LSTM(6, 8, zoneout=0.2, recurrent_dropout=0.3,
-             weight_dropout=0.1)), {"input": (x, 1)}),
-        Case("dropout with a seed", lambda: with_seed(adl.GRU(6, 8, 2, dropout=0.5)),
-             {"input": (x, 1)}, messages=1),
+        Case(
+            "masks of a seed",
+            lambda: with_seed(
+                adl.LSTM(6, 8, zoneout=0.2, recurrent_dropout=0.3, weight_dropout=0.1)
+            ),
+            {"input": (x, 1)},
+        ),
+        Case(
+            "dropout with a seed",
+            lambda: with_seed(adl.GRU(6, 8, 2, dropout=0.5)),
+            {"input": (x, 1)},
+            messages=1,
+        ),
         Case("recomputed", lambda: recomputed(adl.LSTM(6, 8)), {"input": (x, 1)}),
         Case("lstm cell", lambda: adl.LSTMCell(6, 8), {"input": (torch.randn(40, 6), 0)}),
-        Case("gru cell given h", lambda: adl.GRUCell(6, 8),
-             {"input": (torch.randn(40, 6), 0), "hx": (torch.randn(40, 8), 0)}),
+        Case(
+            "gru cell given h",
+            lambda: adl.GRUCell(6, 8),
+            {"input": (torch.randn(40, 6), 0), "hx": (torch.randn(40, 8), 0)},
+        ),
         Case("rnn cell", lambda: adl.RNNCell(6, 8), {"input": (torch.randn(40, 6), 0)}),
-        Case("conv1d", lambda: adl.DepthwiseConv1d(6, 12, 3, activation="relu"), {"input": (line, 0)}),
-        Case("conv2d", lambda: adl.DepthwiseConv2d(6, 6, 3, stride=2, padding=1), {"input": (image, 0)}),
-        Case("conv2d channels last", lambda: adl.DepthwiseConv2d(6, 6, 5, **same),
-             {"input": (image.to(memory_format=torch.channels_last), 0)}),
-        Case("conv2d, other stride", lambda: adl.DepthwiseConv2d(6, 6, 3, padding=1), {"input": (image, 0)}),
-        Case("conv3d", lambda: adl.DepthwiseConv3d(2, 2, 3, dilation=2),
-             {"input": (torch.randn(4, 2, 6, 7, 8), 0)}),
+        Case(
+            "conv1d", lambda: adl.DepthwiseConv1d(6, 12, 3, activation="relu"), {"input": (line, 0)}
+        ),
+        Case(
+            "conv2d",
+            lambda: adl.DepthwiseConv2d(6, 6, 3, stride=2, padding=1),
+            {"input": (image, 0)},
+        ),
+        Case(
+            "conv2d channels last",
+            lambda: adl.DepthwiseConv2d(6, 6, 5, **same),
+            {"input": (image.to(memory_format=torch.channels_last), 0)},
+        ),
+        Case(
+            "conv2d, other stride",
+            lambda: adl.DepthwiseConv2d(6, 6, 3, padding=1),
+            {"input": (image, 0)},
+        ),
+        Case(
+            "conv3d",
+            lambda: adl.DepthwiseConv3d(2, 2, 3, dilation=2),
+            {"input": (torch.randn(4, 2, 6, 7, 8), 0)},
+        ),
         Case("causal", lambda: adl.CausalConv1d(6, 4), {"input": (line, 0), "seq_idx": (ids, 0)}),
-        Case("residual", lambda: Call(adl.DepthwiseConv1d(6, 6, 3), lambda m, x, residual:
-             functional.depthwise_conv1d(x, m.weight, m.bias, padding=1, residual=residual)),
-             {"x": (line, 0), "residual": (torch.randn(4, 6, 20), 0)}),
-        Case("separable", lambda: adl.SeparableConv2d(6, 10, 3, activation="relu"), {"input": (image, 0)}),
+        Case(
+            "residual",
+            lambda: Call(
+                adl.DepthwiseConv1d(6, 6, 3),
+                lambda m, x, residual: functional.depthwise_conv1d(
+                    x, m.weight, m.bias, padding=1, residual=residual
+                ),
+            ),
+            {"x": (line, 0), "residual": (torch.randn(4, 6, 20), 0)},
+        ),
+        Case(
+            "separable",
+            lambda: adl.SeparableConv2d(6, 10, 3, activation="relu"),
+            {"input": (image, 0)},
+        ),
     ]
 
 
 def channel_cases() -> list[Case]:
     """Convolutions with channels shared out: of the input, the weights and the result."""
     image, line = torch.randn(4, 6, 9, 8), torch.randn(4, 6, 20)
+
     def add(m, x, residual):
         return functional.depthwise_conv1d(x, m.weight, m.bias, padding=1, residual=residual)
+
     return [
         Case("conv1d", lambda: adl.DepthwiseConv1d(6, 6, 3, stride=2), {"input": (line, 1)}, 0),
-        Case("conv2d", lambda: adl.DepthwiseConv2d(6, 6, 3, activation="relu"), {"input": (image, 1)}, 0),
-        Case("multiplier", lambda: adl.DepthwiseConv2d(6, 18, 3, bias=False), {"input": (image, 1)}, 0),
-        Case("conv3d", lambda: adl.DepthwiseConv3d(2, 2, 3), {"input": (torch.randn(4, 2, 6, 7, 8), 1)}, 0),
-        Case("uneven", lambda: adl.DepthwiseConv1d(5, 5, 3), {"input": (torch.randn(4, 5, 20), 1)}, 0),
-        Case("uneven with a multiplier", lambda: adl.DepthwiseConv1d(5, 10, 3),
-             {"input": (torch.randn(4, 5, 20), 1)}, 0, messages=9),
-        Case("residual", lambda: Call(adl.DepthwiseConv1d(6, 6, 3), add),
-             {"x": (line, 1), "residual": (torch.randn(4, 6, 20), 1)}, 0),
+        Case(
+            "conv2d",
+            lambda: adl.DepthwiseConv2d(6, 6, 3, activation="relu"),
+            {"input": (image, 1)},
+            0,
+        ),
+        Case(
+            "multiplier",
+            lambda: adl.DepthwiseConv2d(6, 18, 3, bias=False),
+            {"input": (image, 1)},
+            0,
+        ),
+        Case(
+            "conv3d",
+            lambda: adl.DepthwiseConv3d(2, 2, 3),
+            {"input": (torch.randn(4, 2, 6, 7, 8), 1)},
+            0,
+        ),
+        Case(
+            "uneven", lambda: adl.DepthwiseConv1d(5, 5, 3), {"input": (torch.randn(4, 5, 20), 1)}, 0
+        ),
+        Case(
+            "uneven with a multiplier",
+            lambda: adl.DepthwiseConv1d(5, 10, 3),
+            {"input": (torch.randn(4, 5, 20), 1)},
+            0,
+            messages=9,
+        ),
+        Case(
+            "residual",
+            lambda: Call(adl.DepthwiseConv1d(6, 6, 3), add),
+            {"x": (line, 1), "residual": (torch.randn(4, 6, 20), 1)},
+            0,
+        ),
         Case("input alone", lambda: adl.DepthwiseConv1d(6, 6, 3), {"input": (line, 1)}),
     ]
 
@@ -238,9 +318,7 @@ def check_ops() -> None:
     rest = [None] * 6 + [[], "tanh", "tanh", False, False, False, 0, 0]
     needs = [True, False, True]
     wanted = ops.gru_backward(grads, x, [h], weights, *rest, outputs[0], outputs[2:], needs)
-    found = ops.gru_backward(
-        [place(g) for g in grads], *given, *rest, shared[0], shared[2:], needs
-    )
+    found = ops.gru_backward([place(g) for g in grads], *given, *rest, shared[0], shared[2:], needs)
     assert [t.placements[0] for t in found[:2]] == [Shard(1), Shard(1)]
     same(found[:3], wanted[:3])
     assert_accurate(found[3].full_tensor(), wanted[3], wanted[3].double(), "weight_hh")
@@ -251,16 +329,24 @@ def check_ops() -> None:
     assert all(t.placements[0] == Replicate() for t in found)
     same([*found[:2], found[3]], [*wanted[:2], wanted[3]])
     found = ops.gru_backward([None, place(grads[1])], *given, *rest, shared[0], shared[2:], needs)
-    wanted = ops.gru_backward([None, grads[1]], x, [h], weights, *rest, *outputs[:1], outputs[2:], needs)
+    wanted = ops.gru_backward(
+        [None, grads[1]], x, [h], weights, *rest, *outputs[:1], outputs[2:], needs
+    )
     same(found[:2], wanted[:2])
 
     image, dw = torch.randn(4, 6, 9, 8), torch.randn(6, 1, 3, 3)
     pw, bias, window = torch.randn(10, 6, 1, 1), torch.randn(10), ([1, 1], [1] * 4, [1, 1])
     wanted = ops.separable_conv(image, dw, None, pw, bias, None, *window)
     packed = ops.pack_pointwise(place(pw))
-    same(ops.separable_conv(place(image, 0), place(dw), None, place(pw), place(bias), packed, *window),
-         ops.separable_conv(image, dw, None, pw, bias, ops.pack_pointwise(pw), *window))
-    found = ops.separable_conv(place(image), place(dw), None, place(pw, 0), place(bias, 0), None, *window)
+    same(
+        ops.separable_conv(
+            place(image, 0), place(dw), None, place(pw), place(bias), packed, *window
+        ),
+        ops.separable_conv(image, dw, None, pw, bias, ops.pack_pointwise(pw), *window),
+    )
+    found = ops.separable_conv(
+        place(image), place(dw), None, place(pw, 0), place(bias, 0), None, *window
+    )
     assert found.placements[0] == Shard(1)
     same(found, wanted)
     seed = torch.tensor(3)
@@ -269,4 +355,7 @@ def check_ops() -> None:
     # Steps cannot be shared out; they are brought together.
     same(ops.gru(place(x, 0), [place(h)], given[2]), outputs[:2])
     sizes = torch.tensor([B] * T)
-    same(ops.gru(place(x.flatten(0, 1), 0), [place(h, 1)], given[2], place(sizes)), ops.gru(x.flatten(0, 1), [h], weights, sizes))
+    same(
+        ops.gru(place(x.flatten(0, 1), 0), [place(h, 1)], given[2], place(sizes)),
+        ops.gru(x.flatten(0, 1), [h], weights, sizes),
+    )
