@@ -1,7 +1,7 @@
 """Sharding rules of the ops: how they run on DTensors, which lie in parts on several devices.
 
-A rule lists, for one dimension of a mesh, along which dimension arguments and results may be shared
-out. DTensor does the rest: what lies otherwise is moved, and each device calls the op with its part.
+A rule lists, for one dimension of a mesh, along which dimension arguments and results may be cut.
+DTensor does the rest: what lies otherwise is moved, and each device calls the op with its part.
 Rules are registered as strategies, as torch's own are. `register_sharding` would not do: it takes a
 list of results for one, and its cache takes calls for equal that differ in a list of numbers.
 
@@ -46,8 +46,8 @@ class Row(NamedTuple):
 # All arguments and results may always be whole, on each device.
 Rule = Callable[[dict[str, Any], list[Tensor], int], list[Row]]
 
-# Every sequence is computed by itself. What is kept for backward is rows of steps and sequences, and
-# more: each device keeps its own.
+# Every sequence is computed by itself. What is kept for backward has steps and sequences in one
+# dimension: each device keeps its own.
 SEQUENCES: dict[str, Place] = {
     "x": 1,
     "hx": 1,
@@ -172,7 +172,7 @@ def strategy(rule: Rule, schema: OpSchema) -> OpStrategy:
     found.strategies = [
         each
         for each in found.strategies
-        if all(each.input_specs[k].placements == lie[k] for k in kept)
+        if all(each.input_spec(k).placements == lie[k] for k in kept)
     ]
     return found
 

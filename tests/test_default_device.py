@@ -73,7 +73,7 @@ def cell(cls: Any) -> list[Callable[[], Any]]:
     module, x = cls(I, H, **AT), randn(B, I)
     one_bias = cls(I, H, **AT)
     one_bias.bias_hh = None
-    return [lambda: trained(m, y) for m in (module, one_bias) for y in (x, x[0])]
+    return [lambda m=m, y=y: trained(m, y) for m in (module, one_bias) for y in (x, x[0])]
 
 
 def convolution(cls: Any, n: int) -> list[Callable[[], Any]]:
@@ -108,7 +108,8 @@ def flow() -> list[Callable[[], Any]]:
     for layer in (adl.RNN(I, H, **AT), adl.LSTM(I, H, 2, bidirectional=True, **MASKS, **AT)):
         for x, more in ((randn(T, B, I), {}), (randn(T, B, I), {"lengths": lengths()})):
             found.append(lambda m=layer, x=x, k=more: flow_of(m, x, **k))
-        found.append(lambda m=layer, x=packed(): flow_of(m, x))
+        some = packed()
+        found.append(lambda m=layer, x=some: flow_of(m, x))
     return found
 
 

@@ -63,7 +63,7 @@ def mean(many: Iterable[list[Tensor]]) -> list[Tensor]:
 
 
 def assert_gradients(found: list[Tensor], leave_out: bool = False) -> None:
-    """Bit for bit those of the halves of batch(), one after the other; the whole by the contract."""
+    """Bit for bit those of the halves of batch(); by the contract those of the whole."""
     x, target = batch()
     halves = [gradients(network(), half(x, k), half(target, k), leave_out) for k in range(2)]
     one = gradients(network(ours=False), x, target, leave_out)

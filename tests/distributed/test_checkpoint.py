@@ -1,4 +1,4 @@
-"""torch.distributed.checkpoint: saved by two processes and loaded by one, and the other way round."""
+"""torch.distributed.checkpoint: saved by two processes and loaded by one, and back."""
 
 from __future__ import annotations
 
@@ -12,34 +12,29 @@ import torch
 from network import batch, half, loss, network
 from processes import run_two
 from torch import Tensor, distributed, nn
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.fsdp import fully_shard
 
 pytestmark = pytest.mark.cpu_only
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, object]:
-    from torch.distributed.checkpoint.state_dict import get_state_dict
-
     weights, moments = get_state_dict(model, optimizer)
     return {"model": weights, "optimizer": moments}
 
 
 def set_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
-    from torch.distributed.checkpoint.state_dict import set_state_dict
-
     set_state_dict(
         model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
     )
 
 
 def save(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    from torch.distributed import checkpoint
-
     checkpoint.save(state_of(model, optimizer), checkpoint_id=folder)
 
 
 def load(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    from torch.distributed import checkpoint
-
     state = state_of(model, optimizer)
     checkpoint.load(state, checkpoint_id=folder)
     set_state(model, optimizer, state)
@@ -52,8 +47,6 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, target: 
 
 
 def sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
-    from torch.distributed.fsdp import fully_shard
-
     model = network()
     for layer in (model.lstm, model.other):
         fully_shard(layer)
@@ -104,7 +97,7 @@ def check_two(folder: Path, before: list[Tensor], after: list[Tensor]) -> None:
 
 @pytest.mark.slow
 def test_restart_from_a_checkpoint(tmp_path: Path) -> None:
-    """A worker dies, torchrun starts both anew: the losses are those of a run in which none died."""
+    """A worker dies, torchrun starts both anew: the losses are those of a run without that."""
     losses = []
     for dies in (False, True):
         folder = tmp_path / str(dies)

@@ -7,6 +7,8 @@ import torch
 from network import assert_gradients, batch, gradients, half, loss, mean, network
 from processes import run_two
 from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.join import Join
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 pytestmark = pytest.mark.cpu_only
 
@@ -36,6 +38,7 @@ def test_ddp() -> None:
 
 
 def check_ddp() -> None:
+    check_join()
     for options in ({}, {"static_graph": True}, {"gradient_as_bucket_view": True}):
         model = data_parallel(**options)
         for _ in range(2):  # of a static graph, buckets are made anew after the first step
@@ -66,14 +69,8 @@ def check_ddp() -> None:
     assert_equal(grads(model), mean(sums))
 
 
-def test_ddp_of_uneven_inputs() -> None:
-    run_two(check_join)
-
-
 def check_join() -> None:
     """The first process has one batch more; its gradients then count half, as DDP's mean has it."""
-    from torch.distributed.algorithms.join import Join
-
     rank = distributed.get_rank()
     model = data_parallel()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -122,8 +119,6 @@ def test_fully_shard() -> None:
 
 
 def check_fully_shard() -> None:
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
     for reshard in (True, False):
         model = network()
         for layer in (model.conv, model.lstm, model.other, model.cell):

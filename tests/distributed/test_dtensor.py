@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +14,23 @@ import torch
 from processes import run_two
 from tolerance import assert_accurate
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.distributed.tensor import (
+    DTensor,
+    Partial,
+    Replicate,
+    Shard,
+    distribute_module,
+    distribute_tensor,
+    init_device_mesh,
+)
+from torch.distributed.tensor.debug import CommDebugMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import adl_kernels as adl
 from adl_kernels import functional
+from adl_kernels.distributed import RULES
+from adl_kernels.recurrent.cell_facts import CELLS
 
 pytestmark = pytest.mark.cpu_only
 
@@ -142,6 +158,11 @@ def batch_cases() -> list[Case]:
         ),
         Case("causal", lambda: adl.CausalConv1d(6, 4), {"input": (line, 0), "seq_idx": (ids, 0)}),
         Case(
+            "causal steps",
+            lambda: Call(adl.CausalConv1d(6, 4), lambda m, x: m.step(x, m.init_state(len(x)))),
+            {"x": (torch.randn(4, 6), 0)},
+        ),
+        Case(
             "residual",
             lambda: Call(
                 adl.DepthwiseConv1d(6, 6, 3),
@@ -223,8 +244,6 @@ KINDS = ("output", "output without gradients", "gradient of input", "gradient of
 
 
 def check(cases: str) -> None:
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
-
     mesh = init_device_mesh("cpu", (2,))
 
     def place(t: Tensor, dim: int | None) -> Tensor:
@@ -248,8 +267,6 @@ def run(
     case: Case, state: dict[str, Tensor], dtype: torch.dtype, place: Callable[..., Tensor]
 ) -> tuple[list[Tensor], ...]:
     """What KINDS lists."""
-    from torch.distributed.tensor.debug import CommDebugMode
-
     module = case.make().to(dtype)
     module.load_state_dict(state)
     for part in module.modules():
@@ -283,10 +300,6 @@ def test_ops_called_directly() -> None:
 
 
 def check_ops() -> None:
-    from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
-
-    from adl_kernels.distributed import RULES
-
     ops = torch.ops.adl_kernels
     registered = {name for name in torch._C._dispatch_get_all_op_names() if "adl_kernels::" in name}
     has_tensors = {
@@ -359,3 +372,67 @@ def check_ops() -> None:
         ops.gru(place(x.flatten(0, 1), 0), [place(h, 1)], given[2], place(sizes)),
         ops.gru(x.flatten(0, 1), [h], weights, sizes),
     )
+
+    # cuDNN's ops have no kernel here: their sizes and places, without numbers.
+    gru, cut = CELLS["gru"].index, [Shard(1), Replicate()]
+    with FakeTensorMode():
+        x = DTensor.from_local(torch.empty(T, 4, 6), mesh, cut)
+        h = DTensor.from_local(torch.empty(2, 4, 8), mesh, cut)
+        weights = [
+            DTensor.from_local(p, mesh, [Replicate()] * 2) for p in nn.GRU(6, 8, 2).parameters()
+        ]
+        y, h_n, reserve = ops.cudnn_forward(gru, 1, x, [h], weights, None)
+        assert y.shape == (T, B, 8) and y.to_local().shape == (T, 4, 8)
+        assert h_n.placements[0] == Shard(1) and reserve.placements[0] == Partial()
+        needs = [True] * 9
+        found = ops.cudnn_backward(gru, 1, [y, None], x, [h], weights, None, y, reserve, needs)
+        assert [t.placements[0] for t in found] == [Shard(1)] * 2 + [Partial()] * 8
+        assert [t.shape for t in found] == [t.shape for t in (x, h, *weights)]
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before torch's", "after torch's"])
+def test_rules_come_with_dtensor(first: bool) -> None:
+    """Whichever is imported first; alone, adl_kernels does not import what takes long."""
+    lines = ["import adl_kernels", "assert 'torch.distributed.tensor' not in sys.modules"] * first
+    lines += ["import torch.distributed.tensor as dtensor"] + ["import adl_kernels"] * (not first)
+    lines += [
+        "rules = dtensor.DTensor._op_dispatcher.sharding_propagator.op_strategy_funcs",
+        "assert torch.ops.adl_kernels.lstm.default in rules",
+    ]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", "\n".join(["import sys, torch", *lines])]
+    subprocess.run(command, env=environment, check=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_compiled() -> None:
+    run_two(check_compiled)
+
+
+class Output(nn.Module):
+    """Of a compiled layer torch wants all results to have gradients: the first alone."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return tree_leaves(self.layer(x))[0]
+
+
+def check_compiled() -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    for layer, sizes, dim in (
+        (adl.LSTM(6, 8, 2), (T, B, 6), 1),
+        (adl.GRU(6, 8, bidirectional=True), (T, B, 6), 1),
+        (adl.DepthwiseConv1d(6, 6, 3), (4, 6, 20), 0),
+    ):
+        model = distribute_module(Output(layer), mesh)
+        x = distribute_tensor(torch.randn(sizes), mesh, [Shard(dim)]).requires_grad_()
+        results = []
+        for run in (model, torch.compile(model, fullgraph=True, dynamic=False)):
+            y = run(x)
+            grads = torch.autograd.grad(y.square().sum(), [x, *model.parameters()])
+            results.append([y, *grads])
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a.full_tensor(), b.full_tensor())
