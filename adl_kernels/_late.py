@@ -6,6 +6,7 @@ import importlib
 import importlib.abc
 import importlib.util
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -28,13 +29,20 @@ class Finder(importlib.abc.MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                importlib.import_module(".distributed", __package__)
+                _register()
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
+def _register() -> None:
+    try:
+        importlib.import_module(".distributed", __package__)
+    except (ImportError, AttributeError) as problem:  # parts of torch that it may change
+        warnings.warn(f"adl_kernels: no layer runs on DTensors here: {problem}", stacklevel=2)
+
+
 if DTENSOR in sys.modules:
-    importlib.import_module(".distributed", __package__)
+    _register()
 else:
     sys.meta_path.insert(0, Finder())

@@ -300,6 +300,7 @@ def test_ops_called_directly() -> None:
 
 
 def check_ops() -> None:
+    check_refusals()
     ops = torch.ops.adl_kernels
     registered = {name for name in torch._C._dispatch_get_all_op_names() if "adl_kernels::" in name}
     has_tensors = {
@@ -373,6 +374,12 @@ def check_ops() -> None:
         ops.gru(x.flatten(0, 1), [h], weights, sizes),
     )
 
+    # Fewer sequences than devices: each computes all of them.
+    same(
+        ops.gru(place(x[:, :1], 1), [place(h[:, :1])], given[2]),
+        ops.gru(x[:, :1], [h[:, :1]], weights),
+    )
+
     # cuDNN's ops have no kernel here: their sizes and places, without numbers.
     gru, cut = CELLS["gru"].index, [Shard(1), Replicate()]
     with FakeTensorMode():
@@ -390,17 +397,49 @@ def check_ops() -> None:
         assert [t.shape for t in found] == [t.shape for t in (x, h, *weights)]
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before torch's", "after torch's"])
-def test_rules_come_with_dtensor(first: bool) -> None:
-    """Whichever is imported first; alone, adl_kernels does not import what takes long."""
-    lines = ["import adl_kernels", "assert 'torch.distributed.tensor' not in sys.modules"] * first
-    lines += ["import torch.distributed.tensor as dtensor"] + ["import adl_kernels"] * (not first)
-    lines += [
-        "rules = dtensor.DTensor._op_dispatcher.sharding_propagator.op_strategy_funcs",
-        "assert torch.ops.adl_kernels.lstm.default in rules",
-    ]
+def check_refusals() -> None:
+    """What docs/distributed.md says does not work is an error."""
+    mesh = init_device_mesh("cpu", (2,))
+    layer = distribute_module(adl.GRU(6, 8), mesh)
+    x = distribute_tensor(torch.randn(T, B, 6), mesh, [Shard(1)])
+    rows = distribute_tensor(torch.randn(T * B, 6), mesh, [Shard(0)])
+    sizes = torch.tensor([B] * T)
+    conv = distribute_module(adl.DepthwiseConv1d(6, 6, 3, padding=1, padding_mode="reflect"), mesh)
+    causal = distribute_module(adl.CausalConv1d(6, 3), mesh)
+    line = distribute_tensor(torch.randn(4, 6, 20), mesh, [Shard(0)])
+    lengths = distribute_tensor(torch.tensor([3, 20, 5, 7]), mesh, [Shard(0)])
+    for message, call in (
+        ("mixed torch.Tensor and DTensor", lambda: layer(x, lengths=torch.full((B,), T))),
+        ("mixed torch.Tensor and DTensor", lambda: layer(nn.utils.rnn.PackedSequence(rows, sizes))),
+        ("mixed torch.Tensor and DTensor", lambda: causal(line, lengths=lengths)),
+        ("does not have a sharding strategy", lambda: conv(line)),
+    ):
+        with pytest.raises((RuntimeError, NotImplementedError), match=message):
+            call()
+
+
+ORDERS = {
+    "ours first": ["import adl_kernels", "assert DTENSOR not in sys.modules", "import_dtensor()"],
+    "torch's first": ["import_dtensor()", "import adl_kernels"],
+    "torch has changed": [
+        "sys.modules['adl_kernels.distributed'] = None",
+        "import adl_kernels",
+        "with warnings.catch_warnings(record=True) as caught: import_dtensor()",
+        "assert 'no layer runs on DTensors here' in str(caught[-1].message)",
+    ],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_rules_come_with_dtensor(order: str) -> None:
+    """Alone, adl_kernels does not import what takes longer than itself."""
+    lines = ["import importlib, sys, warnings, torch", "DTENSOR = 'torch.distributed.tensor'"]
+    lines += ["def import_dtensor(): return importlib.import_module(DTENSOR)", *ORDERS[order]]
+    lines += ["rules = import_dtensor().DTensor._op_dispatcher.sharding_propagator"]
+    known = order != "torch has changed"
+    lines += [f"assert (torch.ops.adl_kernels.lstm.default in rules.op_strategy_funcs) == {known}"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", "\n".join(["import sys, torch", *lines])]
+    command = [sys.executable, "-c", "\n".join(lines)]
     subprocess.run(command, env=environment, check=True, timeout=120)
 
 
