@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import importlib
 import importlib.abc
-import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 DTENSOR = "torch.distributed.tensor"
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds DTENSOR as the other finders do, and has the rules follow it."""
+    """Finds DTENSOR where Python would, and has the rules follow it."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != DTENSOR:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        spec = PathFinder.find_spec(name, path, target) if name == DTENSOR else None
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
