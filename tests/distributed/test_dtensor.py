@@ -301,6 +301,7 @@ def test_ops_called_directly() -> None:
 
 def check_ops() -> None:
     check_refusals()
+    check_training()
     ops = torch.ops.adl_kernels
     registered = {name for name in torch._C._dispatch_get_all_op_names() if "adl_kernels::" in name}
     has_tensors = {
@@ -395,6 +396,25 @@ def check_ops() -> None:
         found = ops.cudnn_backward(gru, 1, [y, None], x, [h], weights, None, y, reserve, needs)
         assert [t.placements[0] for t in found] == [Shard(1)] * 2 + [Partial()] * 8
         assert [t.shape for t in found] == [t.shape for t in (x, h, *weights)]
+
+
+def check_training() -> None:
+    """Sums in parts are what clipping and an optimizer read: the same weights after some steps."""
+    mesh, x, trained = init_device_mesh("cpu", (2,)), torch.randn(T, B, 6), []
+    for shared in (False, True):
+        torch.manual_seed(1)
+        layer, given = adl.LSTM(6, 8), x
+        if shared:
+            layer, given = distribute_module(layer, mesh), distribute_tensor(x, mesh, [Shard(1)])
+        optimizer = torch.optim.Adam(layer.parameters(), lr=0.01)
+        for _ in range(3):
+            optimizer.zero_grad()
+            layer(given)[0].square().sum().backward()
+            nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+            optimizer.step()
+        trained.append(list(layer.parameters()))
+    for alone, two in zip(*trained, strict=True):
+        torch.testing.assert_close(two.full_tensor(), alone)
 
 
 def check_refusals() -> None:
