@@ -11,6 +11,7 @@ _build_check.check(torch.__version__, torch.version.cuda)
 
 # ruff: noqa: E402 (the check above comes first)
 from . import _C as _C  # registers the ops
+from . import _late as _late  # the rules for DTensors
 from . import diagnostics, flops, functional
 from ._build_info import VERSION as __version__
 from .conversion import Report, convert, revert

@@ -77,8 +77,8 @@ class LayerFlow:
         """[T] (gamma lambda)^n, which no norm of dh_t/dh_{t-n} exceeds."""
         if self.gamma_lambda is None:
             return None
-        steps = torch.arange(len(self.gradient), dtype=torch.float64)
-        return torch.tensor(self.gamma_lambda, dtype=torch.float64) ** steps
+        steps = torch.arange(len(self.gradient), dtype=torch.float64, device="cpu")
+        return self.gamma_lambda**steps
 
     def __str__(self) -> str:
         return f"layer {self.layer} {self.direction}, {self.cell}"
@@ -241,7 +241,7 @@ def gradient_flow(
         for k, record in enumerate(records):
             states = len(record.new[0])
             rows = [[next(gradients) for _ in range(states)] for _ in record.new]
-            norms = torch.tensor(rows, dtype=torch.float64)
+            norms = torch.tensor(rows, dtype=torch.float64, device="cpu")
             layers.append(_layer(k // directions, record, norms, sequences))
     batch = records[0].before[0][0].size(0)
     steps = len(records[0].new)
@@ -361,8 +361,8 @@ def _jacobians(record: Record, sequences: int) -> tuple[Tensor, Tensor]:
     eye = torch.eye(width, dtype=h.dtype, device=h.device)
     # dh_t by the state after the step at hand [P, B, P] and, where there is c, [P, B, H].
     jacobian = (eye[:, None].expand(-1, batch, -1), *(c.new_zeros(width, *c.shape) for c in rest))
-    norms = torch.full((len(scan.xs), batch), torch.nan, dtype=torch.float64)
-    counts = torch.zeros(batch, dtype=torch.int64)
+    norms = torch.full((len(scan.xs), batch), torch.nan, dtype=torch.float64, device="cpu")
+    counts = torch.zeros(batch, dtype=torch.int64, device="cpu")
     for t in reversed(scan.steps):
         runs = _runs(scan, t, batch)
         # A sequence that ends before step t (in reverse: began there) has the identity so far.
@@ -385,7 +385,7 @@ def _runs(scan: Scan, t: int, batch: int) -> Tensor:
     lasts = scan.lasts(t)
     if lasts is not None:
         return lasts[:, 0].cpu()
-    return torch.arange(batch) < scan.xs[t].size(0)
+    return torch.arange(batch, device="cpu") < scan.xs[t].size(0)
 
 
 def _spectral_norm(matrices: Tensor) -> Tensor:
@@ -437,11 +437,13 @@ def _saturation(record: Record) -> dict[str, Saturation]:
             seen = values[runs.to(values.device)]
             low, high = ENDS[kind]
             is_low = seen == 0 if kind == "relu" else seen < low
-            found = torch.tensor([is_low.sum(), (seen > high).sum(), seen.numel()])
+            found = torch.tensor(
+                [is_low.sum(), (seen > high).sum(), seen.numel()], dtype=torch.int64, device="cpu"
+            )
             counts[name] = counts.get(name, 0) + found
             kinds[name] = kind
     return {
-        name: Saturation(kinds[name], *(found[:2] / found[2]).tolist())
+        name: Saturation(kinds[name], *(found[:2].double() / found[2]).tolist())
         for name, found in counts.items()
     }
 

@@ -123,7 +123,7 @@ def check_conv(
 ) -> float:
     """A depthwise convolution and its backward, against torch's in double."""
     shapes = (2, channels, *sizes), (channels * multiplier, 1, *kernel), (channels * multiplier,)
-    tensors = [torch.randn(s).to(device, dtype) for s in shapes]
+    tensors = [torch.randn(s, device="cpu").to(device, dtype) for s in shapes]
     if last:
         tensors[0] = tensors[0].movedim(1, -1).contiguous().movedim(-1, 1)
     window = (stride, [k // 2 for k in kernel] * 2, [1] * len(kernel))
@@ -151,7 +151,7 @@ def check(
     shapes: list[tuple[int, ...]] = [(T, B, I), *[(D, B, H)] * cell.states]
     shapes += [(cell.gates * H, I), (cell.gates * H, H), (cell.gates * H,), (cell.gates * H,)] * D
     scales = [1.0] * (1 + cell.states) + [H**-0.5] * (4 * D)
-    exact = [torch.randn(s) * scale for s, scale in zip(shapes, scales, strict=True)]
+    exact = [torch.randn(s, device="cpu") * scale for s, scale in zip(shapes, scales, strict=True)]
     tensors = [t.to(device, dtype).requires_grad_() for t in exact]
     exact = [t.detach().cpu().double().requires_grad_() for t in tensors]
     x, hx, weights = tensors[0], tensors[1 : 1 + cell.states], tensors[1 + cell.states :]

@@ -21,12 +21,17 @@ ROOT = Path(__file__).parents[1]
 DEMO = ["--steps", "4", "--hidden", "16", "--batch", "64", "--length", "16", "--threads", "1"]
 
 
-def run(name: str, *options: str) -> str:
+def run(name: str, *options: str, processes: int = 1) -> str:
     """What an example prints."""
     # What was imported here is to be imported there, wherever it lies.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, ROOT / "examples" / name, *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable]
+    if processes > 1:  # as torchrun does
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command += [ROOT / "examples" / name, *options]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -87,6 +92,26 @@ def test_mobilenet() -> None:
     off = re.search(r"outputs differ by (\S+) of the largest", printed)
     assert off and float(off[1]) < 1e-4
     assert re.search(r"^[0-9.]+ times as fast", printed, re.M)
+
+
+@pytest.mark.slow
+def test_language_model() -> None:
+    """The same losses whoever computes them, but for a last digit that rounding turned."""
+
+    def losses(*options: str, processes: int = 1) -> list[float]:
+        printed = run("language_model.py", *options, processes=processes)
+        found = re.findall(r"^(?:step \d+|text .*): (\d\.\d{3}) nats per character$", printed, re.M)
+        assert len(found) == 11, printed
+        return [float(loss) for loss in found]
+
+    alone = losses()
+    assert alone[0] > 2 and alone[-1] < 0.5
+    for options in (
+        ("--parallel", "ddp"),
+        ("--parallel", "fsdp"),
+        ("--parallel", "ddp", "--compile", "reduce-overhead"),
+    ):
+        assert losses(*options, processes=2) == pytest.approx(alone, abs=1.5e-3), options
 
 
 @pytest.mark.slow

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import _get_current_function_mode_stack as modes
+from torch.utils._device import DeviceContext
 
 from .. import _C
 from .._devices import has_kernels
@@ -164,7 +166,7 @@ def is_one_op(chain: Chain, x: Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or torch._C._is_tracing() or needs_reference_path():
         return False
-    if _has_any_global_hook() or torch._C._len_torch_function_stack():
+    if _has_any_global_hook() or any(type(m) is not DeviceContext for m in modes()):
         return False
     if type(x) not in PLAIN_TENSORS or x.layout != torch.strided or not has_kernels(x):
         return False

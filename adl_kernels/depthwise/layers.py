@@ -241,9 +241,7 @@ class CausalConv1d(DepthwiseConv1d):
     def init_state(self, batch: int) -> Tensor:
         """Zeros [batch, C, (k - 1) dilation]."""
         keep = (self.kernel_size[0] - 1) * self.dilation[0]
-        weight = self.weight
-        zeros = (batch, self.in_channels, keep)
-        return torch.zeros(zeros, dtype=weight.dtype, device=weight.device)
+        return self.weight.detach().new_zeros(batch, self.in_channels, keep)
 
 
 __all__ = ["CausalConv1d", "DepthwiseConv1d", "DepthwiseConv2d", "DepthwiseConv3d"]

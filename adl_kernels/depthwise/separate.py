@@ -59,7 +59,7 @@ def _whole(kernel: Tensor) -> tuple[Tensor, Tensor] | None:
     if first is None:
         return kernel.sum(1), kernel.sum(0)
     divisor = math.gcd(*first)
-    row = torch.tensor([value // divisor for value in first], dtype=torch.float64)
+    row = kernel.new_tensor([value // divisor for value in first])
     at = int(row.abs().argmax())
     column = kernel[:, at] / row[at]
     return (column, row) if torch.equal(torch.outer(column, row), kernel) else None

@@ -34,9 +34,7 @@ def _step(name: str, module: nn.RNNCellBase, cell: Cell, input: Tensor, hx: Any)
     weights = _weights(name, module)
     errors.check_cell_tensors(name, input, states or (), weights)
     if states is None:
-        zeros = torch.zeros(
-            input.size(0), module.hidden_size, dtype=input.dtype, device=input.device
-        )
+        zeros = input.new_zeros(input.size(0), module.hidden_size)
         states = (zeros,) * cell.states
     _, *new = engine.run(
         cell, input.unsqueeze(0), [h.unsqueeze(0) for h in states], weights, StackOptions()

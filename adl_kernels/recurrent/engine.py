@@ -134,7 +134,7 @@ def draw_seed(options: StackOptions) -> Tensor | None:
         return None
     if options.dropout_seed is not None:
         return options.dropout_seed
-    return torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64)
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device="cpu")
 
 
 def draw_masks(
@@ -148,7 +148,7 @@ def draw_masks(
     """The options of layer k with its masks; sizes of h_0 and c_0, x [T, B, I] or [N, I]."""
     drawn: dict[str, Any] = {}
     if recurrent_dropout:
-        ones = torch.ones(sizes[0], dtype=x.dtype, device=x.device)
+        ones = x.new_ones(sizes[0])
         stream = STREAM["recurrent"] + k
         drawn["recurrent_mask"] = seeded_dropout(ones, recurrent_dropout, seed, stream)
     if any(options.zoneout):
@@ -225,10 +225,7 @@ def _zeros(
     else:  # an int would be a constant of a trace
         batch = batch_sizes[0] if is_traced() else int(batch_sizes[0])  # type: ignore[assignment]
     widths = [weights[1].size(1), weights[0].size(0) // cell.gates]
-    return [
-        torch.zeros(count, batch, width, dtype=x.dtype, device=x.device)
-        for width in widths[: cell.states]
-    ]
+    return [x.new_zeros(count, batch, width) for width in widths[: cell.states]]
 
 
 def _torch_layers(

@@ -4,6 +4,7 @@
 // times that. Here plain tensors skip all of it. Whatever is out of the ordinary (wrong arguments, a mode, a transform,
 // a device without kernels) gets None, and takes the usual way, which says what is wrong.
 #include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/ops/zeros.h>
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/python_variable.h>
@@ -53,6 +54,9 @@ py::object eager(int64_t index, const py::dict& parameters, const py::sequence& 
   const CellFacts& cell = cell_at(index);
   const int64_t count = cell.states();
   if (at::impl::torch_function_mode_enabled() || at::hasCallbacks()) return py::none();
+  // A checkpoint's second forward may run under a mode that the first did not have. A step keeps other views than the
+  // usual way, and both have to keep the same.
+  if (step && !at::SavedTensorDefaultHooks::get_tls_state().stack.empty()) return py::none();
 
   Tensors inputs, states, weights;
   if (!take(input.ptr(), inputs)) return py::none();
