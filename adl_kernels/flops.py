@@ -11,8 +11,6 @@ Only matrix products and convolutions count, as with torch; those of an LSTM as 
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.util
 import math
 import sys
 from collections import Counter
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._late import when_imported
 from .conversion import TORCHS
 from .depthwise.layers import CausalConv1d
 from .recurrent.cell_facts import CELLS, Cell
@@ -204,35 +203,13 @@ for _cell in CELL_LIST:
     FORMULAS |= _of_cell(_cell)
 
 
-def _register(module: Any) -> None:
+def _register() -> None:
     for op, formula in FORMULAS.items():
-        module.register_flop_formula(op, get_raw=True)(formula)
+        sys.modules[NAME].register_flop_formula(op, get_raw=True)(formula)
 
 
-class _WhenImported(importlib.abc.MetaPathFinder):
-    """torch's counter imports triton where there is one, which takes longer than all of ours."""
-
-    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
-        if name != NAME:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            return spec
-        run = spec.loader.exec_module
-
-        def run_and_register(module: Any) -> None:
-            run(module)
-            _register(module)
-
-        spec.loader.exec_module = run_and_register  # type: ignore[method-assign]
-        return spec
-
-
-if NAME in sys.modules:
-    _register(sys.modules[NAME])
-else:
-    sys.meta_path.insert(0, _WhenImported())
+# Not at once: it imports triton where there is one, which takes longer than all of ours.
+when_imported(NAME, _register)
 
 
 # fvcore reads the graph of a trace, and calls a multiply-add one operation.
