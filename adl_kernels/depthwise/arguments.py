@@ -59,13 +59,16 @@ def window(
 
 
 def each(name: str, what: str, value: Any, n: int) -> list[int]:
-    """One positive number per dimension."""
-    given = [value] * n if _is_int(value) else value
-    if not isinstance(given, (tuple, list)) or len(given) != n or not all(map(_is_int, given)):
+    """One positive number per dimension; a tuple of one stands for all, as in torch."""
+    given = [value] if _is_int(value) else value
+    if not isinstance(given, (tuple, list)) or not all(map(_is_int, given)):
         raise TypeError(f"{name}: {what} must be an int or {_count(n)}, got {value!r}")
+    if len(given) not in (1, n):
+        raise RuntimeError(f"{name}: {what} must be an int or {_count(n)}, got {value!r}")
+    given = list(given) * (n // len(given))
     if min(given) < 1:
         raise RuntimeError(f"{name}: {what} must be positive, got {value!r}")
-    return list(given)
+    return given
 
 
 def pads(
@@ -84,9 +87,12 @@ def pads(
         reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
         return _before_after(_named(name, padding, size, reach, stride))
     else:
-        if not isinstance(padding, (tuple, list)) or len(padding) != n:
+        if not isinstance(padding, (tuple, list)):
             raise TypeError(_wanted_padding(name, n, padding))
+        if len(padding) not in (1, n):
+            raise RuntimeError(_wanted_padding(name, n, padding))
         given = [(p, p) if _is_int(p) else _pair(name, n, p, padding) for p in padding]
+        given *= n // len(given)
     if min(min(pair) for pair in given) < 0:
         raise RuntimeError(f"{name}: padding must not be negative, got {padding!r}")
     return _before_after(given)

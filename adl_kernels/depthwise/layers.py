@@ -69,6 +69,7 @@ class Depthwise(nn.modules.conv._ConvNd):
             return as_leaf(self, input)
         weight, pad, n = self.weight, self.padding, len(self.kernel_size)
         is_plain = self.padding_mode == "zeros" and all(isinstance(p, int) for p in pad)
+        is_plain = is_plain and len(pad) == len(self.stride) == len(self.dilation) == n
         # Is True: in a trace sizes are tensors, and comparing them is no branch to take.
         if is_plain and input.dim() == n + 2 and (input.shape[1] == self.in_channels) is True:
             if convolution.runs_ops(input, n):  # the op checks the rest

@@ -60,7 +60,7 @@ WRONG = {
     "bias-dtype": (dw2(x2, w2, b.half()), RuntimeError, "bias must have the dtype of x"),
     "residual": (dw2(x2, w2, residual=x2), RuntimeError, r"must be \[2, 4, 7, 6\] \(as the re"),
     "stride-0": (dw2(x2, w2, b, 0), RuntimeError, "stride must be positive, got 0"),
-    "stride-3": (dw2(x2, w2, b, (1, 1, 1)), TypeError, r"stride must be an int or a tuple of 2"),
+    "stride-3": (dw2(x2, w2, b, (1, 1, 1)), RuntimeError, r"stride must be an int or a tuple of 2"),
     "stride-float": (dw2(x2, w2, b, 1.5), TypeError, "stride must be an int .* got 1.5"),
     "stride-bool": (dw2(x2, w2, b, True), TypeError, "stride must be an int .* got True"),
     "dilation": (dw2(x2, w2, dilation=(1, 0)), RuntimeError, "dilation must be positive"),

@@ -463,6 +463,19 @@ def test_meta_tensors_have_the_layout_of_the_result():
     assert conv.weight.grad.shape == conv.weight.shape
 
 
+def test_a_tuple_of_one_stands_for_all_dimensions():
+    for how in ({"stride": (2,)}, {"padding": (1,)}, {"dilation": (2,)}):
+        conv, x = nn.Conv2d(4, 4, 3, groups=4, device=DEVICE), randn(2, 4, 9, 8)
+        for name, value in how.items():
+            setattr(conv, name, value)
+        expected = conv(x)
+        torch.testing.assert_close(F.conv2d(x, conv.weight, conv.bias, groups=4, **how), expected)
+        adl.convert(conv)
+        torch.testing.assert_close(conv(x), expected)
+        ours = adl.functional.depthwise_conv2d(x, conv.weight, conv.bias, **how)
+        torch.testing.assert_close(ours, expected)
+
+
 # Layouts
 
 
