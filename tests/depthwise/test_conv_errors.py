@@ -65,7 +65,11 @@ WRONG = {
     "stride-bool": (dw2(x2, w2, b, True), TypeError, "stride must be an int .* got True"),
     "dilation": (dw2(x2, w2, dilation=(1, 0)), RuntimeError, "dilation must be positive"),
     "padding": (dw2(x2, w2, padding=-1), RuntimeError, "padding must not be negative, got -1"),
-    "padding-3": (dw2(x2, w2, padding=(1, 1, 1)), RuntimeError, r"or as many pairs \(before, after\)"),
+    "padding-3": (
+        dw2(x2, w2, padding=(1, 1, 1)),
+        RuntimeError,
+        r"or as many pairs \(before, after\)",
+    ),
     "padding-pair": (dw1(x1, w1, padding=(1, 2)), RuntimeError, r"pairs .*, got \(1, 2\)"),
     "padding-triple": (dw1(x1, w1, padding=((1, 2, 3),)), TypeError, "pairs"),
     "padding-name": (dw2(x2, w2, padding="full"), ValueError, "'valid' or 'same'.* got 'full'"),
