@@ -344,3 +344,25 @@ def test_recurrent_ppo_earns_the_same(tmp_path):
         same(torch.tensor(actions[1][1][0]), torch.tensor(actions[0][1][0]))
         assert actions[0][0] == actions[1][0]
     assert rewards[1] == rewards[0] and len(rewards[0]) > 10
+
+
+# transformers
+
+
+def test_transformers_subclasses_that_are_only_made_otherwise():
+    transformers = library("transformers")
+    size = {"width_coefficient": 0.5, "depth_coefficient": 0.5, "hidden_dim": 640}
+    theirs = transformers.EfficientNetModel(transformers.EfficientNetConfig(**size)).eval()
+    ours, x = copy.deepcopy(theirs), torch.randn(1, 3, 64, 64)
+    report = adl.convert(ours, verify=x)
+    assert len(report.replaced) == 10 and not report.left and not report.uncalled
+    with torch.no_grad():
+        same(ours(x).last_hidden_state, theirs(x).last_hidden_state)
+
+
+def test_transformers_layers_that_are_only_read():
+    transformers = library("transformers")
+    config = transformers.MambaConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2)
+    model, tokens = transformers.MambaModel(config).eval(), torch.randint(50, (1, 9))
+    report = adl.convert(model, verify=tokens)
+    assert report.uncalled == [path for path, *_ in report.replaced] and len(report.uncalled) == 2

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from lanes import slow
 from tolerance import assert_accurate
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -130,3 +132,31 @@ def test_counted_operations(client):
         counts.append(counter.get_total_flops())
     has_fused_lstm = client.name in ("OpenUnmix", "MlpLstmPolicy")  # not packed, no projection
     assert counts[1] > counts[0] if has_fused_lstm else counts[1] == counts[0]
+
+
+def graph(model: nn.Module, x: Tensor) -> list[str]:
+    """The operators that Inductor would get."""
+    found: list[str] = []
+
+    def note(program: torch.fx.GraphModule, args: Any) -> Any:
+        found.extend(str(n.target) for n in program.graph.nodes if n.op == "call_function")
+        return make_boxed_func(program.forward)
+
+    torch._dynamo.reset()
+    torch.compile(model, backend=aot_autograd(fw_compiler=note))(x)
+    return found
+
+
+NETS = [c for c in CLIENTS if c.library in ("timm", "torchvision")]
+
+
+@pytest.mark.parametrize("client", slow(*NETS), ids=str)
+def test_compiled_networks_are_torchs(client):
+    """The same graph, in eval, in training and fused: never slower than torch's compiled one."""
+    theirs, ours, args = pair(client)
+    fused = copy.deepcopy(theirs)
+    adl.convert(fused, fuse="inference", verify=args)
+    with torch.no_grad():
+        expected = graph(theirs, *args)
+        assert expected and graph(ours, *args) == graph(fused, *args) == expected
+    assert graph(ours.train(), *args) == graph(theirs.train(), *args)
