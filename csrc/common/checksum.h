@@ -6,8 +6,8 @@
 
 namespace adl {
 
-// Of the numbers, their type, the sizes and strides. A change of one number is always noticed, any other with a probability of
-// 1 - 2^-64.
+// Of the numbers, their type, the sizes and strides. A change of one number is always noticed, any other with a
+// probability of 1 - 2^-64.
 uint64_t checksum_of(const at::Tensor& t);
 uint64_t checksum_of(const std::vector<at::Tensor>& tensors);
 
