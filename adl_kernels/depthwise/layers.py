@@ -62,25 +62,28 @@ class Depthwise(nn.modules.conv._ConvNd):
         if activation != "none":
             self.activation = activation
 
-    def forward(self, input: Tensor) -> Tensor:
-        """input [B, C, ..] or [C, ..]; see :func:`adl_kernels.functional.depthwise_conv2d`."""
-        weight, pad, n = self.weight, self.padding, len(self.kernel_size)
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What forward of torch.nn's class calls, and what others put their own in the place of.
+
+        input [B, C, ..] or [C, ..]; see :func:`adl_kernels.functional.depthwise_conv2d`.
+        """
+        pad, n = self.padding, len(self.kernel_size)
         is_plain = self.padding_mode == "zeros" and all(isinstance(p, int) for p in pad)
-        if is_plain and input.dim() == n + 2 and input.shape[1] == self.in_channels:
+        if is_plain and input.dim() == n + 2 and input.shape[1] == self.groups:
             if convolution.runs_ops(input, n):  # the op checks the rest
                 how = (self.stride, (*pad, *pad), self.dilation, None, self.activation)
-                return convolution._depthwise_op(input, weight, self.bias, *how)
+                return convolution._depthwise_op(input, weight, bias, *how)
         elif isinstance(input, Tensor) and input.dim() in (n + 1, n + 2):
             channels = input.shape[-n - 1]
-            if channels != self.in_channels:
+            if channels != self.groups:
                 raise RuntimeError(
-                    f"{type(self).__name__}: input must have {self.in_channels} channels, got "
+                    f"{type(self).__name__}: input must have {self.groups} channels, got "
                     f"{channels} in {list(input.shape)}"
                 )
         window = (self.stride, pad, self.dilation, self.padding_mode)
         name = type(self).__name__
         more = (self.activation, None, None)
-        return convolution.depthwise(name, n, input, weight, self.bias, *window, *more)
+        return convolution.depthwise(name, n, input, weight, bias, *window, *more)
 
     def _beyond_torch(self) -> list[str]:
         """What torch.nn's class does not do."""
