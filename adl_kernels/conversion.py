@@ -156,7 +156,7 @@ def revert(model: nn.Module) -> Report:
 def _convert(model: nn.Module, fuse: str, kept: set[str]) -> Report:
     report = _swap(model, _ours, kept)
     if fuse == "inference":
-        fused, report.not_fused = fuse_chains(model)
+        fused, report.not_fused = fuse_chains(model, kept)
         when = "one separable_conv op in eval without gradients"
         report.fused = [(*row, when) for row in fused]
     return report
