@@ -195,7 +195,7 @@ def test_what_others_put_into_a_block_runs(model, change):
         how(model, part)
         after = model(X)
     same(model)
-    if "norm" not in change or "activation" in change or "forward" in change:
+    if change not in ("parametrized", "weight-norm"):
         assert before.shape != after.shape or not torch.allclose(before, after, 1e-3, 1e-3)
 
 
