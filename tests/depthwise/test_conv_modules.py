@@ -302,6 +302,17 @@ def test_autocast(dtype, grad):
     torch.testing.assert_close(y.float(), block(x), rtol=0.1, atol=0.1)
 
 
+def test_autocast_adds_the_input_as_torch_does():
+    block = adl.SeparableConv2d(4, 4, 3, padding=1, residual=True, device=DEVICE).eval()
+    x = torch.randn(2, 4, 6, 6, device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        expected = block(x)
+        with torch.no_grad():
+            y = block(x)
+    assert y.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02)
+
+
 def copied(module):
     return copy.deepcopy(module)
 
