@@ -160,8 +160,9 @@ def is_pointwise(module: Any, dims: int) -> bool:
     return (
         type(module) in POINTWISE
         and len(module.kernel_size) == dims
-        and all(n == 1 for n in (*module.kernel_size, *module.stride))
-        and (module.padding == "valid" or all(n == 0 for n in module.padding))
+        and all(n == 1 for n in module.kernel_size)
+        and module.stride == (1,) * dims
+        and module.padding in ((0,) * dims, "valid")
         and module.groups == 1
     )
 

@@ -68,7 +68,9 @@ class Depthwise(nn.modules.conv._ConvNd):
         input [B, C, ..] or [C, ..]; see :func:`adl_kernels.functional.depthwise_conv2d`.
         """
         pad, n = self.padding, len(self.kernel_size)
-        is_plain = self.padding_mode == "zeros" and all(isinstance(p, int) for p in pad)
+        # As the constructor leaves them; torch takes a number that is set later too.
+        is_plain = type(pad) is type(self.stride) is type(self.dilation) is tuple
+        is_plain = is_plain and self.padding_mode == "zeros" and all(type(p) is int for p in pad)
         if is_plain and input.dim() == n + 2 and input.shape[1] == self.groups:
             if convolution.runs_ops(input, n):  # the op checks the rest
                 how = (self.stride, (*pad, *pad), self.dilation, None, self.activation)
