@@ -273,6 +273,35 @@ def test_verify_compares_every_kind_of_number(monkeypatch, made):
         adl.convert(model, verify=x)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_verify_knows_gradients_that_are_rounding(scale):
+    """Those of a bias before a batch norm, at any size of the other gradients."""
+    conv, norm = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8)
+    layers = [copy.deepcopy(m) for m in [conv, norm, nn.ReLU()] * 4]
+    model = nn.Sequential(*layers, nn.Conv2d(8, 8, 1))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=1.0)
+        model[-1].weight.mul_(scale)
+    adl.convert(model, verify=torch.randn(4, 8, 12, 12), verify_training=True)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+def test_verify_sees_small_gradients(monkeypatch, scale):
+    model = nn.Sequential(nn.Linear(5, 5), Gives(lambda y: y * 10))
+    with torch.no_grad():
+        model[0].weight.mul_(scale)
+    honest = adl.GRU.forward
+
+    def forward(self, x, hx=None):
+        y, h = honest(self, x.detach() + (x - x.detach()) * 1.02, hx)
+        return y, h
+
+    monkeypatch.setattr(adl.GRU, "forward", forward)
+    with pytest.raises(RuntimeError, match=r"the gradient of .* differs"):
+        adl.convert(model, verify=EXAMPLES[0], verify_training=True)
+
+
 def test_verify_says_that_there_is_nothing_to_compare():
     model = Gives(lambda y: {"sum": y.sum().item()})
     with pytest.raises(RuntimeError, match="no tensor among the outputs that could be compared"):
