@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import abc
+import contextlib
 import copy
-from collections.abc import Callable, Iterable
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +22,6 @@ from .depthwise.layers import Depthwise, DepthwiseConv1d, DepthwiseConv2d, Depth
 from .recurrent.base import Recurrent
 from .recurrent.cells import GRUCell, LSTMCell, RNNCell
 from .recurrent.layers import GRU, LSTM, RNN
-from .recurrent.options import BEYOND_TORCH
 
 Class = type[nn.Module]
 
@@ -37,7 +40,8 @@ KNOWN = (nn.RNNBase, nn.RNNCellBase, nn.modules.conv._ConvNd)
 TORCHS = {ours: torchs for torchs, ours in OURS.items()}
 
 # What a subclass may define without a call computing something else.
-HARMLESS = {"__init__", "__repr__", "extra_repr", "reset_parameters", "__doc__", "__module__"}
+METHODS = {"__init__", "__repr__", "extra_repr", "reset_parameters"}
+HARMLESS = METHODS | {"__doc__", "__module__"}
 HARMLESS |= {"__qualname__", "__annotations__", "__annotate_func__", "__annotations_cache__"}
 HARMLESS |= {"__firstlineno__", "__static_attributes__", "__orig_bases__", "__parameters__"}
 HARMLESS |= {"__abstractmethods__", "_abc_impl", "__dict__", "__weakref__", "__slots__"}
@@ -78,7 +82,7 @@ class Report:
 
     def _kernel(self, path: str) -> str:
         kernel = f": {self.kernels[path]}" if path in self.kernels else ""
-        unused = "; not called on the example: the model may read its weights itself"
+        unused = "; not called on the example: the model may read its weights or call its forward"
         return kernel + (unused if path in self.uncalled else "")
 
 
@@ -109,8 +113,9 @@ def convert(
             that asks for a class of torch's by name, such as ``isinstance(m, nn.LSTM)``.
         verify: an example input: a tensor, or a tuple of arguments; or a list of such examples,
             of other sizes for instance. Copies of the model run on each before and after, in eval
-            without gradients. Where they differ by more than rounding, or one raises, the model
-            is left as it was. Nothing but the copies runs.
+            without gradients. Where they differ by more than rounding (whole numbers: at all), or
+            one raises, the model is left as it was. Nothing but the copies runs, with their hooks;
+            what these write outside of the model, or its forward does, stays.
         verify_training: whether to compare outputs and gradients in training mode too.
 
     Returns:
@@ -118,8 +123,8 @@ def convert(
         also what the model never called.
 
     Raises:
-        RuntimeError: the outputs or gradients differ on `verify`, or the model cannot be copied;
-            the model is as before.
+        RuntimeError: the outputs or gradients differ on `verify`, or hold nothing to compare, or
+            the model cannot be copied; the model is as before.
         ValueError: `fuse` is neither "none" nor "inference", the model is in training, or `keep`
             names no module.
 
@@ -135,7 +140,8 @@ def convert(
     if verify is not None:
         examples = verify if isinstance(verify, list) else [verify]
         for training in (False, True) if verify_training else (False,):
-            called |= _verify(model, lambda m: _convert(m, fuse, kept), examples, training)
+            with torch.inference_mode(False):
+                called |= _verify(model, lambda m: _convert(m, fuse, kept), examples, training)
     report = _convert(model, fuse, kept)
     if verify is not None:
         report.uncalled = [path for path, *_ in report.replaced if path not in called]
@@ -156,7 +162,7 @@ def revert(model: nn.Module) -> Report:
 def _convert(model: nn.Module, fuse: str, kept: set[str]) -> Report:
     report = _swap(model, _ours, kept)
     if fuse == "inference":
-        fused, report.not_fused = fuse_chains(model)
+        fused, report.not_fused = fuse_chains(model, kept)
         when = "one separable_conv op in eval without gradients"
         report.fused = [(*row, when) for row in fused]
     return report
@@ -230,6 +236,8 @@ def _ours(module: nn.Module, cls: Class) -> New:
     if base is None:
         return None, "its class is not made from one of torch.nn's layers"
     ours = OURS[base]
+    if type(cls) not in (type, abc.ABCMeta):
+        return None, "its class is made by a metaclass"
     changes = _changes(module, cls, base, ours)
     if changes:
         return None, f"has its own {changes}; convert it by hand if it computes the same"
@@ -242,10 +250,13 @@ def _changes(module: nn.Module, cls: Class, base: Class, ours: Class) -> str:
     defined = {n for c in cls.__mro__[: cls.__mro__.index(base)] for n in vars(c)} - HARMLESS
     found = defined & (own | set(dir(base)))
     found |= {name for name in own if callable(getattr(base, name, None))}
-    options = {"activation", *BEYOND_TORCH} & set(dir(ours))
-    found |= {
-        name for name in (own | defined) & options if getattr(module, name) != getattr(ours, name)
-    }
+    # What only ours has: options that may be set to what they are there, methods of other meanings.
+    new = set(dir(ours)) - set(dir(base))
+    mixed = {n for c in cls.__mro__ if c not in base.__mro__ for n in vars(c)}
+    for name in (own | mixed) & new:
+        theirs, usual = getattr(module, name), getattr(ours, name)
+        if type(theirs) is not type(usual) or theirs != usual:
+            found.add(name)
     return ", ".join(sorted(found))
 
 
@@ -267,6 +278,8 @@ def _combined(ours: Class, theirs: Class) -> Class:
     if parts not in _made:
         names: dict[str, Any] = {"_adl_parts": parts, "__module__": theirs.__module__}
         names["__qualname__"] = theirs.__qualname__
+        # What theirs may change comes before what ours has.
+        names |= {name: getattr(theirs, name) for name in METHODS}
         _made[parts] = type(theirs.__name__, (Combined, *parts), names)
     return _made[parts]
 
@@ -349,13 +362,14 @@ def _copy(model: nn.Module) -> nn.Module:
 
 def _run(model: nn.Module, example: Any, training: bool) -> dict[str, Tensor]:
     """Outputs, and in training mode the gradients of all that has one, by name."""
-    args = example if isinstance(example, tuple) else (example,)
+    args = example if type(example) is tuple else (example,)  # a PackedSequence is one argument
     leaves, spec = pytree.tree_flatten(args)
     leaves = [t.detach().clone() if isinstance(t, Tensor) else t for t in leaves]
     floats = [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
     devices = {t.device for t in (*model.parameters(), *floats) if t.device.type == "cuda"}
     model.train(training)
-    with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(training):
+    forked = torch.random.fork_rng(devices=devices)
+    with forked, _others_random_numbers(), torch.set_grad_enabled(training):
         torch.manual_seed(0)
         for t in floats if training else ():
             t.requires_grad_()
@@ -374,19 +388,50 @@ def _run(model: nn.Module, example: Any, training: bool) -> dict[str, Tensor]:
     return found
 
 
+@contextlib.contextmanager
+def _others_random_numbers() -> Iterator[None]:
+    """Those of Python and NumPy from one seed, and afterwards as they were."""
+    numpy = sys.modules.get("numpy")
+    state, numpys = random.getstate(), numpy and numpy.random.get_state()
+    random.seed(0)
+    if numpy:
+        numpy.random.seed(0)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        if numpy:
+            numpy.random.set_state(numpys)
+
+
 def _difference(before: dict[str, Tensor], after: dict[str, Tensor]) -> str | None:
     """Says where two results differ by more than rounding, or None."""
     if before.keys() != after.keys():
         return f"there are {', '.join(before)}, and then {', '.join(after)}"
+    if not before:
+        return "there is no tensor among the outputs that could be compared"
+    # A gradient may be nothing but the rounding of others, as that of a bias before a batch norm.
+    gradients = [_largest(t) for name, t in before.items() if "gradient" in name]
+    floor = max(gradients, default=0.0)
     for name, old in before.items():
         new = after[name]
         if old.shape != new.shape or old.dtype != new.dtype:
             return f"{name} was {list(old.shape)} {old.dtype} and is {list(new.shape)} {new.dtype}"
-        if not old.is_floating_point() or not old.numel():
-            continue
-        # A few hundred roundings of the dtype, relative to the largest number.
-        bound = 512 * torch.finfo(old.dtype).eps * max(1.0, old.abs().max().item())
-        difference = (old.double() - new.double()).abs().max().item()
-        if not difference <= bound:
-            return f"{name} differs by {difference:.2e}, more than {bound:.2e}"
+        wide = torch.complex128 if old.is_complex() else torch.float64
+        a, b = old.to(wide), new.to(wide)
+        same = (a == b) | (a.isnan() & b.isnan())  # infinities too
+        difference = (a - b)[~same].abs()
+        # A few hundred roundings of the largest number, and no more than some percent of it.
+        bound = 0.0
+        if old.is_floating_point() or old.is_complex():
+            share = min(512 * torch.finfo(old.dtype).eps, 1 / 16)
+            bound = share * max(_largest(old), floor if "gradient" in name else 0.0)
+        if not (difference <= bound).all():
+            return f"{name} differs by {difference.max().item():.2e}, more than {bound:.2e}"
     return None
+
+
+def _largest(t: Tensor) -> float:
+    """Of the finite numbers, the largest."""
+    finite = t[t.isfinite()].abs()
+    return finite.max().item() if finite.numel() else 0.0

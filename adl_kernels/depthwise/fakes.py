@@ -28,19 +28,14 @@ def out_size(
 
 def is_channels_last(t: Tensor) -> bool:
     """As csrc/depthwise/ops.h has it: whether the channels lie side by side."""
-    if t.is_contiguous():
-        return False
-    if t.movedim(1, -1).is_contiguous():
-        return True
-    return t.dim() > 3 and torch._prims_common.suggest_memory_format(t) != torch.contiguous_format
+    if t.dim() > 3:
+        return torch._prims_common.suggest_memory_format(t) != torch.contiguous_format
+    return not t.is_contiguous() and t.movedim(1, -1).is_contiguous()
 
 
 def empty_laid_out(like: Tensor, sizes: Sequence[int], *weights: Tensor) -> Tensor:
     """Of these sizes, channels last if they are so in `like` or if a weight was put so."""
-    put_last = any(
-        w.dim() > 3 and torch._prims_common.suggest_memory_format(w) != torch.contiguous_format
-        for w in weights
-    )
+    put_last = any(w.dim() > 3 and is_channels_last(w) for w in weights)
     if not put_last and not is_channels_last(like):
         return like.new_empty(sizes)
     return like.new_empty([sizes[0], *sizes[2:], sizes[1]]).movedim(-1, 1)

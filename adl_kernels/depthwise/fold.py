@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import _get_current_function_mode_stack as modes
 from torch.utils._device import DeviceContext
@@ -37,15 +38,20 @@ ACTIVATIONS: dict[type[nn.Module], str] = {
 PLAIN_TENSORS = (nn.Parameter, Tensor)
 NOTHING_IN_EVAL = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
-_CALL = nn.Module.__call__
 
-
-def _methods(cls: Any) -> tuple[Any, Any]:
+def _methods(cls: Any) -> tuple[Any, ...]:
     """What a call runs: whoever puts something else there, or on an object, wants it to run."""
-    return cls.forward, getattr(cls, "_conv_forward", None)
+    conv_forward = getattr(cls, "_conv_forward", None)
+    return cls.forward, conv_forward, cls.__call__, cls._call_impl
+
+
+def _functions() -> tuple[Any, ...]:
+    """Those of torch that counters of operations, for one, put their own in the place of."""
+    return F.conv1d, F.conv2d, F.batch_norm
 
 
 _KNOWN = {cls: _methods(cls) for cls in (*DEPTHWISE, *NORMS, *ACTIVATIONS, *NOTHING_IN_EVAL)}
+_FUNCTIONS = _functions()
 
 
 class Chain(NamedTuple):
@@ -86,19 +92,21 @@ class Folder:
     def weights(self, chain: Chain) -> Weights:
         """dw_weight, dw_bias, pw_weight, pw_bias and pw_weight packed for the op, if it is kept."""
         if chain.depthwise.weight.device.type != "cpu":
-            return (*_fold(chain), None)
-        places = _sources(chain)
-        sources = [t for t in places if t is not None]
-        eps = [norm and norm.eps for norm in (chain.dw_norm, chain.norm)]
-        key = _C.checksum(sources), [t is None for t in places], eps
+            return (*_fold(_sources(chain)), None)
+        sources = _sources(chain)
         kept = self.kept
-        if kept is None or kept[0] != key:
-            with torch.no_grad(), torch.inference_mode(False):
-                folded = _fold(chain)
-                kept = key, (*folded, torch.ops.adl_kernels.pack_pointwise(folded[2]))
-            # Not kept if another thread or process wrote meanwhile.
-            self.kept = kept if _C.checksum(sources) == key[0] else None
-        return kept[1]
+        if kept is not None and kept[0] == _key(sources):
+            return kept[1]
+        if torch._C._len_torch_dispatch_stack():  # a mode may make other tensors, fake ones
+            return (*_fold(sources), None)
+        with torch.no_grad(), torch.inference_mode(False):
+            # Of copies, as other threads and processes may write meanwhile.
+            copies = [t.detach().clone() if isinstance(t, Tensor) else t for t in sources]
+            folded = _fold(copies)
+            packed = torch.ops.adl_kernels.pack_pointwise(folded[2])
+        weights = (*folded, packed)
+        self.kept = _key(copies), weights
+        return weights
 
     def run(self, name: str, chain: Chain, x: Tensor, residual: Tensor | None = None) -> Tensor:
         dw = chain.depthwise
@@ -152,8 +160,9 @@ def is_pointwise(module: Any, dims: int) -> bool:
     return (
         type(module) in POINTWISE
         and len(module.kernel_size) == dims
-        and all(n == 1 for n in (*module.kernel_size, *module.stride))
-        and (module.padding == "valid" or all(n == 0 for n in module.padding))
+        and all(n == 1 for n in module.kernel_size)
+        and module.stride == (1,) * dims
+        and module.padding in ((0,) * dims, "valid")
         and module.groups == 1
     )
 
@@ -171,11 +180,9 @@ def is_one_op(chain: Chain, x: Tensor) -> bool:
     if type(x) not in PLAIN_TENSORS or x.layout != torch.strided or not has_kernels(x):
         return False
     dw, pw = chain.depthwise, chain.pointwise
-    if not is_depthwise(dw) or not is_pointwise(pw, len(dw.kernel_size)):
+    if not is_known(chain) or _functions() != _FUNCTIONS:
         return False
-    if not is_plain(dw) or not is_plain(pw) or nn.Module.__call__ is not _CALL:
-        return False
-    if chain.own_activation != "none" and (chain.dw_norm or chain.dw_activation != "none"):
+    if pw.weight.shape[2:] != pw.kernel_size:  # exchanged, which torch does not mind
         return False
     dtype, device, graph = x.dtype, x.device, torch.is_grad_enabled()
     for conv, norm in ((dw, chain.dw_norm), (pw, chain.norm)):
@@ -186,16 +193,27 @@ def is_one_op(chain: Chain, x: Tensor) -> bool:
         if conv.weight.dtype != dtype and not torch._C._is_any_autocast_enabled():
             return False
     for t in _sources(chain):
-        if t is not None and (type(t) not in PLAIN_TENSORS or t.device != device):
-            return False
-        if graph and t is not None and t.requires_grad:
+        if not isinstance(t, Tensor):
+            continue
+        if type(t) not in PLAIN_TENSORS or t.device != device or (graph and t.requires_grad):
             return False
     return not (graph and x.requires_grad)
 
 
+def is_known(chain: Chain) -> bool:
+    """Whether it is known what calls of the modules run, and one op does it."""
+    dw, pw = chain.depthwise, chain.pointwise
+    if not is_depthwise(dw) or not is_pointwise(pw, len(dw.kernel_size)):
+        return False
+    if chain.own_activation != "none" and (chain.dw_norm or chain.dw_activation != "none"):
+        return False
+    norms = [norm for norm in (chain.dw_norm, chain.norm) if norm is not None]
+    return all(type(norm) in NORMS for norm in norms) and all(map(is_plain, (dw, pw, *norms)))
+
+
 def is_foldable(norm: Any, conv: Any, dtype: torch.dtype) -> bool:
-    """Whether a module is a batch norm in eval, with statistics of the convolution's channels."""
-    if type(norm) not in NORMS or not is_plain(norm) or norm.training:
+    """Whether a batch norm is in eval, with statistics of the convolution's channels."""
+    if norm.training:
         return False
     mean, var = norm._buffers.get("running_mean"), norm._buffers.get("running_var")
     if mean is None or var is None or (dtype == torch.float64 and var.dtype != dtype):
@@ -207,32 +225,46 @@ def is_foldable(norm: Any, conv: Any, dtype: torch.dtype) -> bool:
     )
 
 
-def _sources(chain: Chain) -> list[Tensor | None]:
-    found = []
+def _sources(chain: Chain) -> list[Any]:
+    """What is folded: weight and bias, and weight, bias, mean, variance and eps of the norm."""
+    found: list[Any] = []
     for conv, norm in ((chain.depthwise, chain.dw_norm), (chain.pointwise, chain.norm)):
         found += [conv.weight, conv.bias]
-        if norm is not None:
-            found += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        if norm is None:
+            found += [None] * 5
+        else:
+            found += [norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps]
     return found
 
 
-def _fold(chain: Chain) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    dw = _folded(chain.depthwise, chain.dw_norm)
-    return (*dw, *_folded(chain.pointwise, chain.norm))
+def _key(sources: list[Any]) -> tuple[Any, ...]:
+    rest = ["a tensor" if isinstance(t, Tensor) else t for t in sources]
+    return _C.checksum([t for t in sources if isinstance(t, Tensor)]), rest
 
 
-def _folded(conv: Any, norm: Any) -> tuple[Tensor, Tensor | None]:
+def _fold(sources: list[Any]) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    return (*_folded(*sources[:7]), *_folded(*sources[7:]))
+
+
+def _folded(
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    mean: Any,
+    var: Any,
+    eps: float | None,
+) -> tuple[Tensor, Tensor | None]:
     """(w x + b - mean) scale + shift = (scale w) x + (b - mean) scale + shift, in double."""
-    weight, bias = conv.weight, conv.bias
-    if norm is None:
+    if eps is None:
         return weight, bias
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    offset = -norm.running_mean.double() if bias is None else bias.double() - norm.running_mean
+    scale = (var.double() + eps).rsqrt()
+    if gain is not None:
+        scale = scale * gain.double()
+    offset = -mean.double() if bias is None else bias.double() - mean
     offset = offset * scale
-    if norm.bias is not None:
-        offset = offset + norm.bias
+    if shift is not None:
+        offset = offset + shift
     folded = torch.empty_like(weight)  # lies as the weight does, which the result follows
     folded.copy_(weight.double() * scale.view(-1, *[1] * (weight.dim() - 1)))
     return folded, offset.to(weight.dtype)

@@ -345,11 +345,11 @@ def run_separable(
     if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         x, dw_weight, pw_weight = x.to(dtype), dw_weight.to(dtype), pw_weight.to(dtype)
-        dw_bias, pw_bias, residual = (
-            None if t is None else t.to(dtype) for t in (dw_bias, pw_bias, residual)
-        )
+        dw_bias, pw_bias = (None if t is None else t.to(dtype) for t in (dw_bias, pw_bias))
         packed = None
-    return _separable_op(
+    # Of another dtype, as in autocast, it makes a result of that.
+    fits = residual is None or residual.dtype == x.dtype
+    y = _separable_op(
         x,
         dw_weight,
         dw_bias,
@@ -359,5 +359,6 @@ def run_separable(
         *window,
         dw_activation,
         activation,
-        residual,
+        residual if fits else None,
     )
+    return y if residual is None or fits else y + residual

@@ -8,6 +8,7 @@ runs as it would.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from .fold import (
     Chain,
     Folder,
     is_depthwise,
+    is_known,
     is_one_op,
     is_plain,
     is_pointwise,
@@ -106,14 +108,20 @@ def flattened(sequential: Any) -> list[nn.Module]:
 
 def _runs_in_order(module: Any) -> bool:
     orders = (nn.Sequential.forward, FusedSequential.forward)
-    is_sequential = isinstance(module, nn.Sequential) and type(module).forward in orders
-    return (
-        is_sequential and type(module).__iter__ is nn.Sequential.__iter__ and is_untouched(module)
-    )
+    if not isinstance(module, nn.Sequential) or not is_untouched(module):
+        return False
+    cls = type(module)
+    names = ("__iter__", "__call__", "_call_impl")
+    is_torchs = all(getattr(cls, name) is getattr(nn.Sequential, name) for name in names)
+    return is_torchs and cls.forward in orders
 
 
-def fuse(model: nn.Module) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def fuse(
+    model: nn.Module, kept: Iterable[str] = ()
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Makes each nn.Sequential of `model` with a chain a FusedSequential.
+
+    Not where a module of a chain is one of those to be kept, at these paths.
 
     Returns:
         Paths of depthwise convolutions: with the chain of each, and of the others with what
@@ -121,17 +129,29 @@ def fuse(model: nn.Module) -> tuple[list[tuple[str, str]], list[tuple[str, str]]
     """
     fused: dict[int, str] = {}
     reasons: dict[int, str] = {}
+    left_alone = {id(model.get_submodule(path)) for path in kept}
     module: Any
     for module in model.modules():
         if type(module) not in (nn.Sequential, FusedSequential):
             continue
         modules = flattened(module)
-        chains = {k: chain_at(modules, k) for k in range(len(modules))}
-        found = {id(modules[k]): str(one.chain) for k, one in chains.items() if one}
-        fused |= found
         for one, after in itertools.zip_longest(modules, modules[1:]):
             reasons[id(one)] = f"is followed by {type(after).__name__ if after else 'nothing'}"
-        if found:
+        found: dict[int, str] = {}
+        has_kept = False
+        for k, first in enumerate(modules):
+            chain = chain_at(modules, k)
+            if chain is None:
+                continue
+            if not is_known(chain.chain):
+                reasons[id(first)] = "has hooks, methods or an activation of its own in its chain"
+                continue
+            found[id(first)] = str(chain.chain)
+            has_kept |= any(id(m) in left_alone for m in modules[k : chain.end])
+        if has_kept:
+            reasons |= dict.fromkeys(found, "is in an nn.Sequential with a chain to be kept")
+        elif found:
+            fused |= found
             module.__class__ = FusedSequential
     paths = {path or "(model)": id(m) for path, m in model.named_modules() if is_depthwise(m)}
     return (

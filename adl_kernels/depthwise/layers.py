@@ -67,27 +67,33 @@ class Depthwise(nn.modules.conv._ConvNd):
         """input [B, C, ..] or [C, ..]; see :func:`adl_kernels.functional.depthwise_conv2d`."""
         if is_symbolic(input, self):
             return as_leaf(self, input)
-        weight, pad, n = self.weight, self.padding, len(self.kernel_size)
-        is_plain = self.padding_mode == "zeros" and all(isinstance(p, int) for p in pad)
+        return super().forward(input)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What forward of torch.nn's class calls, and what others put their own in the place of."""
+        pad, n = self.padding, len(self.kernel_size)
+        # As the constructor leaves them; torch takes a number or a tuple of one, set later, too.
+        is_plain = type(pad) is type(self.stride) is type(self.dilation) is tuple
+        is_plain = is_plain and self.padding_mode == "zeros" and all(type(p) is int for p in pad)
         is_plain = is_plain and len(pad) == len(self.stride) == len(self.dilation) == n
         # Is True: in a trace sizes are tensors, and comparing them is no branch to take.
-        if is_plain and input.dim() == n + 2 and (input.shape[1] == self.in_channels) is True:
+        if is_plain and input.dim() == n + 2 and (input.shape[1] == self.groups) is True:
             if convolution.runs_ops(input, n):  # the op checks the rest
                 how = (self.stride, (*pad, *pad), self.dilation, None, self.activation)
-                return convolution._depthwise_op(input, weight, self.bias, *how)
+                return convolution._depthwise_op(input, weight, bias, *how)
         elif isinstance(input, Tensor) and input.dim() in (n + 1, n + 2):
             self._check_channels(input)
         window = (self.stride, pad, self.dilation, self.padding_mode)
         name = type(self).__name__
         more = (self.activation, None, None)
-        return convolution.depthwise(name, n, input, weight, self.bias, *window, *more)
+        return convolution.depthwise(name, n, input, weight, bias, *window, *more)
 
     @untraced
     def _check_channels(self, input: Tensor) -> None:
         channels = input.shape[-len(self.kernel_size) - 1]
-        if channels != self.in_channels:
+        if channels != self.groups:
             raise RuntimeError(
-                f"{type(self).__name__}: input must have {self.in_channels} channels, got "
+                f"{type(self).__name__}: input must have {self.groups} channels, got "
                 f"{channels} in {list(input.shape)}"
             )
 

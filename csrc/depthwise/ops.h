@@ -45,15 +45,15 @@ inline Activation activation_of(const char* op, std::string_view name) {
   TORCH_CHECK_VALUE(false, op, ": activation must be one of ", names, ", got ", name);
 }
 
-// Whether the channels lie side by side. What is both ways, or neither, is taken as torch's contiguous tensors.
+// Whether the channels lie side by side: as torch's strides say, which knows no such format in one dimension.
 inline bool is_channels_last(const Tensor& t) {
-  if (t.is_contiguous()) return false;
-  return t.movedim(1, -1).is_contiguous() || (t.dim() > 3 && t.suggest_memory_format() != at::MemoryFormat::Contiguous);
+  if (t.dim() > 3) return t.suggest_memory_format() != at::MemoryFormat::Contiguous;
+  return !t.is_contiguous() && t.movedim(1, -1).is_contiguous();
 }
 
 // The layout of a result, as torch has it: that of x, or channels last if the weight was put so (Module.to).
 inline bool goes_channels_last(const Tensor& x, const Tensor& weight) {
-  return is_channels_last(x) || (weight.dim() > 3 && weight.suggest_memory_format() != at::MemoryFormat::Contiguous);
+  return is_channels_last(x) || (weight.dim() > 3 && is_channels_last(weight));
 }
 
 // Where there is one place per channel, both layouts are the same, and the kernels of this one faster.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import types
 
 import pytest
 import torch
@@ -234,10 +235,57 @@ def test_what_is_no_chain_is_left():
         assert not report.fused and len(report.replaced) == 1
 
 
+def test_keep_keeps_from_being_fused(net):
+    with torch.no_grad():
+        classes, expected = [type(m) for m in net.flat.modules()], net(X)
+        report = adl.convert(net, fuse="inference", keep=["flat"])
+        assert [type(m) for m in net.flat.modules()] == classes
+        assert {path for path, *_ in report.fused} == {p for p in CHAINS if "flat" not in p}
+        assert ("flat.0", "is in an nn.Sequential with a chain to be kept") in report.not_fused
+        adl.revert(net)
+        report = adl.convert(net, fuse="inference", keep=["flat.1", "odd.body.4", nn.LSTM])
+        assert {path for path, *_ in report.fused} == {p for p in CHAINS if "inv" in p}
+        assert not adl.convert(Net().eval(), fuse="inference", keep=nn.BatchNorm2d).fused
+        torch.testing.assert_close(net(X), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_cannot_be_one_op_is_not_said_to_be_fused(net):
+    net.flat[3].register_forward_hook(lambda *_: None)
+    net.flat[7].forward = net.flat[7].forward
+    own = nn.Sequential(adl.DepthwiseConv2d(4, 4, 3, activation="relu"), nn.BatchNorm2d(4))
+    own.append(nn.Conv2d(4, 4, 1))
+    for model, paths in ((net, ["flat.0", "flat.6"]), (own.eval(), ["0"])):
+        report = adl.convert(model, fuse="inference")
+        assert not {path for path, *_ in report.fused} & set(paths)
+        why = "has hooks, methods or an activation of its own in its chain"
+        assert {(path, why) for path in paths} <= set(report.not_fused)
+
+
 def test_converting_twice_changes_nothing(net):
     first = adl.convert(net, fuse="inference")
     report = adl.convert(net, fuse="inference")
     assert not report.replaced and report.fused == first.fused
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_converted_layers_call_what_is_put_on_them(n):
+    """As it is done for images without seams, and where channels are pruned."""
+
+    def around(self, x, weight, bias):
+        x = F.pad(x, (1,) * (2 * n), "circular")
+        return getattr(F, f"conv{n}d")(x, weight, bias, self.stride, 0, groups=self.groups)
+
+    model = nn.Sequential(getattr(nn, f"Conv{n}d")(4, 4, 3, padding=1, groups=4))
+    other, x = copy.deepcopy(model), torch.randn(2, 4, *[6] * n)
+    adl.convert(model)
+    for conv in (model[0], other[0]):
+        conv._conv_forward = types.MethodType(around, conv)
+    torch.testing.assert_close(model(x), other(x))
+    for conv in (model[0], other[0]):
+        del conv._conv_forward
+        conv.weight, conv.bias = nn.Parameter(conv.weight[:3] * 2), nn.Parameter(conv.bias[:3])
+        conv.groups = 3
+    torch.testing.assert_close(model(x[:, :3]), other(x[:, :3]))
 
 
 def test_wrong_calls():

@@ -10,6 +10,7 @@ import pytest
 import torch
 from devices import DEVICE
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
 import adl_kernels as adl
@@ -300,6 +301,51 @@ def test_autocast(dtype, grad):
         y = block(x)
     assert y.dtype == dtype
     torch.testing.assert_close(y.float(), block(x), rtol=0.1, atol=0.1)
+
+
+def test_autocast_adds_the_input_as_torch_does():
+    block = adl.SeparableConv2d(4, 4, 3, padding=1, residual=True, device=DEVICE).eval()
+    x = torch.randn(2, 4, 6, 6, device=DEVICE)
+    with torch.autocast(DEVICE, torch.bfloat16):
+        expected = block(x)
+        with torch.no_grad():
+            y = block(x)
+    assert y.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(y, expected, rtol=0.02, atol=0.02)
+
+
+def lying(name):
+    """Inputs of four channels that a model may come to."""
+    rows, last = torch.randn(3, 7, 4).transpose(1, 2), torch.channels_last
+    return {
+        "a sequence as a column": rows.unsqueeze(-1),
+        "a sequence as a row": rows.unsqueeze(2),
+        "turned": torch.randn(3, 4, 6, 1).to(memory_format=last).transpose(2, 3),
+        "pooled": torch.randn(3, 4, 5, 5).to(memory_format=last).mean((2, 3), keepdim=True),
+        "pooled by a layer": nn.AdaptiveAvgPool2d(1)(
+            torch.randn(3, 4, 5, 5).to(memory_format=last)
+        ),
+        "one place": torch.randn(3, 4, 1, 1),
+        "a part": torch.randn(3, 8, 6, 5).to(memory_format=last)[:, :4],
+        "expanded": torch.randn(3, 1, 6, 5).expand(3, 4, 6, 5),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a sequence as a column", "a sequence as a row", "turned", "pooled", "pooled by a layer",
+     "one place", "a part", "expanded"],
+)  # fmt: skip
+@pytest.mark.cpu_only
+def test_results_lie_as_torchs_do(name):
+    """As a view of the result has to be possible where it is one of torch's."""
+    torchs, x = nn.Conv2d(4, 4, 3, padding=2, groups=4), lying(name)
+    model = nn.Sequential(copy.deepcopy(torchs))
+    adl.convert(model)
+    expected, y = torchs(x), model(x)
+    assert y.stride() == expected.stride()
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert model(mode.from_tensor(x)).stride() == expected.stride()
 
 
 def copied(module):

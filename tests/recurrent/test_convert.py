@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import pickle
+import random
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 
 import adl_kernels as adl
 
@@ -228,6 +232,91 @@ def test_verify_leaves_the_model_alone_where_anything_differs(monkeypatch, which
         adl.convert(model, verify=EXAMPLES)  # not asked about
 
 
+class Gives(nn.Module):
+    """A layer, and something made of what it gives."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.rnn, self.make = nn.GRU(5, 8), make
+
+    def forward(self, x):
+        return self.make(self.rnn(x.data if isinstance(x, PackedSequence) else x)[0])
+
+
+def masked(y):
+    return torch.where(y > y.mean(), y, -torch.inf) + torch.tensor([torch.nan] + [0.0] * 7)
+
+
+MADE = {
+    "bfloat16": lambda y: y.bfloat16(),
+    "half": lambda y: y.half(),
+    "small": lambda y: y * 1e-6,
+    "complex": torch.fft.fft,
+    "masked": masked,
+    "bool": lambda y: y > 0.1,
+    "int": lambda y: y.argmax(-1),
+    "random": lambda y: y * random.random() * np.random.rand() * torch.rand(()),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_verify_compares_every_kind_of_number(monkeypatch, made):
+    model, x = Gives(MADE[made]), EXAMPLES[0]
+    states = random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]
+    assert len(adl.convert(model, verify=x).replaced) == 1
+    adl.revert(model)
+    assert states[0] == random.getstate() and states[1] == np.random.get_state()[1].tolist()
+    assert states[2] == np.random.get_state()[2]
+    honest = adl.GRU.forward
+    monkeypatch.setattr(adl.GRU, "forward", lambda *a: tuple(-t for t in honest(*a)))
+    with pytest.raises(RuntimeError, match="output 0 differs by"):
+        adl.convert(model, verify=x)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_verify_knows_gradients_that_are_rounding(scale):
+    """Those of a bias before a batch norm, at any size of the other gradients."""
+    conv, norm = nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8)
+    layers = [copy.deepcopy(m) for m in [conv, norm, nn.ReLU()] * 4]
+    model = nn.Sequential(*layers, nn.Conv2d(8, 8, 1))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=1.0)
+        model[-1].weight.mul_(scale)
+    adl.convert(model, verify=torch.randn(4, 8, 12, 12), verify_training=True)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0])
+def test_verify_sees_small_gradients(monkeypatch, scale):
+    model = nn.Sequential(nn.Linear(5, 5), Gives(lambda y: y * 10))
+    with torch.no_grad():
+        model[0].weight.mul_(scale)
+    honest = adl.GRU.forward
+
+    def forward(self, x, hx=None):
+        y, h = honest(self, x.detach() + (x - x.detach()) * 1.02, hx)
+        return y, h
+
+    monkeypatch.setattr(adl.GRU, "forward", forward)
+    with pytest.raises(RuntimeError, match=r"the gradient of .* differs"):
+        adl.convert(model, verify=EXAMPLES[0], verify_training=True)
+
+
+def test_verify_says_that_there_is_nothing_to_compare():
+    model = Gives(lambda y: {"sum": y.sum().item()})
+    with pytest.raises(RuntimeError, match="no tensor among the outputs that could be compared"):
+        adl.convert(model, verify=EXAMPLES[0])
+    assert type(model.rnn) is nn.GRU
+
+
+def test_verify_compares_gradients_in_inference_mode_and_takes_a_packed_sequence(monkeypatch):
+    packed = nn.utils.rnn.pack_sequence([torch.randn(3, 5), torch.randn(2, 5)])
+    adl.convert(Gives(torch.sin), verify=packed)
+    monkeypatch.setattr(adl.GRU, "forward", broken("gradients"))
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"the gradient of .* differs"):
+        adl.convert(Gives(torch.sin), verify=EXAMPLES[0], verify_training=True)
+
+
 def test_verify_lets_errors_of_the_model_through_and_needs_copies():
     model = Model()
     with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size"):
@@ -341,6 +430,34 @@ class Weight(nn.Conv1d):
         raise AttributeError
 
 
+class Freezes(nn.LSTM):
+    """A method that ours has too, and does not call."""
+
+    def freeze(self):
+        return self.requires_grad_(False)
+
+
+class Steps:
+    def unfreeze(self):
+        return self.requires_grad_()
+
+
+class Mixed(nn.LSTM, Steps):
+    pass
+
+
+class Registers(type):
+    known: dict = {}  # noqa: RUF012
+
+    def __init__(cls, name, bases, body):
+        super().__init__(name, bases, body)
+        assert Registers.known.setdefault(name, cls) is cls
+
+
+class Registered(nn.Conv1d, metaclass=Registers):
+    pass
+
+
 class Called(nn.GRU):
     def __call__(self, *args):
         return super().__call__(*args)[0]
@@ -351,6 +468,9 @@ DIFFERENT = {
     "__call__": (lambda: Called(4, 4), "__call__"),
     "patched": (lambda: with_attribute("forward", lambda x: x), "forward"),
     "an option of ours": (lambda: with_attribute("activation", nn.ReLU()), "activation"),
+    "a method of ours": (lambda: Freezes(4, 4), "freeze"),
+    "a method of ours, mixed in": (lambda: Mixed(4, 4), "unfreeze"),
+    "an attribute of ours": (lambda: with_attribute("_frozen", True), "_frozen"),
     "another option": (lambda: with_attribute("zoneout", 0.5), "zoneout"),
 }
 
@@ -363,6 +483,42 @@ def test_what_may_compute_something_else_is_left(kind):
     report = adl.convert(model)
     assert not report.replaced and type(model[0]) is before
     assert f"has its own {name};" in report.left[0][2]
+
+
+def test_metaclasses_make_no_more_classes():
+    model = nn.Sequential(Registered(4, 4, 3, groups=4))
+    assert "its class is made by a metaclass" in str(adl.convert(model))
+    assert type(model[0]) is Registered
+
+
+class Own(nn.LSTM, abc.ABC):
+    __slots__ = ("more",)
+
+    def __init__(self, size):
+        super().__init__(size, size)
+
+    def extra_repr(self):
+        return "mine"
+
+    def reset_parameters(self):
+        for p in self.parameters():
+            nn.init.constant_(p, 0.1)
+
+    def like(self):
+        return type(self)(self.input_size)
+
+
+def test_a_converted_subclass_is_made_and_reset_in_its_own_way():
+    model, x = nn.Sequential(Own(4)), torch.randn(3, 2, 4)
+    expected = model(x)
+    adl.convert(model)
+    assert isinstance(model[0], adl.LSTM) and "mine" in repr(model)
+    again = model[0].like()
+    assert isinstance(again, adl.LSTM)
+    torch.testing.assert_close(again(x), expected)
+    nn.init.zeros_(again.weight_hh_l0)
+    again.reset_parameters()
+    torch.testing.assert_close(again(x), expected)
 
 
 def test_functional_is_what_the_modules_call():
