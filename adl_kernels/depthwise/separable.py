@@ -115,6 +115,11 @@ class Separable(nn.Module):
         y = y if self.dw_norm is None else self.dw_norm(y)
         y = self.pointwise(ACTIVATIONS[self.dw_activation](y))
         y = ACTIVATIONS[self.activation](y if self.norm is None else self.norm(y))
+        if self.residual and y.shape != input.shape:
+            raise RuntimeError(
+                f"{type(self).__name__}: residual needs an output of the sizes of the input, "
+                f"{list(input.shape)}, got {list(y.shape)}; padding='same' keeps them"
+            )
         return y + input if self.residual else y
 
     def chain(self) -> Chain:

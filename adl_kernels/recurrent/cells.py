@@ -13,6 +13,8 @@ from . import engine, errors
 from .cell_facts import CELLS, Cell
 from .options import StackOptions
 
+# Inductor's code for torch's cells may not compile in these (seen in torch 2.13).
+HALF = (torch.bfloat16, torch.float16)
 WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -43,6 +45,22 @@ def _step(name: str, module: nn.RNNCellBase, cell: Cell, input: Tensor, hx: Any)
     return tuple(new) if cell.has_c else new[0]
 
 
+def _is_torchs(module: nn.RNNCellBase, input: Tensor) -> bool:
+    """Whether torch.compile gets torch's own cell on the CPU.
+
+    That is in training and for few rows, where one product and what Inductor fuses with it take
+    less time than an op that it does not know. torch.export gets the op: it runs at any size.
+    """
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    if not isinstance(input, Tensor) or input.device.type != "cpu" or input.dtype in HALF:
+        return False
+    if torch.is_grad_enabled() and (input.requires_grad or module.weight_hh.requires_grad):
+        return True
+    rows = input.size(0) if input.dim() == 2 else 1
+    return rows < 64 or rows * module.hidden_size < 16384
+
+
 def _weights(name: str, module: nn.RNNCellBase) -> list[Tensor]:
     """Both weights and, if either is there, both biases."""
     weights = [module.weight_ih, module.weight_hh]
@@ -68,6 +86,8 @@ class LSTMCell(nn.LSTMCell):
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
+        if _is_torchs(self, input):
+            return super().forward(input, hx)
         return _step("LSTMCell", self, CELLS["lstm"], input, hx)
 
 
@@ -81,6 +101,8 @@ class GRUCell(nn.GRUCell):
     """
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if _is_torchs(self, input):
+            return super().forward(input, hx)
         return _step("GRUCell", self, CELLS["gru"], input, hx)
 
 
@@ -96,6 +118,8 @@ class RNNCell(nn.RNNCell):
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        if _is_torchs(self, input):
+            return super().forward(input, hx)
         return _step("RNNCell", self, CELLS[f"rnn_{self.nonlinearity}"], input, hx)
 
 

@@ -522,6 +522,30 @@ def test_a_tuple_of_one_stands_for_all_dimensions():
         torch.testing.assert_close(ours, expected)
 
 
+def test_silu_of_the_least_numbers_is_zero():
+    """As its limit; torch has NaN at minus infinity."""
+    info = torch.finfo(torch.float32)
+    x = torch.tensor(
+        [info.min, -1e38, -1e30, -1e4, -torch.inf, -100.0, 0.0, info.max], device=DEVICE
+    )
+    one = torch.ones(1, 1, 1, device=DEVICE)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        given = x.to(dtype)
+        y = adl.functional.depthwise_conv1d(given[None, None], one.to(dtype), activation="silu")
+        expected = F.silu(given).nan_to_num(0.0, posinf=torch.inf)
+        torch.testing.assert_close(y[0, 0], expected, rtol=1e-2, atol=1e-30)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_residual_is_of_the_size_of_the_output(training):
+    block = adl.SeparableConv2d(4, 4, 3, residual=True, device=DEVICE).train(training)
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match=r"residual (needs|must).*\[2, 4, 3, 3\]"),
+    ):
+        block(randn(2, 4, 3, 3))
+
+
 # Layouts
 
 

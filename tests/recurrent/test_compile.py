@@ -196,3 +196,34 @@ def test_backward_under_compiled_autograd(options):
         module(x)[0].sum().backward()
     for parameter, gradient in zip(wanted, expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+def nodes_of(module, *args, grad=False):
+    """The operators that a compiler gets."""
+    found = []
+
+    def note(graph, example):
+        found.extend(str(n.target) for n in graph.graph.nodes if n.op == "call_function")
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch.set_grad_enabled(grad):
+        torch.compile(module, backend=note, fullgraph=True)(*args)
+    return [name for name in found if "adl_kernels" in name]
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_compiled_cells_are_torchs_where_these_are_faster(kind):
+    cell = getattr(adl, kind)(4, 128)
+    few, many = torch.randn(127, 4), torch.randn(128, 4)
+    assert not nodes_of(cell, few) and not nodes_of(cell, many, grad=True)
+    assert not nodes_of(cell, few[0])
+    assert len(nodes_of(cell, many)) == 1
+    assert len(nodes_of(cell.bfloat16(), few.bfloat16())) == 1
+    cell.float()
+    with torch.no_grad():
+        program = torch.export.export(cell, (few,))
+        assert sum("adl_kernels" in str(n.target) for n in program.graph.nodes) == 1
+        for x in (few, many, few[0]):
+            torch.testing.assert_close(torch.compile(cell, backend="aot_eager")(x), cell(x))

@@ -7,6 +7,8 @@
 // kernels read at unit stride and know nothing of borders, strides, layouts or dtypes.
 #pragma once
 
+#include <limits>
+
 #include "depthwise/cpu/axes.h"
 
 namespace adl {
@@ -312,7 +314,9 @@ ADL_NOINLINE void activate(Activation activation, S* values, int64_t count) {
     case Activation::kHardswish:
       return each(values, count, [](V x) { return x * clamp(x + V(S(3)), S(0), S(6)) * V(S(1) / 6); });
     case Activation::kSilu:
-      return each(values, count, [](V x) { return x * sigmoid(x); });
+      // The sigmoid of what lies further down is not quite zero here.
+      return each(values, count,
+                  [](V x) { return clamp(x, S(-1000), std::numeric_limits<S>::infinity()) * sigmoid(x); });
     case Activation::kSigmoid:
       return each(values, count, [](V x) { return sigmoid(x); });
     case Activation::kTanh:

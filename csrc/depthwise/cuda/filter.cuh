@@ -71,7 +71,7 @@ __device__ __forceinline__ void activate(A (&values)[n], Activation activation) 
         return R(x.v * share / A(6));
       });
     case Activation::kSilu:
-      return each([](R x) { return x * sigmoid(x); });
+      return each([](R x) { return R(x.v < A(-1000) ? A(-1000) : x.v) * sigmoid(x); });
     case Activation::kSigmoid:
       return each([](R x) { return sigmoid(x); });
     case Activation::kTanh:
