@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._transforms import untraced
 from . import arguments as args
 from . import keys as _conv_keys
 from .arguments import Padding, Size
@@ -115,12 +116,17 @@ class Separable(nn.Module):
         y = y if self.dw_norm is None else self.dw_norm(y)
         y = self.pointwise(ACTIVATIONS[self.dw_activation](y))
         y = ACTIVATIONS[self.activation](y if self.norm is None else self.norm(y))
-        if self.residual and y.shape != input.shape:
+        if self.residual:
+            self._check_residual(y, input)
+        return y + input if self.residual else y
+
+    @untraced
+    def _check_residual(self, y: Tensor, input: Tensor) -> None:
+        if y.shape != input.shape:
             raise RuntimeError(
                 f"{type(self).__name__}: residual needs an output of the sizes of the input, "
                 f"{list(input.shape)}, got {list(y.shape)}; padding='same' keeps them"
             )
-        return y + input if self.residual else y
 
     def chain(self) -> Chain:
         of = self._modules  # at once: attributes of modules are found the long way
