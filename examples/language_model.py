@@ -11,6 +11,7 @@ sequences. The text is made here, by a small grammar whose verbs agree with noun
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import random
 
@@ -129,6 +130,9 @@ def main() -> None:
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     learn(options, rank, processes, device)
     if processes > 1:
+        # A model must not outlive its group: compiled code may hold it, and cycles of references.
+        torch.compiler.reset()
+        gc.collect()
         distributed.destroy_process_group()
 
 
