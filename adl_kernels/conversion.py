@@ -207,7 +207,7 @@ def _swap(
         name = type(module).__name__
         module.__class__ = type(name, (new,), _namespace(type(module))) if parametrized else new
         report.replaced.append((*row, _name(new)))
-        if new is not cls and isinstance(module, Depthwise):
+        if isinstance(module, Depthwise):
             report.kernels[row[0]] = _kernel(module)
     return report
 
